@@ -1,0 +1,232 @@
+"""What came out: a trial's record with its memory, speed and quality, where it ran, or why it failed.
+
+Sizes are bytes, times seconds, intervals 95 %. Everything is immutable and validated; sequences are tuples.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import AwareDatetime, NonNegativeInt, model_validator
+
+from kvbench.runs.canonical import canonical_json, content, digest
+from kvbench.runs.trials import (
+    SCHEMA,
+    Frozen,
+    MemoryWorkload,
+    QualityWorkload,
+    SpeedWorkload,
+    Trial,
+    Workload,
+)
+
+__all__ = [
+    "SCHEMA",
+    "Bytes",
+    "Failure",
+    "Interval",
+    "MemoryResult",
+    "MemoryWorkload",
+    "Provenance",
+    "QualityResult",
+    "QualityWorkload",
+    "Record",
+    "SpeedResult",
+    "SpeedWorkload",
+    "Status",
+    "Trial",
+    "Workload",
+]
+
+Status = Literal["ok", "failed", "oom", "timeout", "killed", "interrupted"]
+
+
+class Interval(Frozen):
+    """A 95 % confidence interval."""
+
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Interval:
+        if self.low > self.high:
+            raise ValueError(f"interval is upside down: low {self.low} above high {self.high}")
+        return self
+
+
+class Bytes(Frozen):
+    """A cache's allocated bytes by what they hold."""
+
+    payload: NonNegativeInt = 0
+    scales: NonNegativeInt = 0
+    exact: NonNegativeInt = 0
+    positions: NonNegativeInt = 0
+    slack: NonNegativeInt = 0
+    workspace: NonNegativeInt = 0
+
+    @property
+    def total(self) -> int:
+        """All kinds together."""
+        return self.payload + self.scales + self.exact + self.positions + self.slack + self.workspace
+
+
+class MemoryResult(Frozen):
+    """The cache's size after ``tokens`` tokens in each of ``batch`` sequences. Ratios are against 16-bit K and V."""
+
+    tokens: int
+    batch: int
+    dtype: str
+    allocated: Bytes
+    predicted_bytes: int
+    prediction_error: float
+    """(allocated - predicted) / allocated."""
+    model_level_bytes: int
+    """Held once for all caches: bases, codebooks."""
+    rope_table_bytes: int
+    bytes_per_token: float
+    ratio_allocated: float
+    ratio_predicted: float
+    ratio_claimed: float | None = None
+    bits_per_element: float
+    body_bits_per_element: float | None = None
+    peak_prefill_bytes: int | None = None
+    peak_decode_bytes: int | None = None
+    baseline_rss_bytes: int | None = None
+    flagged: bool = False
+    """True where predicted and allocated bytes differ by more than 1 %."""
+
+
+class SpeedResult(Frozen):
+    """Times of one compressor; ratios are this compressor's time per token against that of ``none`` and ``hf``."""
+
+    batch: int
+    prompt: int
+    steps: int
+    ttft_s: float
+    prefill_s: float
+    compress_s: float
+    tpot_s: float
+    """Median time per output token."""
+    tpot_p50_s: float
+    tpot_p90_s: float
+    tpot_p99_s: float
+    tokens_per_s: float
+    raw_step_s: tuple[float, ...]
+    ratio_to_none: float | None = None
+    ratio_to_none_interval: Interval | None = None
+    ratio_to_hf: float | None = None
+    ratio_to_hf_interval: Interval | None = None
+    attention: str
+    """The implementation that ran, read back from the live cache."""
+
+
+class QualityResult(Frozen):
+    """Distance of the compressed model's next-token distributions from the uncompressed model's, in nats."""
+
+    documents: int
+    tokens: int
+    perplexity: float
+    baseline_perplexity: float
+    delta_nll: float
+    delta_nll_interval: Interval | None = None
+    kld_mean: float
+    kld_median: float
+    kld_p99: float
+    kld_max: float
+    kld_interval: Interval | None = None
+    same_top1: float
+    noise_floor_kld: float
+    """KLD of the uncompressed model against itself on another execution path: nothing below it is a difference."""
+    per_document_kld: tuple[float, ...]
+    body_bits: float | None = None
+
+
+class Provenance(Frozen):
+    """Where, when and with what a trial ran. None means that it could not be found out."""
+
+    kvbench: str
+    python: str
+    packages: dict[str, str]
+    torch_build: str
+    platform: str
+    cpu: str
+    cores: int
+    threads: int
+    memory_total: int
+    load_average: tuple[float, float, float] | None = None
+    git_sha: str | None = None
+    git_dirty: bool | None = None
+    device_name: str
+    device_memory: int | None = None
+    hostname_hash: str
+    started: AwareDatetime
+    finished: AwareDatetime
+
+
+class Failure(Frozen):
+    """Why a trial has no result."""
+
+    type: str
+    message: str
+    traceback: str | None = None
+
+
+class Record(Frozen):
+    """A trial's terminal state, one line of ``records.jsonl``. Make one with :meth:`of`."""
+
+    schema_version: int
+    id: str
+    trial: Trial
+    status: Status
+    failure: Failure | None = None
+    memory: MemoryResult | None = None
+    speed: SpeedResult | None = None
+    quality: QualityResult | None = None
+    provenance: Provenance
+    checksum: str
+    """sha256 of the canonical JSON of all other fields."""
+
+    @model_validator(mode="after")
+    def _tells_all(self) -> Record:
+        missing = [part for part in self.trial.workload.parts if getattr(self, part) is None]
+        if self.status == "ok" and (missing or self.failure):
+            raise ValueError(f"an ok record needs no failure and all of its workload; missing: {missing}")
+        if self.status != "ok" and self.failure is None:
+            raise ValueError(f"a record with status {self.status!r} needs a failure that says why")
+        return self
+
+    @classmethod
+    def of(
+        cls,
+        trial: Trial,
+        status: Status,
+        provenance: Provenance,
+        *,
+        failure: Failure | None = None,
+        memory: MemoryResult | None = None,
+        speed: SpeedResult | None = None,
+        quality: QualityResult | None = None,
+    ) -> Record:
+        """The record of a trial that has ended, with its id and checksum. Raises ValueError if it is not whole."""
+        draft = cls(
+            schema_version=SCHEMA,
+            id=trial.id,
+            trial=trial,
+            status=status,
+            failure=failure,
+            memory=memory,
+            speed=speed,
+            quality=quality,
+            provenance=provenance,
+            checksum="",
+        )
+        return draft.model_copy(update={"checksum": checksum(content(draft))})
+
+    def to_json(self) -> str:
+        """One line of canonical JSON, without the newline."""
+        return canonical_json(content(self))
+
+
+def checksum(fields: dict) -> str:
+    """The checksum that belongs to a record given as plain JSON values; a ``checksum`` among them is left out."""
+    return digest({name: value for name, value in fields.items() if name != "checksum"})

@@ -1,0 +1,111 @@
+"""What is measured: a workload, and the trial that binds it to a model, a compressor and a machine setting.
+
+A trial's id is the hash of everything that can change its numbers; a trial that ran once under an id need not run
+again. Its key is the short name under which results of different days are compared.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, model_validator
+
+from kvbench.runs.canonical import content, digest
+
+SCHEMA = 1
+"""Version of every model in :mod:`kvbench.runs.records` and of the store; a change needs a step in ``migrations``."""
+
+
+class Frozen(BaseModel):
+    """Base of all stored models: immutable, unknown fields refused, non-finite floats kept as strings in JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", protected_namespaces=())
+
+
+class QualityWorkload(Frozen):
+    """Teacher forcing: each document's first ``prefix`` tokens are prefilled, the rest is scored ``block`` at a time.
+
+    ``calibration_windows`` windows of ``calibration_length`` tokens of ``calibration_text`` feed the calibration.
+    """
+
+    text: str = "essays"
+    calibration_text: str = "essays"
+    calibration_windows: PositiveInt = 8
+    calibration_length: PositiveInt = 1024
+    documents: PositiveInt = 2
+    length: PositiveInt = 1024
+    prefix: PositiveInt = 256
+    block: PositiveInt = 256
+
+    @model_validator(mode="after")
+    def _leaves_tokens_to_score(self) -> QualityWorkload:
+        if self.prefix >= self.length:
+            raise ValueError(f"prefix ({self.prefix}) must be shorter than length ({self.length})")
+        return self
+
+
+class SpeedWorkload(Frozen):
+    """Greedy decoding of ``steps`` tokens after ``prompt`` tokens, ``rounds`` times after ``warmup`` untimed ones."""
+
+    batch: PositiveInt = 1
+    prompt: PositiveInt = 2048
+    steps: PositiveInt = 16
+    rounds: PositiveInt = 5
+    warmup: NonNegativeInt = 2
+
+
+class MemoryWorkload(Frozen):
+    """The cache's bytes after ``prompt`` prefilled and ``steps`` decoded tokens."""
+
+    batch: PositiveInt = 1
+    prompt: PositiveInt = 2048
+    steps: NonNegativeInt = 32
+
+
+class Workload(Frozen):
+    """A named set of measurements; a part that is None is not measured."""
+
+    name: str
+    quality: QualityWorkload | None = None
+    speed: SpeedWorkload | None = None
+    memory: MemoryWorkload | None = None
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> Workload:
+        if not self.name or "|" in self.name:
+            raise ValueError(f"workload name {self.name!r} must not be empty nor contain '|'")
+        if not self.parts:
+            raise ValueError(f"workload {self.name!r} measures nothing: give it quality, speed or memory")
+        return self
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts that are measured: some of "memory", "speed", "quality"."""
+        return tuple(part for part in ("memory", "speed", "quality") if getattr(self, part) is not None)
+
+
+class Trial(Frozen):
+    """One measurement to make, fully resolved: nothing that changes its numbers is left to a default elsewhere."""
+
+    model: str
+    weights_sha256: str
+    compressor: str
+    """Canonical spec string."""
+    compressor_code: str
+    """Hash of the source of the compressor, so that changed code is measured anew."""
+    workload: Workload
+    dtype: str
+    device: str
+    threads: PositiveInt
+    seed: int
+    attention: str = "auto"
+    text_sha256: dict[str, str] = {}
+    """Text name to the sha256 of its content."""
+
+    @property
+    def id(self) -> str:
+        """16 hex digits of the hash of the content and the schema version."""
+        return digest({"schema": SCHEMA, "trial": content(self)})[:16]
+
+    @property
+    def key(self) -> str:
+        """The name under which results are joined: ``model | compressor | workload``."""
+        return f"{self.model} | {self.compressor} | {self.workload.name}"
