@@ -1,0 +1,1 @@
+"""Models: what exists (registry), how it comes here (fetching, conversion), how it is loaded."""

@@ -1,0 +1,93 @@
+"""Folders in the cache that are either complete or absent, whoever is killed and however many build at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from kvbench.errors import FetchError
+
+
+def cache_dir() -> Path:
+    """Folder for fetched and converted files: ``KVBENCH_CACHE``, else ``kvbench`` in the platform's user cache."""
+    if override := os.environ.get("KVBENCH_CACHE"):
+        return Path(override).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "kvbench"
+    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "kvbench"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvbench"
+
+
+def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
+    """Return ``target``, first filling it with ``build(partial)`` when it does not exist yet.
+
+    ``build`` writes into ``<target>.partial``, which is flushed to disk and renamed when complete, all under a lock
+    beside it. A leftover of a killed process is cleared by the next one.
+
+    Raises:
+        FetchError: the cache folder is full or cannot be written.
+    """
+    if target.is_dir():
+        return target
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target):
+            if not target.is_dir():  # another process may have built it while this one waited
+                _build(target, build)
+    return target
+
+
+def _build(target: Path, build: Callable[[Path], None]) -> None:
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        build(partial)
+        _flush_tree(partial)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    lock = FileLock(target.with_name(target.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process is preparing {target.name}; waiting for it", file=sys.stderr)
+        lock.acquire()  # the system frees the lock of a process that dies, so this cannot hang on a corpse
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def storage_errors(target: Path) -> Iterator[None]:
+    """Turn the operating system's complaints about the cache folder into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # a library's own error in OSError's clothes, not the storage's
+            raise
+        reason = "is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "cannot be written"
+        raise FetchError(
+            f"cache folder {target.parent} {reason} ({error.strerror or error}); "
+            "free some space or point KVBENCH_CACHE to another folder"
+        ) from error
