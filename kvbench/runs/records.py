@@ -5,9 +5,9 @@ Sizes are bytes, times seconds, intervals 95 %. Everything is immutable and vali
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, NonNegativeInt, model_validator
+from pydantic import AwareDatetime, BeforeValidator, NonNegativeInt, model_validator
 
 from kvbench.runs.canonical import canonical_json, content, digest
 from kvbench.runs.trials import (
@@ -163,12 +163,20 @@ class Provenance(Frozen):
     finished: AwareDatetime
 
 
+def _encodable(text: Any) -> Any:
+    """Messages of the operating system may quote bytes that are no UTF-8; a failure must not fail to be recorded."""
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
+
+
+Message = Annotated[str, BeforeValidator(_encodable)]
+
+
 class Failure(Frozen):
     """Why a trial has no result."""
 
     type: str
-    message: str
-    traceback: str | None = None
+    message: Message
+    traceback: Message | None = None
 
 
 class Record(Frozen):
@@ -227,6 +235,6 @@ class Record(Frozen):
         return canonical_json(content(self))
 
 
-def checksum(fields: dict) -> str:
+def checksum(fields: dict[str, Any]) -> str:
     """The checksum that belongs to a record given as plain JSON values; a ``checksum`` among them is left out."""
     return digest({name: value for name, value in fields.items() if name != "checksum"})

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kvbench.errors import KvbenchError, UndecidedError
+from kvbench.runs import store as store_module
+from kvbench.runs.files import append_bytes, replace_file
+from kvbench.runs.jsonl import decode_lines, encode_line
+from kvbench.runs.records import SCHEMA
+from kvbench.runs.store import RunStore, StoreStatus, read_records
+
+FIXTURE = Path(__file__).parent / "fixtures" / "records-v1.jsonl"
+
+
+@pytest.fixture
+def store(tmp_path) -> RunStore:
+    return RunStore(tmp_path / "run")
+
+
+def test_a_run_from_plan_to_done(store, make_trial, make_record):
+    store.plan([make_trial(seed=seed) for seed in range(3)], "quick")
+    assert store.status() == StoreStatus(expected=3, done=0, failed=0, missing=3, torn=0)
+    store.append(make_record(seed=0))
+    store.append(make_record("oom", seed=1))
+    again = RunStore(store.folder)
+    assert again.status() == StoreStatus(expected=3, done=1, failed=1, missing=1, torn=0)
+    assert again.finished_ids() == {make_trial(seed=0).id}
+    assert [trial.seed for trial in again.missing()] == [2]
+    assert read_records(store.folder) == read_records(store.folder / "records.jsonl") == again.records()
+
+
+def test_a_retry_replaces_the_failure(store, make_record):
+    store.folder.mkdir()
+    for status in ("failed", "ok"):
+        store.append(make_record(status))
+    (record,) = store.records()
+    assert record.status == "ok"
+    assert store.finished_ids() == {record.id}
+
+
+def test_the_same_suite_extends_the_manifest(store, make_trial):
+    store.plan([make_trial(seed=0)], "quick")
+    created = store.manifest.created
+    RunStore(store.folder).plan([make_trial(seed=1)], "quick")
+    again = RunStore(store.folder)
+    assert [trial.seed for trial in again.missing()] == [0, 1]
+    assert again.manifest.created == created
+    with pytest.raises(KvbenchError, match="quick"):
+        again.plan([make_trial()], "full")
+
+
+def test_changed_code_takes_the_place_of_the_old(store, make_trial):
+    store.plan([make_trial(), make_trial(threads=1)], "quick")
+    store.plan([make_trial(compressor_code="new")], "quick")
+    assert {(trial.compressor_code, trial.threads) for trial in store.missing()} == {("new", 2), ("cd" * 8, 1)}
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(cut=st.floats(0, 1), lines=st.integers(1, 4))
+def test_any_truncation_loses_at_most_the_last_line(tmp_path_factory, make_record, cut, lines):
+    store = RunStore(tmp_path_factory.mktemp("run"))
+    records = [make_record("ok" if seed % 2 else "oom", seed=seed) for seed in range(lines)]
+    data = b"".join(encode_line(record) for record in records)
+    kept = data[: round(cut * len(data))]
+    (store.folder / "records.jsonl").write_bytes(kept)
+    whole = kept.count(b"\n")
+    assert store.records() in (records[:whole], records[: whole + 1])
+    found, torn = store.records(), store.torn
+    assert torn == (0 if len(found) > whole else len(kept) - kept.rfind(b"\n") - 1)
+
+    store.append(make_record(seed=99))
+    assert store.torn == 0
+    assert [record.trial.seed for record in store.records()] == [record.trial.seed for record in found] + [99]
+    lost = store.folder / "records.torn"
+    assert (len(lost.read_bytes()) - 1 if lost.exists() else 0) == torn
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(position=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+def test_no_flipped_byte_goes_unseen(make_record, position, flip):
+    line = bytearray(encode_line(make_record())[:-1])
+    line[int(position * len(line))] ^= flip
+    with pytest.raises(KvbenchError, match="corrupt"):
+        decode_lines(bytes(line) + b"\n", "records.jsonl")
+
+
+def test_a_corrupt_middle_line_stops_resuming_and_gating(store, make_record):
+    store.folder.mkdir()
+    lines = [encode_line(make_record(seed=seed)) for seed in range(3)]
+    lines[1] = lines[1].replace(b'"status":"ok"', b'"status":"no"')
+    (store.folder / "records.jsonl").write_bytes(b"".join(lines))
+    with pytest.raises(KvbenchError, match="line 2 is corrupt") as resuming:
+        store.finished_ids()
+    assert resuming.value.exit_code == 2
+    with pytest.raises(UndecidedError, match="line 2 is corrupt"):
+        read_records(store.folder)
+
+
+def test_no_records_is_undecided(tmp_path):
+    for path in (tmp_path, tmp_path / "none.jsonl"):
+        with pytest.raises(UndecidedError, match="no records"):
+            read_records(path)
+
+
+def test_another_schema_asks_for_another_folder(store, make_trial):
+    store.plan([make_trial()], "quick")
+    path = store.folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": SCHEMA + 1, "novel": 1}))
+    with pytest.raises(KvbenchError, match="new folder"):
+        RunStore(store.folder)
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(KvbenchError, match="damaged"):
+        RunStore(store.folder)
+
+
+def test_a_file_is_no_folder(tmp_path, make_trial):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KvbenchError, match="cannot make folder"):
+        RunStore(tmp_path / "file").plan([make_trial()], "quick")
+
+
+def test_only_one_writer(store, make_record, make_trial, monkeypatch):
+    monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.1)
+    store.plan([make_trial()], "quick")
+    other = RunStore(store.folder)
+    with store.writing():
+        store.append(make_record())
+        with pytest.raises(KvbenchError, match="another run"):
+            other.append(make_record())
+    other.append(make_record())
+
+
+WRITER = """
+import sys
+from kvbench.runs.store import RunStore, read_records
+(record, _) = read_records(sys.argv[1])
+store = RunStore(sys.argv[2])
+while True:
+    store.append(record)
+    print(flush=True)
+"""
+
+
+def test_a_killed_writer_leaves_a_readable_folder(tmp_path, make_record):
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", WRITER, str(FIXTURE), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as writer:
+        for _ in range(5):
+            assert writer.stdout and writer.stdout.readline()
+        os.kill(writer.pid, signal.SIGKILL)
+    store = RunStore(tmp_path)
+    assert len(store.records()) == 1
+    store.append(make_record(seed=9))  # the lock died with its holder
+    assert len(store.records()) == 2
+    assert (tmp_path / "records.jsonl").read_bytes().count(b"\n") >= 6
+
+
+def test_a_failed_replacement_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    replace_file(path, b"old")
+
+    def refuse(*_: object) -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="no"):
+        replace_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "write", lambda *_: 1)
+    with pytest.raises(OSError, match="full"):
+        append_bytes(tmp_path / "file", b"abc")
+
+
+def test_ten_thousand_records_read_in_two_seconds(tmp_path, make_record):
+    (tmp_path / "records.jsonl").write_bytes(b"".join(encode_line(make_record(seed=i)) for i in range(100)) * 100)
+    start = time.process_time()
+    assert len(read_records(tmp_path)) == 100
+    assert time.process_time() - start < 2
