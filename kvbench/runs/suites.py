@@ -1,0 +1,122 @@
+"""Suites: many trials named in one TOML file, every model with every compressor under every workload.
+
+The built-in suites are package data in ``kvbench/runs/builtin``, and nowhere else: an installed wheel and a clone
+read the same files through ``importlib.resources``, with nothing to copy or to keep in step.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from kvbench.errors import KvbenchError, unknown
+from kvbench.runs.records import MemoryWorkload, QualityWorkload, SpeedWorkload, Workload
+from kvbench.runs.trials import Frozen
+
+
+class SuiteWorkload(Workload):
+    """A workload as a suite states it: ``models`` narrows it to some of the suite's models."""
+
+    models: tuple[str, ...] | None = None
+
+    def plain(self) -> Workload:
+        """The workload itself, as trials carry it."""
+        return Workload(name=self.name, quality=self.quality, speed=self.speed, memory=self.memory)
+
+
+class Suite(Frozen):
+    """The content of a suite file."""
+
+    name: str
+    models: tuple[str, ...] = Field(min_length=1)
+    compressors: tuple[str, ...] = Field(min_length=1)
+    dtype: str = "float32"
+    seed: int = 0
+    workload: tuple[SuiteWorkload, ...] = Field(min_length=1)
+
+    @field_validator("models", "compressors")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        _refuse_repeats(names)
+        return names
+
+    @model_validator(mode="after")
+    def _workloads_fit(self) -> Suite:
+        _refuse_repeats([workload.name for workload in self.workload])
+        for workload in self.workload:
+            for model in workload.models or ():
+                if model not in self.models:
+                    raise unknown(f"model of workload {workload.name}", model, self.models)
+        return self
+
+
+_TABLES: dict[str, type[Frozen]] = {
+    "workload": SuiteWorkload,
+    "quality": QualityWorkload,
+    "speed": SpeedWorkload,
+    "memory": MemoryWorkload,
+}
+
+
+def suite_names() -> list[str]:
+    """The built-in suites."""
+    files = resources.files("kvbench.runs").joinpath("builtin").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def load_suite(name: str | Path) -> Suite:
+    """A built-in suite by name, or the suite of a ``.toml`` file. Raises KvbenchError saying what is wrong with it."""
+    if str(name).endswith(".toml"):
+        path = Path(name)
+        try:
+            return parse_suite(path.read_text("utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise KvbenchError(f"cannot read suite {path}: {error}") from error
+    if name not in suite_names():
+        raise unknown("suite", str(name), [*suite_names(), "<path of a .toml file>"])
+    return parse_suite(
+        resources.files("kvbench.runs").joinpath("builtin", f"{name}.toml").read_text("utf-8"), str(name)
+    )
+
+
+def parse_suite(text: str, source: str) -> Suite:
+    """The suite of TOML text; ``source`` names it in errors. Raises KvbenchError."""
+    try:
+        return Suite.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise KvbenchError(f"suite {source} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise _explain(error, source) from error
+
+
+def expand(suite: Suite) -> list[tuple[str, str, Workload]]:
+    """The suite's (model, compressor spec, workload) triples, model by model so that each is loaded once."""
+    return [
+        (model, compressor, workload.plain())
+        for model in suite.models
+        for workload in suite.workload
+        if workload.models is None or model in workload.models
+        for compressor in suite.compressors
+    ]
+
+
+def _explain(error: ValidationError, source: str) -> KvbenchError:
+    """The first problem, in one line; unknown keys come first, since a misspelt key is also a missing one."""
+    problem = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    path = problem["loc"]
+    where = ".".join(str(part) for part in path) or "the suite"
+    if problem["type"] != "extra_forbidden":
+        return KvbenchError(f"suite {source}: {where}: {problem['msg'].removeprefix('Value error, ')}")
+    tables = [str(part) for part in path[:-1] if isinstance(part, str)]
+    table = _TABLES[tables[-1]] if tables else Suite
+    return unknown(f"key in suite {source}, {'.'.join(tables) or 'top level'}:", str(path[-1]), table.model_fields)
+
+
+def _refuse_repeats(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is named twice")

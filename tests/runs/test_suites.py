@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvbench.errors import KvbenchError
+from kvbench.runs.records import MemoryWorkload, QualityWorkload, Workload
+from kvbench.runs.suites import expand, load_suite, parse_suite, suite_names
+
+SMALL = """
+name = "s"
+models = ["a", "b"]
+compressors = ["none", "int:bits=4"]
+[[workload]]
+name = "w"
+[workload.quality]
+documents = 3
+[[workload]]
+name = "only-b"
+models = ["b"]
+[workload.memory]
+"""
+
+
+def test_expansion_is_the_product_model_by_model():
+    w = Workload(name="w", quality=QualityWorkload(documents=3))
+    only_b = Workload(name="only-b", memory=MemoryWorkload())
+    assert expand(parse_suite(SMALL, "s")) == [
+        ("a", "none", w),
+        ("a", "int:bits=4", w),
+        ("b", "none", w),
+        ("b", "int:bits=4", w),
+        ("b", "none", only_b),
+        ("b", "int:bits=4", only_b),
+    ]
+
+
+def test_a_workload_forgets_the_models_it_was_narrowed_to():
+    assert all(type(workload) is Workload for _, _, workload in expand(parse_suite(SMALL, "s")))
+
+
+@pytest.mark.parametrize("name", ["quick", "standard", "full", "ci"])
+def test_built_in_suites_parse(name):
+    suite = load_suite(name)
+    assert suite.name == name
+    assert {"none", "hf"} <= set(suite.compressors)
+    assert len(expand(suite)) >= len(suite.compressors)
+
+
+def test_names_are_the_built_in_files():
+    assert suite_names() == ["ci", "full", "quick", "standard"]
+
+
+def test_ci_measures_exact_quantities_only():
+    assert all(workload.parts == ("memory", "quality") for _, _, workload in expand(load_suite("ci")))
+
+
+def test_a_file_is_a_suite(tmp_path):
+    (tmp_path / "mine.toml").write_text(SMALL)
+    assert load_suite(tmp_path / "mine.toml").name == load_suite(str(tmp_path / "mine.toml")).name == "s"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("models = [", "modles = [", r"top level: 'modles'; did you mean 'models'"),
+        ("documents", "dokuments", r"workload.quality: 'dokuments'; did you mean 'documents'"),
+        ("[workload.memory]", "[workload.memori]", r"workload: 'memori'; did you mean 'memory'"),
+        ("documents = 3", "documents = 0", r"workload.0.quality.documents: .*greater than 0"),
+        ('models = ["b"]', 'models = ["bb"]', r"model of workload only-b 'bb'; did you mean 'b'"),
+        ('"only-b"', '"w"', "'w' is named twice"),
+        ('"b"]\ncompressors', '"a"]\ncompressors', "models: 'a' is named twice"),
+        ('compressors = ["none", "int:bits=4"]', "compressors = []", "compressors: .*at least 1"),
+        ("[workload.quality]\ndocuments = 3", "", "measures nothing"),
+        ('name = "s"', "name = ", "not valid TOML"),
+    ],
+)
+def test_mistakes_are_named(old, new, message):
+    assert old in SMALL
+    with pytest.raises(KvbenchError, match=message) as error:
+        parse_suite(SMALL.replace(old, new, 1), "mine.toml")
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_suites_are_named(tmp_path):
+    with pytest.raises(KvbenchError, match="did you mean 'quick'"):
+        load_suite("quik")
+    with pytest.raises(KvbenchError, match="cannot read"):
+        load_suite(tmp_path / "none.toml")
+
+
+def test_records_suites_and_gate_do_without_torch():
+    modules = "kvbench.runs.store, kvbench.runs.suites, kvbench.gate.gate, kvbench.gate.compare"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
