@@ -1,0 +1,1 @@
+"""Attention over parts of a context, and how the parts merge."""

@@ -1,0 +1,109 @@
+"""Attention over one part of the context, in plain torch, and the merge of several parts.
+
+A part yields its softmax-normalised output and the log-sum-exp of its scores; parts merge exactly:
+``out = Σ_i exp(lse_i − lse) · out_i`` with ``lse = log Σ_i exp(lse_i)`` (the identity behind FlashAttention's
+split-K, Dao 2023). Query heads that share a KV head are folded into rows, so a KV head is read once for its group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+MAX_SCORES = 1 << 25
+"""Most scores held at once (elements); longer prompts are attended in slices of queries."""
+
+
+@dataclass(frozen=True)
+class Partial:
+    """``output`` (batch, heads, queries, value_dim) and ``lse`` (batch, heads, queries) of one part."""
+
+    output: Tensor
+    lse: Tensor
+
+
+def partial_attention(
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None = None, softcap: float | None = None
+) -> Partial:
+    """Attention of ``query`` (batch, heads, queries, d) over ``keys``, ``values`` (batch, kv heads, tokens, ·).
+
+    ``mask`` is boolean, broadcastable to (batch, kv heads or 1, queries, tokens), True = attend. Rows without any True
+    get the lowest finite score everywhere, so they stay finite and weigh nothing in a merge.
+    """
+    batch, heads, queries, _ = query.shape
+    kv_heads, tokens = keys.shape[1], keys.shape[2]
+    group = heads // kv_heads
+    folded = query.reshape(batch, kv_heads, group * queries, -1)  # (B, n_kv, g·Tq, d)
+    scores = torch.matmul(folded * scaling, keys.transpose(-1, -2))
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        shaped = scores.view(batch, kv_heads, group, queries, tokens)
+        scores = shaped.masked_fill(~mask.unsqueeze(2), torch.finfo(scores.dtype).min).view_as(scores)
+    # Softmax in at least fp32: a 16-bit sum over thousands of tokens loses the tail.
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    lse = torch.logsumexp(scores, -1)
+    weights = torch.exp(scores - lse.unsqueeze(-1)).to(values.dtype)
+    output = torch.matmul(weights, values)
+    return Partial(output.view(batch, heads, queries, -1), lse.view(batch, heads, queries))
+
+
+def merge(parts: Sequence[Partial]) -> Partial:
+    """One softmax over all parts, from the parts alone."""
+    if len(parts) == 1:
+        return parts[0]
+    lse = torch.stack([part.lse for part in parts])
+    total = torch.logsumexp(lse, 0)
+    weights = torch.exp(lse - total).unsqueeze(-1)
+    output = sum(part.output * weight.to(part.output.dtype) for part, weight in zip(parts, weights, strict=True))
+    assert isinstance(output, Tensor)
+    return Partial(output, total)
+
+
+def exact_attention(
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
+    """Attention over exact keys and values that end with the queries' own tokens; the output alone.
+
+    Without a mask the queries are the last tokens and attend causally. A single query is folded over its head group
+    (2-3x over ``enable_gqa`` on CPU, more in 16 bit); prompts go through torch's fused kernel, and with a softcap,
+    which that kernel lacks, through :func:`partial_attention` in slices of queries.
+    """
+    queries, tokens = query.shape[2], keys.shape[2]
+    if queries == 1 or softcap is not None:
+        return _sliced(query, keys, values, scaling, mask, softcap)
+    if mask is None and queries < tokens:
+        mask = causal_mask(queries, tokens, query.device)
+    return functional.scaled_dot_product_attention(
+        query, keys, values, mask, scale=scaling, is_causal=mask is None, enable_gqa=query.shape[1] != keys.shape[1]
+    )
+
+
+def causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor:
+    """(1, 1, queries, tokens), True = attend, for queries that are the last of the tokens."""
+    return torch.ones(queries, tokens, dtype=torch.bool, device=device).tril(tokens - queries)[None, None]
+
+
+def _sliced(
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None, softcap: float | None
+) -> Tensor:
+    batch, heads, queries, _ = query.shape
+    if mask is None and queries > 1:
+        mask = causal_mask(queries, keys.shape[2], query.device)
+    step = max(1, MAX_SCORES // (batch * heads * keys.shape[2]))
+    outputs = [
+        partial_attention(
+            query[:, :, start : start + step],
+            keys,
+            values,
+            scaling,
+            None if mask is None else mask[:, :, start : start + step],
+            softcap,
+        ).output
+        for start in range(0, queries, step)
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)

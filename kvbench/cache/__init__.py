@@ -1,0 +1,1 @@
+"""The compressed cache that lives inside a Hugging Face decoder."""

@@ -1,0 +1,188 @@
+"""Attaching compressed caches to a model, and leaving no trace on the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from kvbench.cache.cache import CompressedCache
+from kvbench.cache.codec import Codec, SideCodec
+from kvbench.cache.compressed import CompressedLayer, Spans
+from kvbench.cache.layer import ExactLayer, KVLayer
+from kvbench.cache.rotary import RotaryTable, Rotator
+from kvbench.errors import UnsupportedModelError
+from kvbench.models.geometry import LayerGeometry, ModelGeometry, probe_geometry
+from kvbench.models.intercept import AttentionCall, Interception, Rotation, Takeover, attention_modules
+from kvbench.quantizers.base import Passthrough
+from kvbench.selectors.base import Selector
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPlan:
+    """What one full-attention layer gets; ``codec`` None keeps it exact."""
+
+    codec: Codec | None
+    selector: Selector | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A fitted compressor: how every full-attention layer is compressed, and the exact spans around it."""
+
+    layers: Mapping[int, LayerPlan]
+    spans: Spans = field(default_factory=Spans)
+
+    @property
+    def keys_before_rope(self) -> bool:
+        """Whether any layer stores keys before RoPE."""
+        return any(layer.codec is not None and layer.codec.keys_before_rope for layer in self.layers.values())
+
+    def model_level_bytes(self) -> int:
+        """Bytes of bases, codebooks and static scales, each storage once."""
+        storages = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for layer in self.layers.values()
+            if layer.codec is not None
+            for tensor in layer.codec.tensors()
+        }
+        return sum(storages.values())
+
+
+@dataclass
+class _LayerContext:
+    """Takes one attention layer over for one forward pass."""
+
+    layer: KVLayer
+    rotator: Rotator | None
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        return self.layer.attend(call, self.rotator)
+
+
+class CompressedModel:
+    """A model with kvbench's hooks on. Caches come from :meth:`new_cache`; close it to get the stock model back.
+
+    Use it as a context manager. Stock caches, and ``use_cache=False``, still run stock attention meanwhile.
+    """
+
+    def __init__(self, model: PreTrainedModel, plan: Plan, geometry: ModelGeometry) -> None:
+        if plan.keys_before_rope and geometry.dynamic_rope:
+            raise UnsupportedModelError(
+                "this model's RoPE depends on the length seen so far (dynamic NTK or LongRoPE), so keys stored before "
+                "RoPE cannot be rotated again exactly; choose a compressor with keys after RoPE"
+            )
+        self.model, self.plan, self.geometry = model, plan, geometry
+        self._modules = attention_modules(model)
+        self._by_layer = {layer.layer: layer for layer in geometry.layers}
+        self._tables = {layer.rope_group: RotaryTable() for layer in geometry.layers}
+        self._interception = Interception(model, self)
+
+    def __enter__(self) -> CompressedModel:
+        self._interception.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None = None, error: BaseException | None = None, tb: TracebackType | None = None
+    ) -> None:
+        self._interception.__exit__()
+
+    def new_cache(self) -> CompressedCache:
+        """An empty cache; layers that are not full attention keep what the architecture needs, exactly."""
+        stock = DynamicCache(config=self.model.config).layers
+        layers = [
+            self._new_layer(self._by_layer[index]) if index in self._by_layer else stock[index]
+            for index in range(max(len(stock), max(self._by_layer) + 1))
+        ]
+        return CompressedCache(layers, self)
+
+    def _new_layer(self, geometry: LayerGeometry) -> KVLayer:
+        plan = self.plan.layers.get(geometry.layer)
+        if geometry.sliding_window is not None or plan is None or plan.codec is None:
+            return ExactLayer(geometry.sliding_window)
+        return CompressedLayer(plan.codec, self.plan.spans, plan.selector)
+
+    @property
+    def rope_table_bytes(self) -> int:
+        """Bytes of the model-level cos and sin tables (only filled for keys before RoPE)."""
+        return sum(table.nbytes for table in self._tables.values())
+
+    def rotator(self, layer: int, cache: CompressedCache) -> Rotator | None:
+        """The rotation of ``layer``'s stored keys in ``cache``; None without RoPE or with keys stored after it."""
+        geometry, plan = self._by_layer[layer], self.plan.layers.get(layer)
+        if plan is None or plan.codec is None or not plan.codec.keys_before_rope or geometry.rotary_dims == 0:
+            return None
+        return Rotator(self._modules[layer], geometry, self._tables[geometry.rope_group], cache.positions)
+
+    def record(self, layer: int, cache: CompressedCache, seen: int, rotation: Rotation, positions: Tensor | None) -> None:
+        """Note the positions of new tokens, and their rotation in the model-level table."""
+        if positions is None:
+            positions = torch.arange(seen, seen + rotation[0].shape[1], device=rotation[0].device)[None]
+        cache.positions.extend(seen, positions)
+        self._tables[self._by_layer[layer].rope_group].fill(positions, rotation)
+
+    def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover | None:
+        """Handler of the interception: take over layers of our own caches, leave the rest to stock attention."""
+        if not isinstance(cache, CompressedCache) or cache.owner is not self:
+            return None
+        own = cache.layers[layer]
+        if not isinstance(own, KVLayer):
+            return None
+        rotator = self.rotator(layer, cache)
+        if rotator is not None and rotation is not None:
+            self.record(layer, cache, own.seen, rotation, positions)
+        return Takeover(_LayerContext(own, rotator), before_rope=rotator is not None)
+
+
+def identity_plan(geometry: ModelGeometry, keys_before_rope: bool, spans: Spans | None = None) -> Plan:
+    """Nothing is compressed, yet everything runs through the whole machinery: the reference of the self-test."""
+    layers = {}
+    for layer in geometry.compressible:
+        keys = SideCodec(layer.kv_heads, layer.head_dim, None, Passthrough(geometry.dtype))
+        values = SideCodec(layer.kv_heads, layer.value_dim, None, Passthrough(geometry.dtype))
+        layers[layer.layer] = LayerPlan(Codec(keys, values, keys_before_rope))
+    return Plan(layers, spans or Spans())
+
+
+@contextmanager
+def attach(model: PreTrainedModel, plan: Plan, geometry: ModelGeometry | None = None) -> Iterator[CompressedModel]:
+    """Attach ``plan`` to ``model`` after a self-test; the model is bit for bit its old self afterwards.
+
+    Raises:
+        UnsupportedModelError: no attention interface, or identity codecs do not reproduce the stock logits.
+    """
+    geometry = geometry or probe_geometry(model)
+    self_test(model, geometry, plan.keys_before_rope)
+    with CompressedModel(model, plan, geometry) as compressed:
+        yield compressed
+
+
+@torch.no_grad()
+def self_test(model: PreTrainedModel, geometry: ModelGeometry, keys_before_rope: bool, tokens: int = 20) -> None:
+    """Identity codecs must reproduce the stock logits on ``tokens`` seeded tokens, in a prefill and a decode step.
+
+    Raises:
+        UnsupportedModelError: they do not (norms after RoPE, attention sinks in the softmax, …).
+    """
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
+    everywhere = torch.ones_like(ids)
+    stock = model(ids, attention_mask=everywhere, use_cache=False).logits
+    plan = identity_plan(geometry, keys_before_rope, Spans(sinks=2, recent=4, block=4))
+    with CompressedModel(model, plan, geometry) as compressed:
+        cache = compressed.new_cache()
+        head = model(ids[:, :-1], attention_mask=everywhere[:, :-1], past_key_values=cache, use_cache=True).logits
+        tail = model(ids[:, -1:], attention_mask=everywhere, past_key_values=cache, use_cache=True).logits
+    error = float((torch.cat([head, tail], 1) - stock).abs().max() / stock.abs().max().clamp_min(1e-9))
+    tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(model.dtype, 0.15)
+    if not error <= tolerance:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot carry a compressed cache: with identity codecs the logits differ by "
+            f"{error:.1e} of their range from the stock model's, so every number would be wrong"
+        )

@@ -1,0 +1,86 @@
+"""Tensors that grow along the token axis without copying everything at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+HEADROOM = 16
+"""A full buffer grows by 1/HEADROOM: a token is copied HEADROOM times in its life, and at most 6 % lie idle."""
+
+AXIS = 2
+
+
+@dataclass
+class GrowingTensor:
+    """``data`` (batch, heads or groups, capacity, …) of which the first ``length`` entries are in use."""
+
+    data: Tensor
+    length: int
+
+    @classmethod
+    def adopt(cls, tensor: Tensor) -> GrowingTensor:
+        """Take ``tensor`` over without headroom; copied only if it is a view that keeps a larger storage alive."""
+        if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.itemsize:
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        return cls(tensor, tensor.shape[AXIS])
+
+    @classmethod
+    def with_capacity(cls, tensor: Tensor, capacity: int) -> GrowingTensor:
+        """A copy of ``tensor`` in a buffer of its own with room for ``capacity`` entries."""
+        buffer = cls(_empty(tensor, max(capacity, tensor.shape[AXIS])), 0)
+        buffer.append(tensor)
+        return buffer
+
+    @property
+    def view(self) -> Tensor:
+        """The entries in use."""
+        return self.data.narrow(AXIS, 0, self.length)
+
+    @property
+    def slack_bytes(self) -> int:
+        """Bytes allocated beyond the entries in use."""
+        return self.data.untyped_storage().nbytes() - self.view.numel() * self.data.itemsize
+
+    def append(self, tensor: Tensor) -> None:
+        """Add entries at the end; reallocates with headroom when full."""
+        needed = self.length + tensor.shape[AXIS]
+        if needed > self.data.shape[AXIS]:
+            grown = _empty(self.data, needed + needed // HEADROOM)
+            grown.narrow(AXIS, 0, self.length).copy_(self.view)
+            self.data = grown
+        self.data.narrow(AXIS, self.length, tensor.shape[AXIS]).copy_(tensor)
+        self.length = needed
+
+    def drop_front(self, count: int, capacity: int) -> None:
+        """Forget the first ``count`` entries; the rest moves into a buffer for ``capacity`` entries.
+
+        A buffer that already has that capacity is reused, so steady decoding allocates nothing.
+        """
+        rest = self.data.narrow(AXIS, count, self.length - count)
+        if self.data.shape[AXIS] == capacity and self.data.is_contiguous():
+            kept = rest.clone()
+            self.length = kept.shape[AXIS]
+            self.view.copy_(kept)
+        else:
+            buffer = GrowingTensor.with_capacity(rest, capacity)
+            self.data, self.length = buffer.data, buffer.length
+
+    def truncate(self, length: int) -> None:
+        """Forget everything after the first ``length`` entries; gives the memory back when over half is idle."""
+        self.length = length
+        if length * 2 < self.data.shape[AXIS]:
+            self.data = self.view.clone()
+
+    def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Apply a function over the batch axis (select, repeat) to the whole buffer."""
+        self.data = function(self.data)
+
+
+def _empty(like: Tensor, capacity: int) -> Tensor:
+    shape = list(like.shape)
+    shape[AXIS] = capacity
+    return torch.empty(shape, dtype=like.dtype, device=like.device)

@@ -1,0 +1,144 @@
+"""The cache object that ``model.generate(past_key_values=…)`` takes, and the walk over its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from kvbench.cache.buffers import GrowingTensor
+from kvbench.cache.codec import Codec
+from kvbench.cache.compressed import CompressedLayer
+from kvbench.cache.layer import KVLayer
+from kvbench.cache.rotary import Positions
+
+
+@dataclass(frozen=True)
+class CacheBytes:
+    """Allocated bytes of one cache by kind; storages shared by several tensors count once.
+
+    ``payload`` codes and latents · ``scales`` per-token scales, zeros and indices · ``exact`` sinks, window and exact
+    layers · ``positions`` · ``slack`` allocated and unused · ``workspace`` whatever else the cache object reaches.
+    """
+
+    payload: int = 0
+    scales: int = 0
+    exact: int = 0
+    positions: int = 0
+    slack: int = 0
+    workspace: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(asdict(self).values())
+
+
+class CompressedCache(Cache):
+    """A transformers cache whose layers are kvbench's. ``owner`` is the attachment that may drive it."""
+
+    def __init__(self, layers: list[CacheLayerMixin], owner: object) -> None:
+        super().__init__(layers=layers)
+        self.positions = Positions()
+        self.owner = owner
+
+    @property
+    def kv_layers(self) -> list[KVLayer]:
+        """The attention layers that kvbench holds."""
+        return [layer for layer in self.layers if isinstance(layer, KVLayer)]
+
+    @property
+    def as_decoded(self) -> bool:
+        """Whether blocks of new tokens attend as if decoded one by one (teacher forcing)."""
+        return any(layer.as_decoded for layer in self.layers if isinstance(layer, CompressedLayer))
+
+    @as_decoded.setter
+    def as_decoded(self, value: bool) -> None:
+        for layer in self.layers:
+            if isinstance(layer, CompressedLayer):
+                layer.as_decoded = value
+
+    def nbytes(self) -> CacheBytes:
+        """Walk the storages that this cache holds on to."""
+        return cache_bytes(self)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the newest tokens from every layer."""
+        super().crop(tokens_to_remove)
+        self.positions.truncate(self.get_seq_length())
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.positions.truncate(0)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Beam search picks rows."""
+        super().reorder_cache(beam_idx)
+        self.positions.map_rows(lambda index: index.index_select(0, beam_idx.to(index.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row."""
+        super().batch_repeat_interleave(repeats)
+        self.positions.map_rows(lambda index: index.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows ``indices``."""
+        super().batch_select_indices(indices)
+        self.positions.map_rows(lambda index: index[indices])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompressedCache:
+        """Copies every token's tensors; codecs and the attachment stay shared."""
+        from copy import deepcopy
+
+        twin = CompressedCache(deepcopy(self.layers, memo), self.owner)
+        twin.positions = deepcopy(self.positions, memo)
+        return twin
+
+
+def cache_bytes(cache: CompressedCache) -> CacheBytes:
+    """Allocated bytes by kind, from ``untyped_storage`` of every tensor, each storage once."""
+    found: dict[str, int] = {}
+    counted: set[int] = set()
+
+    def count(name: str, tensor: Tensor) -> bool:
+        storage = tensor.untyped_storage()
+        if storage.nbytes() == 0 or storage.data_ptr() in counted:
+            return False
+        counted.add(storage.data_ptr())
+        found[name] = found.get(name, 0) + storage.nbytes()
+        return True
+
+    for layer in cache.kv_layers:
+        for name, held in layer.held():
+            tensor = held.data if isinstance(held, GrowingTensor) else held
+            if count(name, tensor) and isinstance(held, GrowingTensor) and name != "exact":
+                found[name] -= held.slack_bytes
+                found["slack"] = found.get("slack", 0) + held.slack_bytes
+    if cache.positions.index is not None:
+        count("positions", cache.positions.index)
+    for tensor in reachable_tensors(cache):
+        count("workspace", tensor)
+    return CacheBytes(**found)
+
+
+def reachable_tensors(root: object) -> Iterator[Tensor]:
+    """Every tensor reachable from ``root`` through attributes and containers; codecs, models and owners excluded."""
+    seen: set[int] = set()
+    stack = [root]
+    while stack:
+        item = stack.pop()
+        if id(item) in seen or isinstance(item, (Codec, nn.Module, str, bytes, int, float, type, Callable)):  # type: ignore[arg-type]
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, dict):
+            stack.extend(item.values())
+        elif isinstance(item, (list, tuple, set)):
+            stack.extend(item)
+        elif hasattr(item, "__dict__"):
+            stack.extend(value for name, value in vars(item).items() if name != "owner")

@@ -1,0 +1,141 @@
+"""The codec of one layer: a transform and a quantizer for keys, another pair for values.
+
+A codec is a pure function pair over blocks of tokens. It owns model-level tensors (bases, codebooks) that every cache
+shares; what it returns from :meth:`Codec.encode` is all that a cache keeps per token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvbench.attention.partial import Partial, merge, partial_attention
+from kvbench.quantizers.base import Cost, Quantizer, Stored
+from kvbench.transforms.linear import LinearTransform
+
+TILE = 1024
+"""Tokens decoded at once while attending: the body is never expanded as a whole."""
+
+Rotate = Callable[[Tensor, int, int], Tensor]
+"""Rotate keys (batch, kv heads, tokens, head_dim) that sit at entries [start, stop) of the body."""
+
+
+@dataclass(frozen=True, eq=False)
+class SideCodec:
+    """Keys or values of one layer: ``transform`` (None: the heads as they are), then ``quantizer``."""
+
+    kv_heads: int
+    head_dim: int
+    transform: LinearTransform | None
+    quantizer: Quantizer
+
+    @property
+    def groups(self) -> int:
+        """Head groups of the latents."""
+        return self.kv_heads if self.transform is None else self.transform.groups
+
+    @property
+    def rank(self) -> int:
+        """Latent components per head group."""
+        return self.head_dim if self.transform is None else self.transform.rank
+
+    def encode(self, states: Tensor) -> Stored:
+        """(batch, kv heads, tokens, head_dim) → stored tensors (batch, groups, entries, …)."""
+        return self.quantizer.encode(states if self.transform is None else self.transform.forward(states))
+
+    def decode(self, stored: Stored) -> Tensor:
+        """Stored tensors → (batch, kv heads, tokens, head_dim)."""
+        latents = self.quantizer.decode(stored)
+        return latents if self.transform is None else self.transform.inverse(latents, self.kv_heads)
+
+    def cost(self, dtype: torch.dtype) -> Cost:
+        """Predicted bits per token, all heads together."""
+        return self.quantizer.cost(self.groups, self.rank, dtype)
+
+    def tensors(self) -> list[Tensor]:
+        """Model-level tensors."""
+        return self.quantizer.tensors() + ([] if self.transform is None else self.transform.tensors())
+
+
+@dataclass(frozen=True, eq=False)
+class Codec:
+    """One layer's codec. ``keys_before_rope``: keys are stored unrotated and rotated when they are read."""
+
+    keys: SideCodec
+    values: SideCodec
+    keys_before_rope: bool = False
+
+    @property
+    def block(self) -> int:
+        """Tokens are encoded in multiples of this."""
+        return math.lcm(self.keys.quantizer.block, self.values.quantizer.block)
+
+    def encode(self, keys: Tensor, values: Tensor) -> Stored:
+        """``keys``, ``values`` (batch, kv heads, tokens, ·), tokens a multiple of ``block``, to one flat dict."""
+        stored = {f"keys.{name}": tensor for name, tensor in self.keys.encode(keys).items()}
+        return stored | {f"values.{name}": tensor for name, tensor in self.values.encode(values).items()}
+
+    def decode(self, stored: Stored) -> tuple[Tensor, Tensor]:
+        """Keys (before RoPE if ``keys_before_rope``) and values, each (batch, kv heads, tokens, ·), in fp32 or fp64."""
+        return self.keys.decode(side(stored, "keys")), self.values.decode(side(stored, "values"))
+
+    def attend(
+        self,
+        query: Tensor,
+        stored: Stored,
+        tokens: int,
+        rotate: Rotate | None,
+        scaling: float,
+        mask: Tensor | None,
+        softcap: float | None,
+    ) -> Partial:
+        """Attention of ``query`` (batch, heads, queries, head_dim) over the ``tokens`` stored.
+
+        Tiles of :data:`TILE` tokens are decoded, attended and dropped. ``mask`` is boolean, broadcastable to
+        (batch, kv heads or 1, queries, tokens).
+        """
+        parts = []
+        step = max(self.block, TILE // self.block * self.block)
+        for start in range(0, tokens, step):
+            stop = min(start + step, tokens)
+            keys, values = self.decode(span(stored, tokens, start, stop))
+            keys, values = keys.to(query.dtype), values.to(query.dtype)
+            if rotate is not None:
+                keys = rotate(keys, start, stop)
+            tile_mask = None if mask is None else mask[..., start:stop]
+            parts.append(partial_attention(query, keys, values, scaling, tile_mask, softcap))
+        return merge(parts)
+
+    def cost(self, dtype: torch.dtype) -> Cost:
+        """Predicted bits per token of keys and values together."""
+        keys, values = self.keys.cost(dtype), self.values.cost(dtype)
+        return Cost(keys.payload + values.payload, keys.scales + values.scales)
+
+    def tensors(self) -> list[Tensor]:
+        """Model-level tensors: bases, codebooks, static scales."""
+        return self.keys.tensors() + self.values.tensors()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Codec:
+        """A codec is shared: copying a cache must not copy the bases."""
+        return self
+
+
+def side(stored: Stored, name: str) -> Stored:
+    """The stored tensors of ``name`` ("keys" or "values"), without the prefix."""
+    prefix = name + "."
+    return {key.removeprefix(prefix): tensor for key, tensor in stored.items() if key.startswith(prefix)}
+
+
+def span(stored: Stored, tokens: int, start: int, stop: int) -> Stored:
+    """Tokens [start, stop) of ``stored``, which holds ``tokens``; bounds are multiples of the codec's block."""
+    if start == 0 and stop == tokens:
+        return stored
+    return {
+        name: tensor[:, :, start * tensor.shape[2] // tokens : stop * tensor.shape[2] // tokens]
+        for name, tensor in stored.items()
+    }

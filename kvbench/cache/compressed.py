@@ -1,0 +1,333 @@
+"""The compressed cache layer: ``sinks | body | tail``.
+
+``sinks`` are the first real tokens of each row and stay exact; the ``body`` is encoded; the ``tail`` holds the exact
+recent window and grows until a block of tokens leaves it for the body. Keys of all three are kept in the codec's
+frame (before or after RoPE) and attention merges the three parts by log-sum-exp.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvbench.attention.partial import Partial, causal_mask, exact_attention, merge, partial_attention
+from kvbench.cache.body import Body, kind
+from kvbench.cache.buffers import AXIS, GrowingTensor
+from kvbench.cache.codec import Codec
+from kvbench.cache.layer import Held, KVLayer, gather_slots
+from kvbench.cache.rotary import Rotator
+from kvbench.models.intercept import AttentionCall, rotate
+from kvbench.selectors.base import Selector
+
+
+@dataclass(frozen=True)
+class Spans:
+    """How a layer divides its context. ``recent`` and ``block`` in tokens; ``block`` leave the window at a time."""
+
+    sinks: int = 4
+    recent: int = 64
+    block: int = 32
+
+    def boundary(self, tokens: int, first: int = 0) -> int:
+        """Slots [0, boundary) have left the tail once ``tokens`` are cached; sinks end at slot ``first`` + sinks.
+
+        Zero while that is not enough for the sinks of every row.
+        """
+        leaving = tokens - self.sinks - self.recent
+        if leaving < 0:
+            return 0
+        boundary = self.sinks + leaving // self.block * self.block
+        return boundary if boundary >= first + self.sinks else 0
+
+
+class CompressedLayer(KVLayer):
+    """One layer's compressed cache.
+
+    ``as_decoded`` makes a block of new tokens attend as if it had been decoded token by token: each query sees
+    compressed what would have left the window by then. Teacher forcing uses it, so that its block size is no knob.
+    """
+
+    def __init__(self, codec: Codec, spans: Spans, selector: Selector | None = None) -> None:
+        super().__init__()
+        stride = codec.block if selector is None else codec.block * math.ceil(1 / max(selector.budget, 1 / 64))
+        block = -(-spans.block // stride) * stride
+        self.codec, self.selector = codec, selector
+        self.spans = Spans(spans.sinks, spans.recent, block)
+        self.as_decoded = False
+        self._clear()
+
+    def _clear(self) -> None:
+        self.body = Body()
+        self.tail_start = 0  # slot of the tail's first token
+        self.sink_keys: Tensor | None = None
+        self.sink_values: Tensor | None = None
+        self.first: Tensor | None = None  # (batch,) slot of each row's first real token; None: slot 0 everywhere
+        self.first_max = 0
+
+    # ---- attention -------------------------------------------------------------------------------------------------
+
+    def attend(self, call: AttentionCall, rotator: Rotator | None) -> Tensor:
+        """Attend over sinks, body and tail; then encode what has left the window."""
+        rotator = rotator if self.codec.keys_before_rope else None
+        query = call.query
+        if rotator is not None and call.rotation is not None:
+            query = rotate(call.module, query, call.rotation, rotator.rotary_dims)
+        past = self.seen - query.shape[AXIS]
+        if past == 0:
+            self._find_first(call.mask)
+        if self.tail_start == 0 and not (self.as_decoded and past):
+            output = self._attend_tail_only(query, call, rotator)
+            self._settle(query, call.scaling, rotator)
+            return output
+        limits = None
+        tail_start = self.tail_start
+        tail = (self._tail_keys(rotator), self._tail(self.tail_values))
+        if self.as_decoded and query.shape[AXIS] > 1:
+            limits = self._limits(past, query)
+            tail = (tail[0].clone(), tail[1].clone())  # settling moves the tail's memory
+            self._settle(query, call.scaling, rotator)
+        output = merge(self._parts(query, call, rotator, tail, tail_start, limits)).output
+        if limits is None:
+            self._settle(query, call.scaling, rotator)
+        return output
+
+    def _attend_tail_only(self, query: Tensor, call: AttentionCall, rotator: Rotator | None) -> Tensor:
+        """Nothing has left the window yet: plain exact attention."""
+        keys, values = self._tail_keys(rotator), self._tail(self.tail_values)
+        return exact_attention(query, keys, values, call.scaling, call.mask, call.softcap)
+
+    def _parts(
+        self,
+        query: Tensor,
+        call: AttentionCall,
+        rotator: Rotator | None,
+        tail: tuple[Tensor, Tensor],
+        tail_start: int,
+        limits: Tensor | None,
+    ) -> list[Partial]:
+        """The partial attentions over sinks, body and tail. ``limits`` (queries,): the body's end as each query saw it."""
+        mask = call.mask
+        if mask is None and query.shape[AXIS] > 1:
+            mask = causal_mask(query.shape[AXIS], self.seen, query.device)
+        parts = []
+        if self.sink_keys is not None and self.sink_values is not None and self.spans.sinks:
+            slots = self._sink_slots(query.device)
+            keys = self.sink_keys if rotator is None else rotator.at(self.sink_keys, slots.expand(query.shape[0], -1))
+            sink_mask = None if mask is None else _mask_at(mask, slots)
+            if limits is not None and sink_mask is not None:
+                sink_mask = sink_mask & (limits > 0)[:, None]  # earlier queries still see the sinks in the tail
+            parts.append(partial_attention(query, keys, self.sink_values, call.scaling, sink_mask, call.softcap))
+        if self.body.entries:
+            parts.append(self._attend_body(query, call, rotator, mask, limits))
+        tail_mask = None if mask is None else mask[..., tail_start:]
+        if limits is not None:
+            assert tail_mask is not None
+            slots = torch.arange(tail_start, self.seen, device=query.device)
+            tail_mask = tail_mask & (slots >= limits[:, None])
+        parts.append(partial_attention(query, *tail, call.scaling, tail_mask, call.softcap))
+        return parts
+
+    def _attend_body(
+        self, query: Tensor, call: AttentionCall, rotator: Rotator | None, mask: Tensor | None, limits: Tensor | None
+    ) -> Partial:
+        start, entries = self.spans.sinks, self.body.entries
+        slots = None if self.body.slots is None else self.body.slots.view
+        consecutive = torch.arange(start, start + entries, device=query.device)
+        index = consecutive if slots is None else slots.unsqueeze(-2)  # (…, 1, entries)
+        if mask is not None:
+            mask = mask[..., start : start + entries] if slots is None else _mask_at(mask, slots)
+        if limits is not None:
+            within = index < limits[:, None]
+            mask = within if mask is None else mask & within
+        if self.first is not None:  # padding and the rows' own sinks sit among the body's slots
+            real = index >= (self.first + self.spans.sinks).view(-1, 1, 1, 1)
+            mask = real if mask is None else mask & real
+        turn = None
+        if rotator is not None:
+
+            def turn(keys: Tensor, begin: int, end: int) -> Tensor:
+                if slots is None:
+                    return rotator.slots(keys, start + begin, start + end)
+                return rotator.at(keys, slots[:, :, begin:end].expand(-1, keys.shape[1], -1))
+
+        return self.codec.attend(query, self.body.view(), entries, turn, call.scaling, mask, call.softcap)
+
+    def _limits(self, past: int, query: Tensor) -> Tensor:
+        """(queries,): where the body ended for each new token, had they been decoded one by one."""
+        ends = [self.spans.boundary(past + index, self.first_max) for index in range(query.shape[AXIS])]
+        return torch.tensor(ends, device=query.device)
+
+    def _tail(self, tail: GrowingTensor | None) -> Tensor:
+        assert tail is not None
+        return tail.view
+
+    def _tail_keys(self, rotator: Rotator | None) -> Tensor:
+        keys = self._tail(self.tail_keys)
+        return keys if rotator is None else rotator.slots(keys, self.tail_start, self.seen)
+
+    def _sink_slots(self, device: torch.device) -> Tensor:
+        """(1 or batch, sinks): the slots of the sink tokens."""
+        slots = torch.arange(self.spans.sinks, device=device)[None]
+        return slots if self.first is None else slots + self.first[:, None]
+
+    # ---- compression -----------------------------------------------------------------------------------------------
+
+    def load(self, keys: Tensor, values: Tensor, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
+        """Take in an unpadded prompt computed elsewhere, as if this layer had just attended it.
+
+        ``keys`` in the codec's frame, ``query`` after RoPE (batch, heads, any tokens, head_dim).
+        """
+        self.update(keys, values)
+        self._settle(query, scaling, rotator if self.codec.keys_before_rope else None)
+
+    def _find_first(self, mask: Tensor | None) -> None:
+        """Read each row's left padding off the mask's last query."""
+        if mask is None:
+            return
+        padded = (~mask[:, 0, -1, :]).cumprod(-1).sum(-1)
+        if bool((padded > 0).any()):
+            self.first, self.first_max = padded, int(padded.max())
+
+    def _settle(self, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
+        """Encode the blocks that have left the recent window and drop their exact copies."""
+        boundary = self.spans.boundary(self.seen, self.first_max)
+        if boundary <= self.tail_start:
+            return
+        assert self.tail_keys is not None and self.tail_values is not None
+        leaving = boundary - self.tail_start
+        keys, values = self.tail_keys.view[:, :, :leaving], self.tail_values.view[:, :, :leaving]
+        start = self.tail_start
+        if start == 0:
+            slots = self._sink_slots(keys.device).expand(keys.shape[0], -1)
+            self.sink_keys, self.sink_values = gather_slots(keys, slots), gather_slots(values, slots)
+            start = self.spans.sinks
+            keys, values = keys[:, :, start:], values[:, :, start:]
+        if keys.shape[AXIS]:
+            self._encode(keys, values, start, query, scaling, rotator)
+        for tail in (self.tail_keys, self.tail_values):
+            tail.drop_front(leaving, self.spans.recent + self.spans.block)
+        self.tail_start = boundary
+
+    def _encode(
+        self, keys: Tensor, values: Tensor, start: int, query: Tensor, scaling: float, rotator: Rotator | None
+    ) -> None:
+        """Encode tokens from slot ``start`` on, those that the selector keeps."""
+        slots = None
+        if self.selector is not None:
+            tokens = keys.shape[AXIS]
+            count = int(tokens * self.selector.budget) // self.codec.block * self.codec.block
+            if count == 0:
+                return
+            turned = keys if rotator is None else rotator.slots(keys, start, start + tokens)
+            scores = self.selector.scores(turned, values, query, scaling)
+            if self.first is not None:
+                index = torch.arange(start, start + tokens, device=keys.device)
+                padding = index < (self.first + self.spans.sinks)[:, None, None]
+                scores = scores.masked_fill(padding, -math.inf)
+            picks = scores.topk(count, -1).indices.sort(-1).values
+            keys, values = gather_slots(keys, picks), gather_slots(values, picks)
+            slots = (picks + start).to(torch.int32)
+        self.body.append(self.codec.encode(keys, values), keys.shape[AXIS], slots)
+
+    # ---- cache surgery ---------------------------------------------------------------------------------------------
+
+    def truncate(self, length: int) -> None:
+        """Forget slots from ``length`` on.
+
+        Inside the body the cut falls on a block: the rest of that block is decoded back into the tail. With a selector
+        the tokens it had kept of the cut block are forgotten too.
+        """
+        assert self.tail_keys is not None and self.tail_values is not None
+        if length >= self.tail_start:
+            self._cut_tail(length - self.tail_start)
+        elif length < self.first_max + self.spans.sinks:
+            self._rebuild(length)
+        else:
+            self._cut_body(length)
+        self.seen = length
+
+    def _cut_tail(self, length: int) -> None:
+        for tail in (self.tail_keys, self.tail_values):
+            assert tail is not None
+            tail.truncate(length)
+
+    def _cut_body(self, length: int) -> None:
+        start, block = self.spans.sinks, self.codec.block
+        if self.body.slots is None:
+            whole = (length - start) // block * block
+            keys, values = self._decode_body()
+            keys, values = keys[:, :, whole : length - start], values[:, :, whole : length - start]
+            self.tail_start = start + whole
+        else:
+            before = (self.body.slots.view < length).sum(-1).min()
+            whole = int(before) // block * block
+            assert self.tail_keys is not None and self.tail_values is not None
+            keys, values = self.tail_keys.view[:, :, :0], self.tail_values.view[:, :, :0]
+            self.tail_start = length
+        self.body.truncate(whole)
+        self._set_tail(keys, values)
+
+    def _rebuild(self, length: int) -> None:
+        """Cut inside the sinks: everything left goes back to an exact tail (padding slots as zeros)."""
+        assert self.sink_keys is not None and self.sink_values is not None
+        slots = self._sink_slots(self.sink_keys.device).expand(self.sink_keys.shape[0], -1)
+        rebuilt = []
+        for sinks in (self.sink_keys, self.sink_values):
+            index = slots[:, None, :, None].expand(-1, sinks.shape[1], -1, sinks.shape[-1])
+            whole = sinks.new_zeros(*sinks.shape[:2], self.first_max + self.spans.sinks, sinks.shape[-1])
+            rebuilt.append(whole.scatter_(2, index, sinks)[:, :, :length])
+        self.body.truncate(0)
+        self.sink_keys = self.sink_values = None
+        self.tail_start = 0
+        self._set_tail(*rebuilt)
+
+    def _decode_body(self) -> tuple[Tensor, Tensor]:
+        keys, values = self.codec.decode(self.body.view())
+        return keys.to(self.dtype), values.to(self.dtype)
+
+    def _set_tail(self, keys: Tensor, values: Tensor) -> None:
+        capacity = self.spans.recent + self.spans.block
+        self.tail_keys = GrowingTensor.with_capacity(keys, capacity)
+        self.tail_values = GrowingTensor.with_capacity(values, capacity)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self._clear()
+
+    def held(self) -> Held:
+        """Sinks and tail are exact; the body's tensors say what they are."""
+        if self.tail_keys is not None and self.tail_values is not None:
+            yield "exact", self.tail_keys
+            yield "exact", self.tail_values
+        if self.sink_keys is not None and self.sink_values is not None:
+            yield "exact", self.sink_keys
+            yield "exact", self.sink_values
+        if self.first is not None:
+            yield "positions", self.first
+        for name, buffer in self.body.buffers().items():
+            yield kind(name), buffer
+
+    def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Rows of sinks, body, tail and padding alike."""
+        for tail in (self.tail_keys, self.tail_values):
+            if tail is not None:
+                tail.map_rows(function)
+        if self.sink_keys is not None and self.sink_values is not None:
+            self.sink_keys, self.sink_values = function(self.sink_keys), function(self.sink_values)
+        if self.first is not None:
+            self.first = function(self.first)
+        self.body.map_rows(function)
+
+
+def _mask_at(mask: Tensor, slots: Tensor) -> Tensor:
+    """Columns of ``mask`` (batch or 1, 1, queries, tokens) at ``slots`` (batch or 1, [kv heads,] picks)."""
+    if slots.dim() == 2:
+        slots = slots.unsqueeze(1)
+    rows, heads, picks = max(mask.shape[0], slots.shape[0]), slots.shape[1], slots.shape[2]
+    index = slots.long().unsqueeze(2).expand(rows, heads, mask.shape[2], picks)
+    return mask.expand(rows, heads, -1, -1).gather(-1, index)

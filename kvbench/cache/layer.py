@@ -1,0 +1,198 @@
+"""What every kvbench cache layer is to transformers, and the layer that keeps everything exact.
+
+transformers sees a :class:`CacheLayerMixin`; the attention context of :mod:`kvbench.cache.attach` sees ``attend``.
+``update`` only appends: what the layer keeps is decided after attention has run, when masks and queries are known.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from kvbench.attention.partial import exact_attention
+from kvbench.cache.buffers import AXIS, GrowingTensor
+from kvbench.cache.rotary import Rotator
+from kvbench.errors import KvbenchError
+from kvbench.models.intercept import AttentionCall
+
+Held = Iterator[tuple[str, GrowingTensor | Tensor]]
+"""Kinds of bytes (payload, scales, exact, positions) with the tensors that hold them."""
+
+
+class KVLayer(CacheLayerMixin):
+    """Common ground of exact and compressed layers: token count, and an exact tail that ``update`` appends to."""
+
+    is_compileable = False
+    is_croppable = True
+    is_sliding = False
+    supports_early_init = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+        self.tail_keys: GrowingTensor | None = None
+        self.tail_values: GrowingTensor | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Remember dtype and device; memory is taken as tokens arrive."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        """Append new tokens (batch, kv heads, tokens, ·) exactly; returns them unchanged."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.seen += key_states.shape[AXIS]
+        if self.tail_keys is None or self.tail_values is None:
+            # The prompt is taken over without a copy: one layer's exact prompt exists once.
+            self.tail_keys, self.tail_values = GrowingTensor.adopt(key_states), GrowingTensor.adopt(value_states)
+        else:
+            self.tail_keys.append(key_states)
+            self.tail_values.append(value_states)
+        return key_states, value_states
+
+    @abstractmethod
+    def attend(self, call: AttentionCall, rotator: Rotator | None) -> Tensor:
+        """Attention output (batch, heads, new tokens, value_dim); may compress afterwards."""
+
+    @abstractmethod
+    def held(self) -> Held:
+        """Every tensor this layer keeps, with the kind of its bytes."""
+
+    @abstractmethod
+    def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Apply a function over the batch axis to every tensor held."""
+
+    @abstractmethod
+    def truncate(self, length: int) -> None:
+        """Forget every token from slot ``length`` on."""
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, evicted or not: drives position ids and the mask's offset."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Mask length with the new tokens, and its offset."""
+        return self.seen + int(query_length), 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    get_max_cache_shape = get_max_length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last ``-tokens_to_remove`` tokens (transformers hands in a negative count)."""
+        length = self.seen + tokens_to_remove if tokens_to_remove <= 0 else tokens_to_remove
+        if length < 0:
+            raise KvbenchError(f"cannot crop {-tokens_to_remove} tokens from a cache of {self.seen}")
+        if length == 0:
+            self.reset()
+        elif length < self.seen:
+            self.truncate(length)
+
+    def activate_past_recording(self) -> None:
+        """Assisted generation announces itself; croppable layers need no preparation."""
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.tail_keys = self.tail_values = None
+        self.seen = 0
+        self.is_initialized = False
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Beam search picks rows."""
+        if self.seen:
+            self.map_rows(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row ``repeats`` times."""
+        if self.seen:
+            self.map_rows(lambda tensor: tensor.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows ``indices``."""
+        if self.seen:
+            self.map_rows(lambda tensor: tensor[indices])
+
+
+class ExactLayer(KVLayer):
+    """Keys after RoPE and values as they are: the strong uncompressed baseline, and every sliding-window layer.
+
+    Growth is amortised instead of copied every step, and a decode step folds the query group over its KV head.
+    With ``sliding_window`` only the last window − 1 tokens are kept, as in transformers.
+    """
+
+    def __init__(self, sliding_window: int | None = None) -> None:
+        super().__init__()
+        self.sliding_window = sliding_window
+        self.is_sliding = sliding_window is not None
+        self.record_past = False
+
+    def attend(self, call: AttentionCall, rotator: Rotator | None) -> Tensor:
+        """Exact attention over the whole tail."""
+        assert self.tail_keys is not None and self.tail_values is not None
+        keys, values = self.tail_keys.view, self.tail_values.view
+        mask = None if call.mask is None else call.mask[..., -keys.shape[AXIS] :]
+        output = exact_attention(call.query, keys, values, call.scaling, mask, call.softcap)
+        if self.sliding_window is not None and not self.record_past:
+            self._trim()
+        return output
+
+    def _trim(self) -> None:
+        assert self.tail_keys is not None and self.tail_values is not None and self.sliding_window is not None
+        surplus = self.tail_keys.length - (self.sliding_window - 1)
+        if surplus > 0:
+            for tail in (self.tail_keys, self.tail_values):
+                tail.drop_front(surplus, self.sliding_window)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Mask over the tokens held plus the new ones, and the slot of the first one held."""
+        held = 0 if self.tail_keys is None else self.tail_keys.length
+        return held + int(query_length), self.seen - held
+
+    def get_max_length(self) -> int:
+        """The window, if there is one."""
+        return -1 if self.sliding_window is None else self.sliding_window
+
+    def activate_past_recording(self) -> None:
+        """Keep tokens beyond the window until the next crop, so that rejected drafts can be taken back."""
+        self.record_past = True
+
+    def truncate(self, length: int) -> None:
+        """Forget the newest tokens."""
+        assert self.tail_keys is not None and self.tail_values is not None
+        removed = self.seen - length
+        if self.sliding_window is not None and not self.record_past and self.seen >= self.sliding_window:
+            raise KvbenchError(
+                f"cannot crop a sliding-window layer that has already dropped tokens ({self.seen} seen, "
+                f"window {self.sliding_window}); call activate_past_recording() first"
+            )
+        for tail in (self.tail_keys, self.tail_values):
+            tail.truncate(tail.length - removed)
+        self.seen = length
+        if self.sliding_window is not None:
+            self._trim()
+
+    def held(self) -> Held:
+        """All of it is exact."""
+        if self.tail_keys is not None and self.tail_values is not None:
+            yield "exact", self.tail_keys
+            yield "exact", self.tail_values
+
+    def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Keys and values alike."""
+        for tail in (self.tail_keys, self.tail_values):
+            if tail is not None:
+                tail.map_rows(function)
+
+
+def gather_slots(states: Tensor, index: Tensor) -> Tensor:
+    """Pick tokens from (batch, heads, tokens, d) by ``index`` (batch, picks) or (batch, heads, picks)."""
+    if index.dim() == 2:
+        index = index.unsqueeze(1).expand(-1, states.shape[1], -1)
+    return torch.gather(states, 2, index.unsqueeze(-1).expand(-1, -1, -1, states.shape[-1]))

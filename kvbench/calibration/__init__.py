@@ -1,0 +1,1 @@
+"""Second moments of keys, values and queries, collected once per model and text."""

@@ -1,0 +1,197 @@
+"""Standing between a Hugging Face decoder and its attention, without touching model code.
+
+Two public extension points carry everything kvbench does inside a model: a forward pre-hook on every attention module
+(which can hand the layer an identity rotation, so that keys and queries stay *before RoPE*) and a registered attention
+function (which receives queries, keys and values instead of the stock kernel). A :class:`Handler` decides per forward
+pass; where it declines, the stock attention runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from kvbench.errors import UnsupportedModelError
+
+IMPLEMENTATION = "kvbench"
+"""Name under which the attention function and its mask are registered; free of the substrings transformers reacts to."""
+
+Rotation = tuple[Tensor, Tensor]
+"""cos and sin, each (1 or batch, tokens, rotary dims)."""
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One attention layer in one forward pass.
+
+    ``query`` is (batch, heads, new tokens, head_dim), ``keys`` and ``values`` are whatever the cache's ``update``
+    returned, or the new tokens' (batch, kv heads, new tokens, head_dim) without a cache. With ``rotation`` set, query
+    and keys are still before RoPE and must be rotated with it. ``mask`` is boolean (batch, 1, new tokens, all tokens),
+    True = attend; None means causal among the new tokens and everything before them.
+    """
+
+    module: nn.Module
+    query: Tensor
+    keys: Tensor
+    values: Tensor
+    mask: Tensor | None
+    scaling: float
+    softcap: float | None
+    rotation: Rotation | None
+
+
+class Context(Protocol):
+    """What a handler returns to take over one attention layer for one forward pass."""
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        """The attention output, (batch, heads, new tokens, value_dim)."""
+
+
+@dataclass
+class Takeover:
+    """A handler's decision: who attends, and which rotation the model code may still apply."""
+
+    context: Context
+    before_rope: bool = False
+    replace_rotation: Rotation | None = None
+
+
+class Handler(Protocol):
+    """Decides, before an attention layer runs, whether to take it over."""
+
+    def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover | None:
+        """None leaves the layer to the stock attention function."""
+
+
+@dataclass
+class Interception:
+    """Context manager: while it is open, ``handler`` sees every attention layer of ``model``.
+
+    Closing restores the model bit for bit: hooks gone, the previous attention implementation back.
+
+    Raises:
+        UnsupportedModelError: the model has no attention interface, or its layers are not numbered.
+    """
+
+    model: PreTrainedModel
+    handler: Handler
+    _hooks: list[Any] = field(default_factory=list)
+    _previous: str = ""
+
+    def __enter__(self) -> Interception:
+        modules = attention_modules(self.model)
+        self._previous = self.model.config._attn_implementation
+        self.model.set_attn_implementation(IMPLEMENTATION)
+        if self.model.config._attn_implementation != IMPLEMENTATION:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} has no attention interface: its attention is written out in the model "
+                "code, so no cache can be attached; use a family with one (Llama, Qwen, Mistral, Gemma, Phi, GPT-NeoX…)"
+            )
+        for layer, module in modules.items():
+            hook = _pre_hook(layer, self.handler)
+            self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None = None, error: BaseException | None = None, tb: TracebackType | None = None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self.model.set_attn_implementation(self._previous)
+
+
+def attention_modules(model: nn.Module) -> dict[int, nn.Module]:
+    """Layer index → the innermost numbered module whose forward takes a cache.
+
+    Raises:
+        UnsupportedModelError: none found.
+    """
+    found: dict[int, nn.Module] = {}
+    for module in model.modules():
+        layer = getattr(module, "layer_idx", None)
+        if layer is None or any(hasattr(child, "layer_idx") for child in module.children()):
+            continue
+        parameters = inspect.signature(module.forward).parameters
+        if "past_key_values" in parameters or "layer_past" in parameters:
+            found[layer] = module
+    if not found:
+        raise UnsupportedModelError(
+            f"no attention layers found in {type(model).__name__}: kvbench needs a decoder whose attention modules "
+            "carry layer_idx and take past_key_values"
+        )
+    return dict(sorted(found.items()))
+
+
+def rotate(module: nn.Module, states: Tensor, rotation: Rotation, rotary_dims: int) -> Tensor:
+    """Apply the model's own RoPE to the first ``rotary_dims`` of ``states`` (batch, heads, tokens, head_dim).
+
+    The family's ``apply_rotary_pos_emb`` is *called*, so half-split and interleaved conventions both come out right.
+    """
+    if rotary_dims == 0:
+        return states
+    apply: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(module).__module__].apply_rotary_pos_emb
+    turned = states[..., :rotary_dims]
+    turned = apply(turned, turned, *rotation)[0]
+    if rotary_dims == states.shape[-1]:
+        return turned
+    return torch.cat([turned, states[..., rotary_dims:]], -1)
+
+
+def _pre_hook(layer: int, handler: Handler) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict] | None]:
+    """The forward pre-hook of one attention module: asks the handler, rewrites two keyword arguments."""
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+        cache = kwargs.get("past_key_values", kwargs.get("layer_past"))
+        rotation = kwargs.get("position_embeddings")
+        takeover = handler.prepare(layer, cache, rotation, kwargs.get("position_ids"))
+        if takeover is None:
+            return None
+        real = None
+        if rotation is not None and takeover.before_rope:
+            real = rotation
+            cos, sin = rotation
+            kwargs = dict(kwargs, position_embeddings=(torch.ones_like(cos), torch.zeros_like(sin)))
+        elif rotation is not None and takeover.replace_rotation is not None:
+            kwargs = dict(kwargs, position_embeddings=takeover.replace_rotation)
+        return args, dict(kwargs, kvbench=(takeover.context, real))
+
+    return hook
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    kvbench: tuple[Context, Rotation | None] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The registered attention function: the handler's context if there is one, else the stock kernel."""
+    if kvbench is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    context, rotation = kvbench
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if attention_mask is not None and attention_mask.dtype != torch.bool:
+        attention_mask = attention_mask == 0  # a caller's own additive mask
+    call = AttentionCall(module, query, key, value, attention_mask, scaling, softcap, rotation)
+    return context.attend(call).transpose(1, 2).contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _attention)
+# Without a mask function of the same name transformers silently builds no mask at all, and padding is attended to.
+ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, sdpa_mask)

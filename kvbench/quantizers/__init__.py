@@ -1,0 +1,1 @@
+"""How many bits a coordinate gets, and how codes are packed: pure tensor maths."""

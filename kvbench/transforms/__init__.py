@@ -1,0 +1,1 @@
+"""Coordinates in which keys and values are compressed: pure tensor maths."""

@@ -1,0 +1,67 @@
+"""Linear changes of coordinates over head groups.
+
+Every transform kvbench stores in, whether per-head PCA, a joint-heads basis, a Palu head group or a Hadamard
+rotation, is one affine map per group of adjacent KV heads: ``z = (x − μ) E``, back ``x̂ = z D + μ``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LinearTransform:
+    """``encoder`` (groups, in, rank), ``decoder`` (groups, rank, in), ``mean`` (groups, in).
+
+    ``in`` is heads_per_group · head_dim; the groups together cover all KV heads in order.
+    """
+
+    encoder: Tensor
+    decoder: Tensor
+    mean: Tensor
+
+    @property
+    def groups(self) -> int:
+        """Head groups, each with latents of its own."""
+        return self.encoder.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """Latent components per group."""
+        return self.encoder.shape[2]
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(batch, kv heads, tokens, head_dim) → latents (batch, groups, tokens, rank), in the basis' dtype."""
+        grouped = gather_heads(states, self.groups).to(self.encoder.dtype)
+        return torch.matmul(grouped - self.mean.unsqueeze(1), self.encoder)
+
+    def inverse(self, latents: Tensor, kv_heads: int) -> Tensor:
+        """Latents (batch, groups, tokens, rank) → states (batch, kv heads, tokens, head_dim)."""
+        grouped = torch.matmul(latents.to(self.decoder.dtype), self.decoder) + self.mean.unsqueeze(1)
+        return scatter_heads(grouped, kv_heads)
+
+    def tensors(self) -> list[Tensor]:
+        """The model-level tensors that decoding needs."""
+        return [self.encoder, self.decoder, self.mean]
+
+
+def gather_heads(states: Tensor, groups: int) -> Tensor:
+    """(batch, kv heads, tokens, d) → (batch, groups, tokens, heads_per_group · d); heads of a group are adjacent."""
+    batch, heads, tokens, dim = states.shape
+    if groups == heads:
+        return states
+    per_group = heads // groups
+    return states.view(batch, groups, per_group, tokens, dim).transpose(2, 3).reshape(batch, groups, tokens, -1)
+
+
+def scatter_heads(grouped: Tensor, kv_heads: int) -> Tensor:
+    """The inverse of :func:`gather_heads`."""
+    batch, groups, tokens, width = grouped.shape
+    if groups == kv_heads:
+        return grouped
+    per_group = kv_heads // groups
+    states = grouped.view(batch, groups, tokens, per_group, width // per_group).transpose(2, 3)
+    return states.reshape(batch, kv_heads, tokens, -1)
