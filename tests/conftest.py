@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 
 from kvbench.errors import FetchError
-from kvbench.models.loading import LoadedModel, load
+
+if TYPE_CHECKING:
+    from kvbench.models.loading import LoadedModel
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> LoadedModel:
-    """The default model in fp32. Where it cannot be fetched its tests are skipped, but never in continuous integration."""
+    """The default model in fp32. Its tests are skipped where it cannot be fetched, never in continuous integration."""
+    from kvbench.models.loading import load  # not above: most tests need no torch
+
     try:
         return load("smollm2-135m-instruct-q4_1")
     except FetchError as error:

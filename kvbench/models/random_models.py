@@ -1,7 +1,8 @@
 """``random:<family>``: seeded tiny models of every supported family, for tests, conformance and speed-only runs.
 
 Biases and norms get noise, so that nothing a compressor might forget is zero or one. The same seed gives the same
-weights in every dtype. Any geometry can be asked for: ``random:llama?layers=4,hidden=576,heads=9,kv_heads=3,head_dim=64``.
+weights in every dtype. Any geometry can be asked for, such as SmolLM2's with fewer layers:
+``random:llama?layers=4,hidden=576,heads=9,kv_heads=3,head_dim=64``.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ FAMILIES = {
     "mistral_full": Family(tf.MistralConfig, {"sliding_window": None, "head_dim": 16}, lacks=_NO_WINDOW),
     "gemma2": Family(tf.Gemma2Config, {"head_dim": 32, "sliding_window": 8}),
     "gemma3": Family(tf.Gemma3TextConfig, {"num_hidden_layers": 4, "head_dim": 32, "sliding_window": 8}),
-    "phi": Family(tf.PhiConfig, {"qk_layernorm": True}, lacks=_NO_WINDOW),
+    "phi": Family(tf.PhiConfig, {"qk_layernorm": True}, lacks=_NO_WINDOW | {"head_dim"}),
     "phi3": Family(tf.Phi3Config, lacks=_NO_WINDOW),
     "gpt_neox": Family(tf.GPTNeoXConfig, lacks=_MULTI_HEAD),
     "opt": Family(tf.OPTConfig, lacks=_MULTI_HEAD),
@@ -75,7 +76,7 @@ FAMILIES = {
     "qwen3_moe": Family(
         tf.Qwen3MoeConfig,
         {**_EXPERTS, "num_experts": 4, "moe_intermediate_size": 48, "head_dim": 32},
-        lacks=_NO_WINDOW,
+        lacks=_NO_WINDOW | {"intermediate"},
         experts=True,
     ),
 }
@@ -108,19 +109,24 @@ def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **over
         overrides: keys of ``GEOMETRY``, in its units (counts, tokens).
     """
     _check(family, overrides)
-    config = _config(family, overrides)
-    # grouped expert kernels reject fp64
-    options = {"experts_implementation": "eager"} if FAMILIES[family].experts and dtype == torch.float64 else {}
+    options = {"experts_implementation": "eager"} if FAMILIES[family].experts else {}  # the grouped one rejects fp64
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options)
-        except ValueError as error:
-            raise KvbenchError(f"random:{family} cannot have this geometry: {str(error).splitlines()[0]}") from error
+        torch.default_generator.manual_seed(seed)  # the CPU's only; manual_seed would reach every accelerator
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            _config(family, overrides), dtype=torch.float32, **options
+        )
         for parameter in model.parameters():
             parameter.data.add_(torch.randn_like(parameter), alpha=NOISE)
     model.generation_config.eos_token_id = None
-    return model.to(dtype).eval()
+    return cast(model.eval(), dtype)
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Cast the parameters in place, and only them: rotary frequencies stay fp32, as ``from_pretrained`` leaves them."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    return model
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

