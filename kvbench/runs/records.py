@@ -97,7 +97,8 @@ class MemoryResult(Frozen):
 
 
 class SpeedResult(Frozen):
-    """Times of one compressor; ratios are this compressor's time per token against that of ``none`` and ``hf``."""
+    """Times of one compressor. Ratios are speed-ups over ``none`` and ``hf``, whose time per token was measured in the
+    same rounds: above 1 means that this compressor is faster (:func:`kvbench.measure.statistics.paired_ratio`)."""
 
     batch: int
     prompt: int

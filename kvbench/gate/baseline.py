@@ -1,0 +1,124 @@
+"""The committed baseline: exact metrics per trial key, and how far each may move.
+
+A person may edit a number or a tolerance, and the gate judges what it then reads. What may not happen unseen is that
+an entry or a metric disappears, so the checksum covers which entries there are, under which conditions they were
+measured and which metrics each has, and not the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import AwareDatetime, Field, FiniteFloat, ValidationError
+
+from kvbench.errors import UndecidedError
+from kvbench.gate.verdicts import TOLERANCES, Metric, Side, Tolerance, by_key
+from kvbench.runs.canonical import digest
+from kvbench.runs.files import replace_file
+from kvbench.runs.records import Record
+from kvbench.runs.trials import Frozen
+
+BASELINE_SCHEMA = 1
+REFRESH = "make a new one with `kvbench gate RESULTS --baseline FILE --update`"
+
+
+class Entry(Frozen):
+    """One trial key's numbers; ``tolerances`` overrides the baseline's for this entry."""
+
+    conditions: dict[str, str]
+    bytes_per_token: int | FiniteFloat | None = None
+    allocated_bytes: int | FiniteFloat | None = None
+    kld_mean: int | FiniteFloat | None = None
+    perplexity: int | FiniteFloat | None = None
+    tolerances: dict[Metric, Tolerance] = Field(default_factory=dict)
+
+    @property
+    def side(self) -> Side:
+        """The entry as a side of a comparison."""
+        numbers = {name: getattr(self, name) for name in TOLERANCES}
+        return Side({name: number for name, number in numbers.items() if number is not None}, self.conditions)
+
+
+class Baseline(Frozen):
+    """The content of a baseline file."""
+
+    schema_version: int
+    kvbench: str
+    created: AwareDatetime
+    count: int
+    checksum: str
+    tolerances: dict[Metric, Tolerance]
+    entries: dict[str, Entry]
+
+    def tolerances_of(self, entry: Entry) -> dict[Metric, Tolerance]:
+        """The entry's margins: its own, else the baseline's, else the default."""
+        return {**TOLERANCES, **self.tolerances, **entry.tolerances}
+
+
+def write_baseline(records: Iterable[Record], path: Path | str) -> Baseline:
+    """Replace the baseline file by one with these results, keeping the tolerances that were set in it.
+
+    Raises UndecidedError if a trial failed or has a number that is not finite, if there is nothing to compare, or if
+    the file is there and cannot be read.
+    """
+    path = Path(path)
+    old = read_baseline(path) if path.exists() else None
+    results = by_key(records)
+    entries = {key: _entry(record, old.entries.get(key) if old else None) for key, record in results.items()}
+    entries = {key: entry for key, entry in entries.items() if entry.side.values}
+    if not entries:
+        raise UndecidedError("no bytes, KLD or perplexity among the results; a baseline needs some")
+    provenance = next(reversed(results.values())).provenance
+    baseline = Baseline(
+        schema_version=BASELINE_SCHEMA,
+        kvbench=provenance.kvbench,
+        created=provenance.finished,
+        count=len(entries),
+        checksum=_checksum(entries),
+        tolerances={**TOLERANCES, **(old.tolerances if old else {})},
+        entries=entries,
+    )
+    replace_file(path, baseline.model_dump_json(indent=2, exclude_defaults=True).encode() + b"\n")
+    return baseline
+
+
+def read_baseline(path: Path | str) -> Baseline:
+    """The baseline of a file. Raises UndecidedError if it is missing, cut off, incomplete or of another schema."""
+    path = Path(path)
+    try:
+        fields: Any = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UndecidedError(f"no baseline at {path} ({error.strerror}); {REFRESH}") from error
+    except ValueError as error:
+        raise UndecidedError(f"baseline {path} is damaged ({error}); restore it or {REFRESH}") from error
+    version = fields.get("schema_version") if isinstance(fields, dict) else None
+    if version != BASELINE_SCHEMA:
+        raise UndecidedError(f"baseline {path} has schema {version}, this kvbench reads {BASELINE_SCHEMA}; {REFRESH}")
+    try:
+        baseline = Baseline.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UndecidedError(
+            f"baseline {path} is damaged ({where}: {first['msg']}); restore it or {REFRESH}"
+        ) from error
+    if len(baseline.entries) != baseline.count or _checksum(baseline.entries) != baseline.checksum:
+        raise UndecidedError(f"baseline {path}: entries, conditions or metrics were added or taken away; {REFRESH}")
+    return baseline
+
+
+def _entry(record: Record, old: Entry | None) -> Entry:
+    side, key = Side.of(record), record.trial.key
+    if side.failure:
+        raise UndecidedError(f"{key!r} failed ({side.failure}); a baseline needs results that are all ok")
+    try:
+        return Entry(conditions=side.conditions, tolerances=old.tolerances if old else {}, **side.values)
+    except ValidationError as error:
+        raise UndecidedError(f"{key!r}: {error.errors()[0]['loc'][0]} is not a finite number") from error
+
+
+def _checksum(entries: Mapping[str, Entry]) -> str:
+    return digest({key: [entry.conditions, sorted(entry.side.values)] for key, entry in entries.items()})

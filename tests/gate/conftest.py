@@ -1,0 +1,53 @@
+"""Records to gate: the fixture's whole one, with other numbers under other keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvbench.runs.jsonl import read_records
+from kvbench.runs.records import Failure, Interval, Record
+
+WHOLE = read_records(Path(__file__).parents[1] / "runs" / "fixtures" / "records-v1.jsonl")[0]
+assert WHOLE.memory and WHOLE.quality and WHOLE.speed
+
+
+def _record(compressor: str = "int:bits=4", trial: dict[str, Any] | None = None, **numbers: Any) -> Record:
+    """A record of the compressor; numbers: ``bytes``, ``kld``, ``perplexity``, ``tpot``, ``speedup`` (with ± 0.02)."""
+    memory, quality, speed = WHOLE.memory, WHOLE.quality, WHOLE.speed
+    assert memory and quality and speed
+    if "bytes" in numbers:
+        allocated = memory.allocated.model_copy(update={"payload": numbers["bytes"]})
+        memory = memory.model_copy(update={"allocated": allocated, "bytes_per_token": allocated.total / memory.tokens})
+    quality = quality.model_copy(
+        update={"kld_mean": numbers.get("kld", 0.012), "perplexity": numbers.get("perplexity", 29.0)}
+    )
+    around = numbers.get("speedup", 1.0)
+    speed = speed.model_copy(
+        update={
+            "tpot_s": numbers.get("tpot", 0.02),
+            "ratio_to_none": around,
+            "ratio_to_none_interval": around and Interval(low=around - 0.02, high=around + 0.02),
+        }
+    )
+    changed = WHOLE.trial.model_copy(update={"compressor": compressor, **(trial or {})})
+    provenance = WHOLE.provenance.model_copy(update={"cpu": numbers.get("cpu", WHOLE.provenance.cpu)})
+    return Record.of(changed, "ok", provenance, memory=memory, quality=quality, speed=speed)
+
+
+def _failed(compressor: str = "int:bits=4") -> Record:
+    trial = WHOLE.trial.model_copy(update={"compressor": compressor})
+    return Record.of(trial, "oom", WHOLE.provenance, failure=Failure(type="MemoryError", message="needed 1 GiB"))
+
+
+@pytest.fixture
+def record() -> Callable[..., Record]:
+    return _record
+
+
+@pytest.fixture
+def failed() -> Callable[..., Record]:
+    return _failed
