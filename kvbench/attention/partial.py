@@ -27,7 +27,12 @@ class Partial:
 
 
 def partial_attention(
-    query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None = None, softcap: float | None = None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float,
+    mask: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Partial:
     """Attention of ``query`` (batch, heads, queries, d) over ``keys``, ``values`` (batch, kv heads, tokens, ·).
 
@@ -65,7 +70,12 @@ def merge(parts: Sequence[Partial]) -> Partial:
 
 
 def exact_attention(
-    query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None = None, softcap: float | None = None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float,
+    mask: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Attention over exact keys and values that end with the queries' own tokens; the output alone.
 

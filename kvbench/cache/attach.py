@@ -89,7 +89,10 @@ class CompressedModel:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None = None, error: BaseException | None = None, tb: TracebackType | None = None
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        tb: TracebackType | None = None,
     ) -> None:
         self._interception.__exit__()
 
@@ -120,7 +123,9 @@ class CompressedModel:
             return None
         return Rotator(self._modules[layer], geometry, self._tables[geometry.rope_group], cache.positions)
 
-    def record(self, layer: int, cache: CompressedCache, seen: int, rotation: Rotation, positions: Tensor | None) -> None:
+    def record(
+        self, layer: int, cache: CompressedCache, seen: int, rotation: Rotation, positions: Tensor | None
+    ) -> None:
         """Note the positions of new tokens, and their rotation in the model-level table."""
         if positions is None:
             positions = torch.arange(seen, seen + rotation[0].shape[1], device=rotation[0].device)[None]
@@ -170,7 +175,7 @@ def self_test(model: PreTrainedModel, geometry: ModelGeometry, keys_before_rope:
     Raises:
         UnsupportedModelError: they do not (norms after RoPE, attention sinks in the softmax, …).
     """
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
     ids = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
     everywhere = torch.ones_like(ids)
     stock = model(ids, attention_mask=everywhere, use_cache=False).logits

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from kvbench.cache.buffers import GrowingTensor
 from kvbench.cache.codec import Codec
@@ -40,7 +41,7 @@ class CacheBytes:
 class CompressedCache(Cache):
     """A transformers cache whose layers are kvbench's. ``owner`` is the attachment that may drive it."""
 
-    def __init__(self, layers: list[CacheLayerMixin], owner: object) -> None:
+    def __init__(self, layers: list[Any], owner: object) -> None:
         super().__init__(layers=layers)
         self.positions = Positions()
         self.owner = owner
@@ -75,9 +76,9 @@ class CompressedCache(Cache):
         super().reset()
         self.positions.truncate(0)
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:  # type: ignore[override]
         """Beam search picks rows."""
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self.positions.map_rows(lambda index: index.index_select(0, beam_idx.to(index.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -92,8 +93,6 @@ class CompressedCache(Cache):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompressedCache:
         """Copies every token's tensors; codecs and the attachment stay shared."""
-        from copy import deepcopy
-
         twin = CompressedCache(deepcopy(self.layers, memo), self.owner)
         twin.positions = deepcopy(self.positions, memo)
         return twin

@@ -42,7 +42,9 @@ class KVLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Append new tokens (batch, kv heads, tokens, ·) exactly; returns them unchanged."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

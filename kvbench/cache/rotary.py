@@ -112,5 +112,7 @@ class Rotator:
             return rotate(self._module, keys, self._table.lookup(rows.gather(1, slots.long())), self.rotary_dims)
         batch, heads, tokens, dim = keys.shape
         flat = rows.gather(1, slots.flatten(1).long()).reshape(batch * heads, tokens)
-        turned = rotate(self._module, keys.reshape(batch * heads, 1, tokens, dim), self._table.lookup(flat), self.rotary_dims)
+        turned = rotate(
+            self._module, keys.reshape(batch * heads, 1, tokens, dim), self._table.lookup(flat), self.rotary_dims
+        )
         return turned.view(batch, heads, tokens, dim)

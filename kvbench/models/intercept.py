@@ -25,7 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from kvbench.errors import UnsupportedModelError
 
 IMPLEMENTATION = "kvbench"
-"""Name under which the attention function and its mask are registered; free of the substrings transformers reacts to."""
+"""Name of the registered attention function and mask; free of the substrings that transformers reacts to."""
 
 Rotation = tuple[Tensor, Tensor]
 """cos and sin, each (1 or batch, tokens, rotary dims)."""
@@ -104,7 +104,10 @@ class Interception:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None = None, error: BaseException | None = None, tb: TracebackType | None = None
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        tb: TracebackType | None = None,
     ) -> None:
         for hook in self._hooks:
             hook.remove()

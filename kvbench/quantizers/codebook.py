@@ -78,7 +78,9 @@ class CodebookQuantizer:
         latents = torch.zeros(codes.shape, dtype=self.deviation.dtype, device=codes.device)
         for width, columns in self._runs():
             if width:
-                latents[..., columns] = functional.embedding(codes[..., columns].int(), self.levels[width][:, None])[..., 0]
+                latents[..., columns] = functional.embedding(codes[..., columns].int(), self.levels[width][:, None])[
+                    ..., 0
+                ]
         return latents.mul_(self.deviation)
 
     def cost(self, groups: int, rank: int, dtype: torch.dtype) -> Cost:

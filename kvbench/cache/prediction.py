@@ -1,0 +1,56 @@
+"""What a cache will take, from arithmetic alone, before anything is allocated."""
+
+from __future__ import annotations
+
+import torch
+
+from kvbench.cache.attach import LayerPlan, Plan
+from kvbench.cache.compressed import CompressedLayer, Spans
+from kvbench.models.geometry import LayerGeometry, ModelGeometry
+
+
+def predict_bytes(plan: Plan, geometry: ModelGeometry, tokens: int, batch: int = 1) -> int:
+    """Bytes that a cache holds right after a prefill of ``tokens`` unpadded tokens, all layers."""
+    total = sum(_layer_bytes(plan, layer, geometry.dtype, tokens) for layer in geometry.layers) * batch
+    rotary = plan.keys_before_rope and any(layer.rotary_dims for layer in geometry.compressible)
+    return round(total) + (4 * tokens if rotary else 0)  # one int32 position per token, shared by rows and layers
+
+
+def body_bits_per_element(plan: Plan, geometry: ModelGeometry) -> float | None:
+    """Bits per K or V element of the compressed body, scales included; None when nothing is compressed."""
+    bits = elements = 0.0
+    for layer in geometry.compressible:
+        own = plan.layers.get(layer.layer)
+        if own is None or own.codec is None:
+            continue
+        cost = own.codec.cost(geometry.dtype)
+        kept = 1.0 if own.selector is None else own.selector.budget
+        bits += kept * (cost.payload + cost.scales + (32 * layer.kv_heads if own.selector is not None else 0))
+        elements += layer.elements_per_token
+    return bits / elements if elements else None
+
+
+def _layer_bytes(plan: Plan, layer: LayerGeometry, dtype: torch.dtype, tokens: int) -> float:
+    exact = layer.elements_per_token * dtype.itemsize
+    own = plan.layers.get(layer.layer)
+    if layer.sliding_window is not None:
+        return exact * (layer.sliding_window if tokens >= layer.sliding_window else tokens)
+    if own is None or own.codec is None:
+        return exact * tokens
+    spans = CompressedLayer(own.codec, plan.spans, own.selector).spans
+    boundary = spans.boundary(tokens)
+    if boundary == 0:
+        return exact * tokens
+    return exact * (spans.sinks + spans.recent + spans.block) + _body_bytes(
+        own, layer, dtype, boundary - spans.sinks, spans
+    )
+
+
+def _body_bytes(own: LayerPlan, layer: LayerGeometry, dtype: torch.dtype, tokens: int, spans: Spans) -> float:
+    assert own.codec is not None
+    cost = own.codec.cost(dtype)
+    bits = cost.payload + cost.scales
+    if own.selector is None:
+        return tokens * bits / 8
+    kept = int(tokens * own.selector.budget) // own.codec.block * own.codec.block
+    return kept * (bits / 8 + 4 * layer.kv_heads)

@@ -1,0 +1,147 @@
+"""Collecting statistics: one forward pass over the calibration text, and optionally one backward pass for Fisher.
+
+The Fisher pass draws labels from the model's own distribution, so Σ g gᵀ is the true Fisher information of the logits
+with respect to keys and values, up to sampling: KL(p ‖ p̂) ≈ ½ tr(F · error covariance).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kvbench.attention.partial import exact_attention
+from kvbench.calibration.statistics import LayerStatistics, Statistics
+from kvbench.models.geometry import LayerGeometry, ModelGeometry
+from kvbench.models.intercept import AttentionCall, Interception, Rotation, Takeover, rotate
+
+SINKS = 4
+"""Leading tokens of every window that stay out of the statistics."""
+
+
+class _LayerCollector:
+    """Accumulates one layer; also the layer's attention while collecting."""
+
+    def __init__(self, geometry: LayerGeometry, fisher: bool) -> None:
+        self.geometry, self.fisher = geometry, fisher
+        self._sums: dict[str, Tensor] = {}
+        self._leaves: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        keys, values, query = call.keys, call.values, call.query
+        leaf = [torch.zeros_like(tensor, requires_grad=self.fisher) for tensor in (keys, keys, values)]
+        keys = keys + leaf[0]
+        turned_query, turned = query, keys
+        if call.rotation is not None:
+            turned_query = rotate(call.module, query, call.rotation, self.geometry.rotary_dims)
+            turned = rotate(call.module, keys, call.rotation, self.geometry.rotary_dims)
+        turned, values = turned + leaf[1], values + leaf[2]
+        self._leaves = (leaf[0], leaf[1], leaf[2]) if self.fisher else None
+        with torch.no_grad():
+            self._moments("key", keys)
+            self._moments("rotated_key", turned)
+            self._moments("value", values)
+            self._add("query_second", self._query_second(query))
+            self._add("rotated_query_second", self._query_second(turned_query))
+            self._add("count", torch.tensor(float(keys.shape[0] * (keys.shape[2] - SINKS)), dtype=torch.float64))
+        return exact_attention(turned_query, turned, values, call.scaling, call.mask, call.softcap)
+
+    def take_gradients(self) -> None:
+        """Fold the gradients of the backward pass into the Fisher sums."""
+        if self._leaves is None:
+            return
+        for name, leaf in zip(("key", "rotated_key", "value"), self._leaves, strict=True):
+            assert leaf.grad is not None
+            flat = _flatten(leaf.grad)
+            self._add(f"fisher_{name}", (flat.T @ flat).double())
+        self._leaves = None
+
+    def statistics(self) -> LayerStatistics:
+        """The sums so far, on the CPU."""
+        empty = {f"fisher_{name}": torch.zeros(0, dtype=torch.float64) for name in ("key", "rotated_key", "value")}
+        return LayerStatistics(**(empty | {name: tensor.cpu() for name, tensor in self._sums.items()}))
+
+    def _moments(self, name: str, states: Tensor) -> None:
+        flat = _flatten(states)
+        self._add(f"{name}_sum", flat.double().sum(0))
+        self._add(f"{name}_second", (flat.T @ flat).double())
+
+    def _query_second(self, query: Tensor) -> Tensor:
+        grouped = query[:, :, SINKS:].unflatten(1, (self.geometry.kv_heads, -1)).transpose(0, 1).flatten(1, 3).float()
+        return (grouped.transpose(1, 2) @ grouped).double()
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+
+class _Collector:
+    """Handler that sends every full-attention layer to its collector."""
+
+    def __init__(self, geometry: ModelGeometry, fisher: bool) -> None:
+        self.layers = {layer.layer: _LayerCollector(layer, fisher) for layer in geometry.compressible}
+
+    def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover | None:
+        if layer not in self.layers:
+            return None
+        return Takeover(self.layers[layer], before_rope=self.layers[layer].geometry.rotary_dims > 0)
+
+
+def collect(
+    model: PreTrainedModel,
+    geometry: ModelGeometry,
+    windows: Tensor,
+    *,
+    fisher: bool = True,
+    identity: tuple[str, str, str] = ("", "", ""),
+    progress: Callable[[int, int], None] | None = None,
+    seed: int = 0,
+) -> Statistics:
+    """Statistics over ``windows`` (count, length) of token ids; ``identity`` is (model, weights sha256, text sha256).
+
+    ``progress`` is called with (windows done, windows in all).
+    """
+    collector = _Collector(geometry, fisher)
+    generator = torch.Generator().manual_seed(seed)
+    with Interception(model, collector), _frozen(model), torch.set_grad_enabled(fisher):
+        for index, ids in enumerate(windows.to(model.device)):
+            logits = model(ids[None], use_cache=False).logits[0]
+            if fisher:
+                _backward(logits, generator)
+                for layer in collector.layers.values():
+                    layer.take_gradients()
+            if progress is not None:
+                progress(index + 1, len(windows))
+    layers = {index: layer.statistics() for index, layer in collector.layers.items()}
+    return Statistics(layers, *identity)
+
+
+def _backward(logits: Tensor, generator: torch.Generator) -> None:
+    """Back-propagate Σ −log p(y) with y drawn from the model; the gradient of the logits is p − onehot(y)."""
+    with torch.no_grad():
+        gradient = logits.float().softmax(-1)
+        drawn = torch.multinomial(gradient.cpu(), 1, generator=generator).to(logits.device)
+        gradient.scatter_add_(1, drawn, torch.full_like(drawn, -1, dtype=gradient.dtype))
+    logits.backward(gradient.to(logits.dtype))
+
+
+def _flatten(states: Tensor) -> Tensor:
+    """(batch, kv heads, tokens, d) → (batch · tokens without sinks, kv heads · d) in at least fp32."""
+    kept = states[:, :, SINKS:].transpose(1, 2).flatten(2).flatten(0, 1)
+    return kept.to(torch.promote_types(kept.dtype, torch.float32))
+
+
+@contextmanager
+def _frozen(model: PreTrainedModel) -> Iterator[None]:
+    """No gradients for weights: only keys and values get any."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)

@@ -1,0 +1,145 @@
+"""A compressor: parts that compose, and the exact spans around what they compress.
+
+``pca:rank=0.5+int:bits=4,group=64`` is two parts; ``sinks``, ``recent`` and ``block`` may stand in any of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import kvbench
+from kvbench.cache.attach import Plan
+from kvbench.cache.compressed import Spans
+from kvbench.calibration.statistics import Statistics
+from kvbench.compressors import registry
+from kvbench.compressors.draft import Draft
+from kvbench.compressors.part import Part, convert
+from kvbench.errors import KvbenchError
+from kvbench.models.geometry import ModelGeometry
+
+_SPANS = ("sinks", "recent", "block")
+_CODE = ("attention", "cache", "calibration", "quantizers", "selectors", "transforms", "compressors/draft.py")
+
+
+@dataclass(frozen=True)
+class Compressor:
+    """A parsed spec. ``str(compressor)`` is the canonical spec and parses back to an equal compressor."""
+
+    parts: tuple[Part, ...]
+    spans: Spans = Spans()
+
+    @property
+    def baseline(self) -> str | None:
+        """ "none" or "hf" for the baselines, else None."""
+        return self.parts[0].name if self.parts[0].roles == ("baseline",) else None
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether fitting needs statistics."""
+        return any(part.needs_calibration for part in self.parts)
+
+    def __str__(self) -> str:
+        default = Spans()
+        extra = [
+            f"{name}={getattr(self.spans, name)}"
+            for name in _SPANS
+            if getattr(self.spans, name) != getattr(default, name)
+        ]
+        first, *rest = (str(part) for part in self.parts)
+        if extra:
+            first += ("," if ":" in first else ":") + ",".join(extra)
+        return "+".join([first, *rest])
+
+    def fit(self, geometry: ModelGeometry, statistics: Statistics | None = None) -> Plan:
+        """The plan for a model of this ``geometry``: bases, bit widths, codecs. Closed form, no forward pass.
+
+        Raises:
+            KvbenchError: statistics are missing or belong to another geometry, or a rank or width does not fit.
+        """
+        if self.baseline:
+            return Plan({}, self.spans)
+        if self.needs_calibration and statistics is None:
+            raise KvbenchError(f"{self}: needs calibration; run `kvbench calibrate` or pass statistics")
+        _check_statistics(geometry, statistics)
+        draft = Draft(geometry, statistics)
+        for part in self.parts:
+            part.apply(draft)
+        return draft.finish(self.spans)
+
+    def code_hash(self) -> str:
+        """sha256 over the sources that decide what this compressor stores and computes."""
+        root = Path(kvbench.__file__).parent
+        files = [
+            path
+            for name in _CODE
+            for path in ([root / name] if name.endswith(".py") else sorted((root / name).glob("*.py")))
+        ]
+        digest = hashlib.sha256()
+        for file in [*files, *sorted({Path(inspect.getfile(type(part))) for part in self.parts})]:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        return digest.hexdigest()
+
+
+def parse(spec: str) -> Compressor:
+    """Parse a spec string.
+
+    >>> str(parse("kvtc:recent=0,bits=3"))
+    'kvtc:bits=3,recent=0'
+
+    Raises:
+        KvbenchError: unknown name or key (with the nearest match), a bad value, or parts that do not compose.
+    """
+    if not spec.strip():
+        raise KvbenchError(f"empty compressor spec; known: {', '.join(registry.names())}")
+    parts, given = [], {}
+    for text in spec.strip().split("+"):
+        name, _, rest = text.strip().partition(":")
+        settings = _settings(text, rest)
+        cls = registry.find(name)
+        for key in _SPANS:
+            if key in settings:
+                given[key] = convert(f"{name}:{key}", settings.pop(key), int)
+        parts.append(cls.parse(settings))
+    _check_roles(parts, given)
+    spans = replace(Spans(), **given)
+    if spans.sinks < 0 or spans.recent < 0 or spans.block < 1:
+        raise KvbenchError(f"{spec}: sinks and recent must be at least 0, block at least 1 (tokens)")
+    return Compressor(tuple(parts), spans)
+
+
+def _settings(text: str, rest: str) -> dict[str, str]:
+    settings: dict[str, str] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = (piece.strip() for piece in item.partition("="))
+        if not equals or not key or not value:
+            raise KvbenchError(f"cannot read {item!r} in compressor {text!r}; write name:key=value,key=value")
+        if key in settings:
+            raise KvbenchError(f"compressor {text!r} sets {key} twice")
+        settings[key] = value
+    return settings
+
+
+def _check_roles(parts: list[Part], given: dict[str, int]) -> None:
+    taken: dict[str, str] = {}
+    for part in parts:
+        if part.roles == ("baseline",) and (len(parts) > 1 or given):
+            raise KvbenchError(f"{part.name} is a baseline: it takes no other part and no spans")
+        for role in part.roles:
+            if role in taken:
+                raise KvbenchError(f"{taken[role]} and {part.name} both bring a {role}; keep one of them")
+            taken[role] = part.name
+
+
+def _check_statistics(geometry: ModelGeometry, statistics: Statistics | None) -> None:
+    if statistics is None:
+        return
+    for layer in geometry.compressible:
+        known = statistics.layers.get(layer.layer)
+        if known is None or len(known.key_sum) != layer.kv_heads * layer.head_dim:
+            raise KvbenchError(
+                f"the statistics of {statistics.model or 'another model'} do not fit this model at layer {layer.layer}; "
+                "calibrate this model"
+            )

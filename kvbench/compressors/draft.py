@@ -1,0 +1,112 @@
+"""A compressor being put together: parts fill in slots, layer by layer, until a plan is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from kvbench.cache.attach import LayerPlan, Plan
+from kvbench.cache.codec import Codec, SideCodec
+from kvbench.cache.compressed import Spans
+from kvbench.calibration.statistics import LayerStatistics, Statistics
+from kvbench.errors import KvbenchError
+from kvbench.models.geometry import LayerGeometry, ModelGeometry
+from kvbench.quantizers.base import Passthrough, Quantizer
+from kvbench.selectors.base import Selector
+from kvbench.transforms.linear import LinearTransform
+
+
+@dataclass
+class SideDraft:
+    """Keys or values of one layer so far. ``moment`` names their statistics: key, rotated_key or value."""
+
+    head_dim: int
+    moment: str
+    transform: LinearTransform | None = None
+    quantizer: Quantizer | None = None
+
+
+@dataclass
+class LayerDraft:
+    """One full-attention layer so far."""
+
+    geometry: LayerGeometry
+    statistics: LayerStatistics | None
+    keys: SideDraft
+    values: SideDraft
+    selector: Selector | None = None
+
+    @property
+    def sides(self) -> tuple[SideDraft, SideDraft]:
+        """Keys and values."""
+        return self.keys, self.values
+
+    @property
+    def calibrated(self) -> LayerStatistics:
+        """The layer's statistics.
+
+        Raises:
+            KvbenchError: fitted without calibration.
+        """
+        if self.statistics is None:
+            raise KvbenchError(
+                f"layer {self.geometry.layer} has no statistics: this compressor needs calibration; "
+                "pass calibration=… or run `kvbench calibrate` for this model"
+            )
+        return self.statistics
+
+
+@dataclass
+class Draft:
+    """All full-attention layers so far. ``roles`` remembers which part filled which role."""
+
+    geometry: ModelGeometry
+    statistics: Statistics | None
+    layers: dict[int, LayerDraft] = field(init=False)
+    keys_before_rope: bool = False
+    roles: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = {} if self.statistics is None else self.statistics.layers
+        self.layers = {
+            layer.layer: LayerDraft(
+                layer,
+                known.get(layer.layer),
+                SideDraft(layer.head_dim, "rotated_key"),
+                SideDraft(layer.value_dim, "value"),
+            )
+            for layer in self.geometry.compressible
+        }
+
+    def __iter__(self) -> Iterator[LayerDraft]:
+        return iter(self.layers.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of bases: fp32, or fp64 for an fp64 model."""
+        return torch.promote_types(self.geometry.dtype, torch.float32)
+
+    def store_keys_before_rope(self) -> None:
+        """Keep keys unrotated; their statistics are those before RoPE."""
+        self.keys_before_rope = True
+        for layer in self:
+            layer.keys.moment = "key"
+
+    def finish(self, spans: Spans) -> Plan:
+        """The plan; sides without a quantizer keep their latents in the model's dtype."""
+        return Plan({layer.geometry.layer: self._finish_layer(layer) for layer in self}, spans)
+
+    def _finish_layer(self, layer: LayerDraft) -> LayerPlan:
+        keys, values = (
+            SideCodec(
+                layer.geometry.kv_heads,
+                side.head_dim,
+                side.transform,
+                side.quantizer or Passthrough(self.geometry.dtype),
+            )
+            for side in layer.sides
+        )
+        before = self.keys_before_rope and layer.geometry.rotary_dims > 0
+        return LayerPlan(Codec(keys, values, before), layer.selector)

@@ -1,0 +1,42 @@
+"""``int``: group-wise integers per token, the plain quantizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kvbench.compressors.draft import Draft
+from kvbench.compressors.part import Part
+from kvbench.quantizers.integer import IntegerQuantizer
+
+BITS = (2, 3, 4, 8)
+
+
+@dataclass(frozen=True)
+class Integer(Part):
+    """Round-to-nearest integers with one fp16 scale and zero per ``group`` channels of a token, bits really packed.
+
+    Stored: ``bits`` per value and 32 bits per group, so ``int:bits=4,group=64`` is 4.5 bits per value. As a second
+    part it quantizes the latents of the transform before it (``pca:rank=0.5+int:bits=4``).
+    """
+
+    name = "int"
+    family = "quantization"
+    roles = ("quantizer",)
+
+    bits: int
+    group: int = 64
+    side: Literal["both", "keys", "values"] = "both"
+
+    def __post_init__(self) -> None:
+        self.require(self.bits in BITS, f"bits={self.bits} is not one of {', '.join(map(str, BITS))}")
+        self.require(self.group >= 1, f"group={self.group} must be at least 1 value")
+
+    def apply(self, draft: Draft) -> None:
+        """One quantizer for the sides asked for."""
+        quantizer = IntegerQuantizer(self.bits, self.group)
+        for layer in draft:
+            if self.side != "values":
+                layer.keys.quantizer = quantizer
+            if self.side != "keys":
+                layer.values.quantizer = quantizer

@@ -1,0 +1,38 @@
+"""``kivi``: keys per channel, values per token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvbench.compressors.draft import Draft
+from kvbench.compressors.methods.integer import BITS
+from kvbench.compressors.part import Part
+from kvbench.quantizers.integer import IntegerQuantizer
+
+
+@dataclass(frozen=True)
+class Kivi(Part):
+    """KIVI: asymmetric integers, keys grouped along tokens within a channel, values along channels within a token.
+
+    Based on Liu et al. 2024, KIVI (arXiv 2402.02750). Stored: ``bits`` per value, fp16 scale and zero per ``group``
+    values, so 2 bits at group 32 are 3 bits. Differences: keys after RoPE and a residual window as in the paper (here
+    ``recent``, default 64), but the prompt's first ``sinks`` tokens stay exact too.
+    """
+
+    name = "kivi"
+    family = "quantization"
+    roles = ("quantizer",)
+    paper = "arXiv 2402.02750"
+
+    bits: int
+    group: int = 32
+
+    def __post_init__(self) -> None:
+        self.require(self.bits in BITS, f"bits={self.bits} is not one of {', '.join(map(str, BITS))}")
+        self.require(self.group >= 1, f"group={self.group} must be at least 1 value")
+
+    def apply(self, draft: Draft) -> None:
+        """Per-channel keys, per-token values."""
+        for layer in draft:
+            layer.keys.quantizer = IntegerQuantizer(self.bits, self.group, "token")
+            layer.values.quantizer = IntegerQuantizer(self.bits, self.group, "channel")

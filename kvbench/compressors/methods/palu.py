@@ -1,0 +1,73 @@
+"""``palu``: group-head low rank with rank allocation over layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
+from kvbench.compressors.part import Part
+from kvbench.errors import KvbenchError
+from kvbench.transforms.fitting import orthonormal_transform, principal_axes
+
+
+@dataclass(frozen=True)
+class Palu(Part):
+    """Palu: one low-rank latent per group of adjacent KV heads, ranks given out over layers, keys and values.
+
+    Based on Chang et al. 2024, Palu (arXiv 2407.21118). Stored: the latents of ``group`` heads together, keys before
+    RoPE. The whitened SVD of W_k, W_v per group is computed as PCA of their outputs (uncentred, the same subspace).
+    ``allocate`` shares a total of ``rank`` · width out: ``fisher`` weights each layer and side by its mean Fisher
+    information, ``energy`` by nothing, ``uniform`` gives every layer the same. Differences: the paper rounds ranks to
+    32 and takes Fisher of weights; here ranks are whole numbers and Fisher is that of the outputs. ``group`` falls to
+    the largest divisor of the model's KV heads.
+    """
+
+    name = "palu"
+    family = "low rank"
+    roles = ("transform",)
+    paper = "arXiv 2407.21118"
+    needs_calibration = True
+    absorbs = "values"
+
+    rank: float
+    group: int = 4
+    allocate: Literal["fisher", "energy", "uniform"] = "fisher"
+
+    def __post_init__(self) -> None:
+        self.require(0 < self.rank <= 1, f"rank={self.rank} must be in (0, 1], a fraction")
+        self.require(self.group >= 1, f"group={self.group} must be at least 1 head")
+
+    def apply(self, draft: Draft) -> None:
+        """Spectra first, then ranks, then bases."""
+        draft.store_keys_before_rope()
+        sides = [(layer, side) for layer in draft for side in layer.sides]
+        spectra = [principal_axes(layer.calibrated.second(side.moment), self._groups(layer)) for layer, side in sides]
+        weights = [self._weight(layer, side) for layer, side in sides]
+        ranks = self._ranks([values.mean(0) * weight for (values, _), weight in zip(spectra, weights, strict=True)])
+        for (layer, side), (_, axes), rank in zip(sides, spectra, ranks, strict=True):
+            mean = torch.zeros_like(layer.calibrated.mean(side.moment))
+            side.transform = orthonormal_transform(axes, mean, rank, draft.dtype)
+
+    def _groups(self, layer: LayerDraft) -> int:
+        heads = layer.geometry.kv_heads
+        size = max(size for size in range(1, min(self.group, heads) + 1) if heads % size == 0)
+        return heads // size
+
+    def _weight(self, layer: LayerDraft, side: SideDraft) -> float:
+        if self.allocate != "fisher":
+            return 1.0
+        if not layer.calibrated.has_fisher:
+            raise KvbenchError("palu: allocate=fisher needs statistics with Fisher information; use allocate=energy")
+        return float(layer.calibrated.fisher(side.moment).diagonal().mean())
+
+    def _ranks(self, spectra: list[Tensor]) -> list[int]:
+        """Whole ranks that sum to the budget: the largest weighted eigenvalues anywhere win."""
+        if self.allocate == "uniform":
+            return [max(1, round(self.rank * len(spectrum))) for spectrum in spectra]
+        budget = round(self.rank * sum(len(spectrum) for spectrum in spectra))
+        floor = torch.cat([spectrum.sort(descending=True).values for spectrum in spectra]).topk(budget).values[-1]
+        return [max(1, int((spectrum >= floor).sum())) for spectrum in spectra]

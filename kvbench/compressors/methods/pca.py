@@ -1,0 +1,56 @@
+"""``pca``: keys and values in their principal components, truncated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
+from kvbench.compressors.part import Part
+from kvbench.transforms.fitting import orthonormal_transform, principal_axes, rank_for_energy
+
+
+@dataclass(frozen=True)
+class Pca(Part):
+    """Principal components of calibrated keys and values around their mean; the first ``rank`` of them are stored.
+
+    The same subspace as a whitened SVD of the projection weights (Palu, Eigen Attention), with the mean kept apart so
+    that QKV biases cost no rank. ``rank`` is a fraction of the width; ``energy`` instead picks each layer's rank by the
+    share of variance kept. ``heads=joint`` takes one basis over all KV heads of a layer, ``heads=each`` one per head.
+    Keys before RoPE need far less rank and are rotated when they are read.
+    """
+
+    name = "pca"
+    family = "low rank"
+    roles = ("transform",)
+    needs_calibration = True
+    absorbs = "values; keys with keys=after"
+
+    rank: float | None = None
+    energy: float | None = None
+    heads: Literal["joint", "each"] = "joint"
+    keys: Literal["before", "after"] = "before"
+
+    def __post_init__(self) -> None:
+        self.require((self.rank is None) != (self.energy is None), "give either rank or energy, as in pca:rank=0.5")
+        for key, value in (("rank", self.rank), ("energy", self.energy)):
+            self.require(value is None or 0 < value <= 1, f"{key}={value} must be in (0, 1], a fraction")
+
+    def apply(self, draft: Draft) -> None:
+        """Bases for both sides of every layer."""
+        if self.keys == "before":
+            draft.store_keys_before_rope()
+        for layer in draft:
+            for side in layer.sides:
+                self._fit(layer, side, draft)
+
+    def _fit(self, layer: LayerDraft, side: SideDraft, draft: Draft) -> None:
+        statistics = layer.calibrated
+        groups = 1 if self.heads == "joint" else layer.geometry.kv_heads
+        values, axes = principal_axes(statistics.covariance(side.moment), groups)
+        width = axes.shape[-1]
+        if self.energy is not None:
+            rank = rank_for_energy(values, self.energy)
+        else:
+            rank = max(1, round((self.rank or 0) * width))
+        side.transform = orthonormal_transform(axes, statistics.mean(side.moment), rank, draft.dtype)

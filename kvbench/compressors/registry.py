@@ -1,0 +1,69 @@
+"""Which compressors there are: kvbench's own, and those that installed packages offer by entry point."""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+from importlib.metadata import entry_points
+
+from kvbench.compressors.part import Part
+from kvbench.errors import KvbenchError, unknown
+
+ENTRY_POINTS = "kvbench.compressors"
+
+_BUILT_IN = {
+    "none": "none:Uncompressed",
+    "hf": "hf:StockCache",
+    "identity": "identity:Identity",
+    "pca": "pca:Pca",
+    "palu": "palu:Palu",
+    "kvtc": "kvtc:Kvtc",
+    "int": "integer:Integer",
+    "kivi": "kivi:Kivi",
+}
+
+
+@lru_cache(maxsize=1)
+def _catalogue() -> dict[str, type[Part]]:
+    found: dict[str, type[Part]] = {}
+    for name, place in _BUILT_IN.items():
+        module, _, cls = place.partition(":")
+        found[name] = getattr(importlib.import_module(f"kvbench.compressors.methods.{module}"), cls)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _plugins() -> dict[str, type[Part]]:
+    found: dict[str, type[Part]] = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name in _catalogue():
+            raise KvbenchError(
+                f"plug-in {point.value!r} takes the name of the built-in compressor {point.name!r}; rename it"
+            )
+        try:
+            cls = point.load()
+        except Exception as error:
+            raise KvbenchError(f"compressor plug-in {point.name!r} ({point.value}) does not load: {error}") from error
+        if not (isinstance(cls, type) and issubclass(cls, Part)):
+            raise KvbenchError(
+                f"compressor plug-in {point.name!r} ({point.value}) is no Part; subclass kvbench.compressors.part.Part"
+            )
+        found[point.name] = cls
+    return found
+
+
+def names() -> list[str]:
+    """All compressor names, built-in first."""
+    return [*_catalogue(), *sorted(_plugins())]
+
+
+def find(name: str) -> type[Part]:
+    """The part class called ``name``.
+
+    Raises:
+        KvbenchError: no such compressor; lists what exists and the nearest match.
+    """
+    cls = _catalogue().get(name) or _plugins().get(name)
+    if cls is None:
+        raise unknown("compressor", name, names())
+    return cls

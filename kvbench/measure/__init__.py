@@ -1,0 +1,1 @@
+"""Memory, speed and quality, measured from one real cache."""
