@@ -13,7 +13,7 @@ NOISE = 0.05
 
 
 def compare(a: Iterable[Record], b: Iterable[Record]) -> list[Row]:
-    """One row per trial key: bytes, KLD and perplexity of ``b`` judged against ``a``, and the time per token.
+    """One row per trial key: ``b`` judged against ``a`` by bytes, KLD, perplexity and speed-up.
 
     Raises UndecidedError if one side has two results under one key that were measured under different conditions.
     """
@@ -26,34 +26,34 @@ def _row(key: str, before: Record | None, after: Record | None) -> Row:
     row = judge_result(key, old, new, TOLERANCES)
     if row.verdict in (Verdict.GONE, Verdict.FAILED, Verdict.INCOMPARABLE) and not row.cells:
         return row
-    times = [record.speed.tpot_s if record and record.speed else None for record in (before, after)]
-    if times == [None, None]:
-        return row
-    cell = Cell(times[0], times[1], _speed_verdict(before, after))
-    return replace(row, cells={**row.cells, "tpot_s": cell}, verdict=gravest([row.verdict, cell.verdict]))
+    cells = {**row.cells, **_speed_cells(before, after)}
+    return replace(row, cells=cells, verdict=gravest([row.verdict, *(cell.verdict for cell in cells.values())]))
 
 
-def _speed_verdict(before: Record | None, after: Record | None) -> Verdict | None:
-    """Verdict on the speed-up over ``none``; None where it cannot be judged.
+def _speed_cells(before: Record | None, after: Record | None) -> dict[str, Cell]:
+    """The time per token, never judged, and the speed-up over ``none``, judged within one kind of machine.
 
-    The bare time is never judged: between two runs it drifts by more than most changes are worth, while the
-    speed-up was measured against ``none`` in the same rounds. On another machine even that is another quantity.
+    Between two runs a bare time drifts by more than most changes are worth; the speed-up was measured against
+    ``none`` in the same rounds. On another machine even that is another quantity.
     """
-    if not (before and after and before.speed and after.speed) or _machine(before) != _machine(after):
+    old, new = (record.speed if record else None for record in (before, after))
+    times = Cell(old.tpot_s if old else None, new.tpot_s if new else None, None)
+    ratios = Cell(old.ratio_to_none if old else None, new.ratio_to_none if new else None, None)
+    if before and after and old and new and _machine(before) == _machine(after):
+        ratios = replace(ratios, verdict=_speed_verdict(old, new))
+    cells = {"tpot_s": times, "ratio_to_none": ratios}
+    return {name: cell for name, cell in cells.items() if (cell.before, cell.after) != (None, None)}
+
+
+def _speed_verdict(old: SpeedResult, new: SpeedResult) -> Verdict | None:
+    """None where a side has no interval: nothing is known then about its noise."""
+    if not (old.ratio_to_none and new.ratio_to_none and old.ratio_to_none_interval and new.ratio_to_none_interval):
         return None
-    old, new = before.speed, after.speed
-    if _faster(new, old):
-        return Verdict.BETTER
-    if _faster(old, new):
-        return Verdict.WORSE
-    return Verdict.SAME if old.ratio_to_none_interval and new.ratio_to_none_interval else None
-
-
-def _faster(one: SpeedResult, other: SpeedResult) -> bool:
-    if not (one.ratio_to_none and other.ratio_to_none and one.ratio_to_none_interval and other.ratio_to_none_interval):
-        return False
-    parted = one.ratio_to_none_interval.low > other.ratio_to_none_interval.high
-    return parted and one.ratio_to_none > other.ratio_to_none * (1 + NOISE)
+    if new.ratio_to_none_interval.low > old.ratio_to_none_interval.high:
+        return Verdict.BETTER if new.ratio_to_none > old.ratio_to_none * (1 + NOISE) else Verdict.SAME
+    if new.ratio_to_none_interval.high < old.ratio_to_none_interval.low:
+        return Verdict.WORSE if new.ratio_to_none * (1 + NOISE) < old.ratio_to_none else Verdict.SAME
+    return Verdict.SAME
 
 
 def _machine(record: Record) -> tuple[str, str, int]:

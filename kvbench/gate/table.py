@@ -50,7 +50,7 @@ def _numbers(cell: Cell) -> tuple[str, str, str]:
     before, after = _short(cell.before), _short(cell.after)
     if before == after and cell.before != cell.after:
         before, after = repr(cell.before), repr(cell.after)
-    if not cell.before or cell.after is None:
+    if not cell.before or cell.after is None or cell.after == cell.before:
         return before, after, ""
     return before, after, f"{cell.after / cell.before - 1:+.2%}"
 

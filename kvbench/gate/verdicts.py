@@ -1,6 +1,6 @@
 """How one number is judged against another, and one result against another.
 
-All metrics are better when smaller. Nothing here passes by being absent: a result that is gone, failed, or was measured
+All metrics here are better when smaller. Nothing passes by being absent: a result that is gone, failed, or was measured
 under other conditions has a verdict of its own, and NaN is worse than anything.
 """
 

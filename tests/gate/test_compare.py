@@ -15,7 +15,14 @@ def one(a, b):
 def test_a_run_against_itself_is_the_same(record):
     row = one(record(), record())
     assert row.verdict is Verdict.SAME
-    assert list(row.cells) == ["bytes_per_token", "allocated_bytes", "kld_mean", "perplexity", "tpot_s"]
+    assert list(row.cells) == [
+        "bytes_per_token",
+        "allocated_bytes",
+        "kld_mean",
+        "perplexity",
+        "tpot_s",
+        "ratio_to_none",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -24,10 +31,9 @@ def test_a_run_against_itself_is_the_same(record):
         ({"bytes": 900}, "allocated_bytes", Verdict.BETTER),
         ({"kld": 0.02}, "kld_mean", Verdict.WORSE),
         ({"perplexity": 28.0}, "perplexity", Verdict.BETTER),
-        ({"speedup": 1.2}, "tpot_s", Verdict.BETTER),
-        ({"speedup": 0.8}, "tpot_s", Verdict.WORSE),
-        ({"speedup": 1.045}, "tpot_s", Verdict.SAME),
-        ({"tpot": 0.03}, "tpot_s", Verdict.SAME),
+        ({"speedup": 1.2}, "ratio_to_none", Verdict.BETTER),
+        ({"speedup": 0.8}, "ratio_to_none", Verdict.WORSE),
+        ({"speedup": 1.045}, "ratio_to_none", Verdict.SAME),
     ],
 )
 def test_each_metric_has_its_verdict(record, numbers, metric, verdict):
@@ -39,7 +45,13 @@ def test_each_metric_has_its_verdict(record, numbers, metric, verdict):
 def test_time_is_not_judged_across_machines_or_without_intervals(record):
     for other in (record(speedup=0.5, cpu="another"), record(speedup=0.5, trial={"threads": 1}), record(speedup=None)):
         row = one(record(), other)
-        assert (row.cells["tpot_s"].verdict, row.verdict) == (None, Verdict.SAME)
+        assert (row.cells["ratio_to_none"].verdict, row.verdict) == (None, Verdict.SAME)
+
+
+def test_a_bare_time_is_shown_and_not_judged(record):
+    row = one(record(), record(tpot=0.2))
+    assert (row.cells["tpot_s"].after, row.cells["tpot_s"].verdict, row.verdict) == (0.2, None, Verdict.SAME)
+    assert "not judged" in plain(verdict_table([row]))
 
 
 def test_the_gravest_cell_decides(record):

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
+from kvbench.models.registry import find
 from kvbench.runs.records import MemoryWorkload, QualityWorkload, Workload
 from kvbench.runs.suites import expand, load_suite, parse_suite, suite_names
 
@@ -48,6 +50,8 @@ def test_built_in_suites_parse(name):
     assert suite.name == name
     assert {"none", "hf"} <= set(suite.compressors)
     assert len(expand(suite)) >= len(suite.compressors)
+    assert [str(parse(spec)) for spec in suite.compressors] == list(suite.compressors)
+    assert all(find(model) for model in suite.models)
 
 
 def test_names_are_the_built_in_files():
