@@ -109,7 +109,7 @@ class CompressedLayer(KVLayer):
         tail_start: int,
         limits: Tensor | None,
     ) -> list[Partial]:
-        """The partial attentions over sinks, body and tail. ``limits`` (queries,): the body's end as each query saw it."""
+        """Partial attentions over sinks, body and tail. ``limits`` (queries,): the body's end as each query saw it."""
         mask = call.mask
         if mask is None and query.shape[AXIS] > 1:
             mask = causal_mask(query.shape[AXIS], self.seen, query.device)

@@ -1,8 +1,8 @@
 """Rotating keys that are stored before RoPE.
 
 The attached model keeps one table of cos and sin per RoPE group, indexed by *position* and filled from what the model
-itself hands to its layers, so YaRN factors and per-layer-type tables come out exactly. A cache keeps only the positions of its tokens,
-one row for the whole batch unless rows differ (left padding).
+itself hands to its layers, so YaRN factors and per-layer-type tables come out exactly. A cache keeps only the positions
+of its tokens, one row for the whole batch unless rows differ (left padding).
 """
 
 from __future__ import annotations

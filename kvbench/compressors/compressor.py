@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import kvbench
@@ -29,7 +29,7 @@ class Compressor:
     """A parsed spec. ``str(compressor)`` is the canonical spec and parses back to an equal compressor."""
 
     parts: tuple[Part, ...]
-    spans: Spans = Spans()
+    spans: Spans = field(default_factory=Spans)
 
     @property
     def baseline(self) -> str | None:
@@ -140,6 +140,6 @@ def _check_statistics(geometry: ModelGeometry, statistics: Statistics | None) ->
         known = statistics.layers.get(layer.layer)
         if known is None or len(known.key_sum) != layer.kv_heads * layer.head_dim:
             raise KvbenchError(
-                f"the statistics of {statistics.model or 'another model'} do not fit this model at layer {layer.layer}; "
-                "calibrate this model"
+                f"the statistics of {statistics.model or 'another model'} do not fit this model at layer "
+                f"{layer.layer}; calibrate this model"
             )
