@@ -37,7 +37,7 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
     """
     if target.is_dir():
         return target
-    with storage_errors(target):
+    with storage_errors(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target):
             if not target.is_dir():  # another process may have built it while this one waited
@@ -79,8 +79,8 @@ def _locked(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def storage_errors(target: Path) -> Iterator[None]:
-    """Turn the operating system's complaints about the cache folder into one line that says what to do."""
+def storage_errors(folder: Path, variable: str = "KVBENCH_CACHE") -> Iterator[None]:
+    """Turn the operating system's complaints about a cache folder into one line; ``variable`` moves it elsewhere."""
     try:
         yield
     except OSError as error:
@@ -88,6 +88,5 @@ def storage_errors(target: Path) -> Iterator[None]:
             raise
         reason = "is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "cannot be written"
         raise FetchError(
-            f"cache folder {target.parent} {reason} ({error.strerror or error}); "
-            "free some space or point KVBENCH_CACHE to another folder"
+            f"cache folder {folder} {reason} ({error.strerror}); free some space or point {variable} to another folder"
         ) from error

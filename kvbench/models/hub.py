@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
 from kvbench.errors import FetchError
@@ -22,7 +22,7 @@ def snapshot_folder(entry: ModelEntry, fetch: bool = True) -> Path:
     """
     where = f"{entry.repo}@{entry.revision[:8]}"
     try:
-        with storage_errors(Path.home()):
+        with storage_errors(Path(constants.HF_HUB_CACHE), "HF_HUB_CACHE"):
             folder = snapshot_download(
                 entry.repo, revision=entry.revision, allow_patterns=FILES, local_files_only=not fetch
             )

@@ -43,7 +43,6 @@ def load(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu", fet
     _check_device(device)
     model, tokenizer, sha256 = _SOURCES[entry.source](entry, dtype, fetch)
     _check_finite(model, name)
-    _check_vocabulary(model, tokenizer, name)
     model.requires_grad_(False).eval().to(device)
     context_length = entry.context_length or int(model.config.max_position_embeddings)
     return LoadedModel(name, model, tokenizer, sha256, context_length)
@@ -95,9 +94,3 @@ def _check_finite(model: PreTrainedModel, name: str) -> None:
     for key, parameter in model.named_parameters():
         if parameter.is_floating_point() and not torch.stack(parameter.aminmax()).isfinite().all():
             raise KvbenchError(f"{name}: tensor {key} holds NaN or infinite values; the weights are broken")
-
-
-def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    embeddings = model.get_input_embeddings().weight
-    if isinstance(embeddings, torch.Tensor) and len(tokenizer) > len(embeddings):
-        raise KvbenchError(f"{name}: its tokenizer has {len(tokenizer)} tokens, the model only {len(embeddings)}")

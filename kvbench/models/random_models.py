@@ -155,6 +155,8 @@ def _config(family: str, overrides: Mapping[str, int]) -> PreTrainedConfig:
     values = BASE | dict(chosen.extra) | {GEOMETRY[key]: value for key, value in overrides.items()}
     if "head_dim" not in values and values["hidden_size"] % values["num_attention_heads"]:
         raise KvbenchError(f"random:{family}: hidden must be a multiple of heads unless head_dim is given")
+    if "kv_heads" not in chosen.lacks and values["num_attention_heads"] % values["num_key_value_heads"]:
+        raise KvbenchError(f"random:{family}: heads must be a multiple of kv_heads")
     if family == "gemma3":  # alternate from the start, so that a tiny model has both kinds of layers
         kinds = ("sliding_attention", "full_attention")
         values["layer_types"] = [kinds[layer % 2] for layer in range(values["num_hidden_layers"])]
