@@ -16,17 +16,22 @@ AXIS = 2
 
 @dataclass
 class GrowingTensor:
-    """``data`` (batch, heads or groups, capacity, …) of which the first ``length`` entries are in use."""
+    """``data`` (batch, heads or groups, capacity, …) of which the first ``length`` entries are in use.
+
+    ``owned`` is False while ``data`` is somebody else's tensor, taken over without a copy: then it is never written to.
+    """
 
     data: Tensor
     length: int
+    owned: bool = True
 
     @classmethod
     def adopt(cls, tensor: Tensor) -> GrowingTensor:
         """Take ``tensor`` over without headroom; copied only if it is a view that keeps a larger storage alive."""
         if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.itemsize:
             tensor = tensor.clone(memory_format=torch.contiguous_format)
-        return cls(tensor, tensor.shape[AXIS])
+            return cls(tensor, tensor.shape[AXIS])
+        return cls(tensor, tensor.shape[AXIS], owned=False)
 
     @classmethod
     def with_capacity(cls, tensor: Tensor, capacity: int) -> GrowingTensor:
@@ -51,7 +56,7 @@ class GrowingTensor:
         if needed > self.data.shape[AXIS]:
             grown = _empty(self.data, needed + needed // HEADROOM)
             grown.narrow(AXIS, 0, self.length).copy_(self.view)
-            self.data = grown
+            self.data, self.owned = grown, True
         self.data.narrow(AXIS, self.length, tensor.shape[AXIS]).copy_(tensor)
         self.length = needed
 
@@ -61,23 +66,23 @@ class GrowingTensor:
         A buffer that already has that capacity is reused, so steady decoding allocates nothing.
         """
         rest = self.data.narrow(AXIS, count, self.length - count)
-        if self.data.shape[AXIS] == capacity and self.data.is_contiguous():
+        if self.owned and self.data.shape[AXIS] == capacity:
             kept = rest.clone()
             self.length = kept.shape[AXIS]
             self.view.copy_(kept)
         else:
             buffer = GrowingTensor.with_capacity(rest, capacity)
-            self.data, self.length = buffer.data, buffer.length
+            self.data, self.length, self.owned = buffer.data, buffer.length, True
 
     def truncate(self, length: int) -> None:
         """Forget everything after the first ``length`` entries; gives the memory back when over half is idle."""
         self.length = length
         if length * 2 < self.data.shape[AXIS]:
-            self.data = self.view.clone()
+            self.data, self.owned = self.view.clone(), True
 
     def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply a function over the batch axis (select, repeat) to the whole buffer."""
-        self.data = function(self.data)
+        self.data, self.owned = function(self.data), True
 
 
 def _empty(like: Tensor, capacity: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvbench.attention.partial import exact_attention
+from kvbench.calibration.projections import hidden_states, measure_projections
 from kvbench.calibration.statistics import LayerStatistics, Statistics
 from kvbench.models.geometry import LayerGeometry, ModelGeometry
 from kvbench.models.intercept import AttentionCall, Interception, Rotation, Takeover, rotate
@@ -50,6 +51,10 @@ class _LayerCollector:
             self._add("count", torch.tensor(float(keys.shape[0] * (keys.shape[2] - SINKS)), dtype=torch.float64))
         return exact_attention(turned_query, turned, values, call.scaling, call.mask, call.softcap)
 
+    def take_input(self, hidden: Tensor) -> None:
+        """Fold in the layer's input (batch, tokens, hidden)."""
+        self._add("input_abs_sum", hidden.detach()[:, SINKS:].abs().double().sum((0, 1)))
+
     def take_gradients(self) -> None:
         """Fold the gradients of the backward pass into the Fisher sums."""
         if self._leaves is None:
@@ -60,10 +65,11 @@ class _LayerCollector:
             self._add(f"fisher_{name}", (flat.T @ flat).double())
         self._leaves = None
 
-    def statistics(self) -> LayerStatistics:
-        """The sums so far, on the CPU."""
+    def statistics(self, projections: dict[str, Tensor]) -> LayerStatistics:
+        """The sums so far, on the CPU, with the layer's ``projections``."""
         empty = {f"fisher_{name}": torch.zeros(0, dtype=torch.float64) for name in ("key", "rotated_key", "value")}
-        return LayerStatistics(**(empty | {name: tensor.cpu() for name, tensor in self._sums.items()}))
+        sums = {name: tensor.cpu() for name, tensor in self._sums.items()}
+        return LayerStatistics(**(empty | sums | projections))
 
     def _moments(self, name: str, states: Tensor) -> None:
         flat = _flatten(states)
@@ -89,6 +95,10 @@ class _Collector:
             return None
         return Takeover(self.layers[layer], before_rope=self.layers[layer].geometry.rotary_dims > 0)
 
+    def take_input(self, layer: int, hidden: Tensor) -> None:
+        """The input of ``layer``'s attention."""
+        self.layers[layer].take_input(hidden)
+
 
 def collect(
     model: PreTrainedModel,
@@ -106,7 +116,9 @@ def collect(
     """
     collector = _Collector(geometry, fisher)
     generator = torch.Generator().manual_seed(seed)
-    with Interception(model, collector), _frozen(model), torch.set_grad_enabled(fisher):
+    projections = measure_projections(model, geometry)
+    inputs = hidden_states(model, collector.layers, collector.take_input)
+    with Interception(model, collector), inputs, _frozen(model), torch.set_grad_enabled(fisher):
         for index, ids in enumerate(windows.to(model.device)):
             logits = model(ids[None], use_cache=False).logits[0]
             if fisher:
@@ -115,7 +127,7 @@ def collect(
                     layer.take_gradients()
             if progress is not None:
                 progress(index + 1, len(windows))
-    layers = {index: layer.statistics() for index, layer in collector.layers.items()}
+    layers = {index: layer.statistics(projections[index]) for index, layer in collector.layers.items()}
     return Statistics(layers, *identity)
 
 

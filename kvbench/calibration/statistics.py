@@ -6,19 +6,31 @@ sinks are left out: their keys are outliers by orders of magnitude and stay exac
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
 
+from kvbench.errors import KvbenchError
+
+
+def _absent() -> Tensor:
+    return torch.zeros(0, dtype=torch.float64)
+
 
 @dataclass
 class LayerStatistics:
-    """Raw sums over ``count`` tokens; K = kv_heads · head_dim, V = kv_heads · value_dim, all fp64.
+    """Raw sums over ``count`` tokens; K = kv_heads · head_dim, V = kv_heads · value_dim, all fp64 but the weights.
 
     ``key_*`` are before RoPE, ``rotated_key_*`` after; ``query_second`` and ``rotated_query_second`` are
     (kv_heads, head_dim, head_dim), summed over the query heads of a group. ``fisher_*`` are Σ g gᵀ of the gradient of
     −log p(y), y sampled from the model, with respect to keys before RoPE, keys after RoPE and values: zero-sized when
+    no backward pass was made.
+
+    The rest knows the projections: ``input_abs_sum`` (hidden,) is Σ |x| of the layer's input; ``key_weight``
+    (K, hidden), ``key_bias`` (K,) and the same of values are in the model's dtype; ``output_gram`` (kv_heads,
+    value_dim, value_dim) is Σ W_oᵀ W_o over the query heads of a group. Zero-sized where the layer's keys or values are
+    not linear in its input, as with a norm behind W_k.
     """
 
     count: Tensor
@@ -33,6 +45,12 @@ class LayerStatistics:
     fisher_key: Tensor
     fisher_rotated_key: Tensor
     fisher_value: Tensor
+    input_abs_sum: Tensor = field(default_factory=_absent)
+    key_weight: Tensor = field(default_factory=_absent)
+    key_bias: Tensor = field(default_factory=_absent)
+    value_weight: Tensor = field(default_factory=_absent)
+    value_bias: Tensor = field(default_factory=_absent)
+    output_gram: Tensor = field(default_factory=_absent)
 
     @property
     def has_fisher(self) -> bool:
@@ -55,6 +73,20 @@ class LayerStatistics:
     def fisher(self, side: str) -> Tensor:
         """Empirical Fisher matrix (K, K) per token."""
         return getattr(self, f"fisher_{side}") / self.count
+
+    def measured(self, name: str) -> Tensor:
+        """What is known of the projections: ``key_weight``, ``output_gram``, … in fp64.
+
+        Raises:
+            KvbenchError: the model has no such linear projection, or the statistics are of an older kind.
+        """
+        tensor = getattr(self, name)
+        if tensor.numel() == 0:
+            raise KvbenchError(
+                f"the statistics hold no {name}: this model's projection is not linear (a norm sits behind it) or they "
+                "were collected by an older kvbench; calibrate again, or use a compressor that needs no weights (pca)"
+            )
+        return tensor.double()
 
 
 @dataclass

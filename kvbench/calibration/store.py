@@ -1,0 +1,70 @@
+"""Statistics on disk: one safetensors file per model, text and recipe, found again by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from kvbench.calibration.collect import SINKS, collect
+from kvbench.calibration.statistics import Statistics
+from kvbench.errors import KvbenchError
+from kvbench.models.folders import build_folder, cache_dir
+from kvbench.models.geometry import ModelGeometry
+from kvbench.models.loading import LoadedModel
+from kvbench.texts.windows import Windows
+
+RECIPE = 2
+"""Raised whenever what is collected changes; older files are then left alone and never read."""
+
+_FILE = "statistics.safetensors"
+
+
+def statistics_folder(loaded: LoadedModel, windows: Windows, fisher: bool) -> Path:
+    """Where the statistics of this model (weights and dtype) over these windows live."""
+    key = [RECIPE, SINKS, loaded.weights_sha256, str(loaded.model.dtype), windows.sha256, fisher]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    return cache_dir() / "calibration" / f"{loaded.name.replace('/', '--').replace(':', '-')[:40]}-{digest}"
+
+
+def calibrate(
+    loaded: LoadedModel,
+    geometry: ModelGeometry,
+    windows: Windows,
+    *,
+    fisher: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Statistics:
+    """Load the statistics of ``loaded`` over ``windows``, collecting and saving them if they are not there yet.
+
+    Raises:
+        FetchError: the cache folder is full or cannot be written.
+    """
+    folder = statistics_folder(loaded, windows, fisher)
+    identity = (loaded.name, loaded.weights_sha256, windows.sha256)
+
+    def build(partial: Path) -> None:
+        found = collect(loaded.model, geometry, windows.ids, fisher=fisher, identity=identity, progress=progress)
+        names = dict(zip(("model", "weights_sha256", "text_sha256"), identity, strict=True))
+        save_file({name: tensor.contiguous() for name, tensor in found.tensors().items()}, partial / _FILE, names)
+
+    return read_statistics(build_folder(folder, build))
+
+
+def read_statistics(folder: Path) -> Statistics:
+    """Read statistics from a folder.
+
+    Raises:
+        KvbenchError: the file is damaged.
+    """
+    try:
+        with safe_open(folder / _FILE, framework="pt") as file:
+            names = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise KvbenchError(f"statistics in {folder} are damaged ({error}); delete it to collect them again") from error
+    return Statistics.from_tensors(tensors, names["model"], names["weights_sha256"], names["text_sha256"])

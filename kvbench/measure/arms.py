@@ -1,0 +1,66 @@
+"""An arm: one way to keep the context, ready to be entered, filled with a prompt and stepped.
+
+``hf`` runs with kvbench's hooks off; everything else runs attached. Measurements see only this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from kvbench.cache.attach import CompressedModel, Plan
+from kvbench.cache.cache import CompressedCache
+from kvbench.measure.prompt import ExactPrompt
+from kvbench.models.geometry import ModelGeometry
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """``plan`` None is the stock cache and attention of transformers."""
+
+    name: str
+    model: PreTrainedModel
+    geometry: ModelGeometry
+    plan: Plan | None
+    attachment: CompressedModel | None
+
+    @classmethod
+    def of(cls, name: str, model: PreTrainedModel, geometry: ModelGeometry, plan: Plan | None) -> Arm:
+        """An arm for a fitted plan, or for the stock cache."""
+        attachment = None if plan is None else CompressedModel(model, plan, geometry)
+        return cls(name, model, geometry, plan, attachment)
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """The model as this arm needs it: hooks on, or everything stock."""
+        if self.attachment is None:
+            yield
+        else:
+            with self.attachment:
+                yield
+
+    def new_cache(self) -> Cache:
+        """An empty cache."""
+        if self.attachment is not None:
+            return self.attachment.new_cache()
+        return DynamicCache(config=self.model.config)
+
+    def fill(self, prompt: ExactPrompt) -> Cache:
+        """A cache that has taken the prompt in, compressed."""
+        return prompt.fill_stock(self.model) if self.attachment is None else prompt.fill(self.attachment)
+
+    def teacher_forced(self, cache: Cache) -> None:
+        """Make blocks of new tokens attend as if decoded one by one."""
+        if isinstance(cache, CompressedCache):
+            cache.as_decoded = True
+
+    @torch.no_grad()
+    def forward(self, ids: Tensor, cache: Cache, **kwargs: Any) -> Tensor:
+        """Logits (batch, tokens, vocabulary) of ``ids`` (batch, tokens) on top of ``cache``."""
+        return self.model(ids, past_key_values=cache, use_cache=True, **kwargs).logits

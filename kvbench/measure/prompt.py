@@ -1,0 +1,132 @@
+"""One exact prompt, computed once and handed to every compressor.
+
+A prefill's attention is exact whatever the compressor: it encodes afterwards. So the keys and values of one prefill
+serve all of them, and nobody pays for the prompt twice; a cache loaded from here equals one that sat in the model
+during the prefill (a test holds the two together).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from kvbench.attention.partial import exact_attention
+from kvbench.cache.attach import CompressedModel
+from kvbench.cache.cache import CompressedCache
+from kvbench.cache.compressed import CompressedLayer
+from kvbench.models.geometry import LayerGeometry, ModelGeometry
+from kvbench.models.intercept import AttentionCall, Interception, Rotation, Takeover, rotate
+
+QUERIES = 64
+"""Queries kept of the prompt's end, for selectors that look at attention."""
+
+
+@dataclass(frozen=True)
+class LayerPrompt:
+    """One layer of the prompt: ``keys`` before RoPE, ``rotated`` after, ``values``, the last queries (after RoPE)."""
+
+    keys: Tensor
+    rotated: Tensor
+    values: Tensor
+    query: Tensor
+    scaling: float
+    rotation: Rotation | None
+
+
+@dataclass(frozen=True)
+class ExactPrompt:
+    """All layers of a prompt of ``length`` tokens, and the logits (batch, vocabulary) after its last token."""
+
+    layers: dict[int, LayerPrompt]
+    length: int
+    logits: Tensor
+
+    def repeat(self, batch: int) -> ExactPrompt:
+        """The same row ``batch`` times, really copied."""
+        if batch == 1:
+            return self
+
+        def rows(tensor: Tensor) -> Tensor:
+            return tensor.repeat_interleave(batch, 0)
+
+        layers = {
+            index: LayerPrompt(
+                rows(layer.keys), rows(layer.rotated), rows(layer.values), rows(layer.query), layer.scaling, layer.rotation
+            )
+            for index, layer in self.layers.items()
+        }
+        return ExactPrompt(layers, self.length, rows(self.logits))
+
+    def fill(self, compressed: CompressedModel) -> CompressedCache:
+        """A new cache of ``compressed`` that has taken in this prompt."""
+        cache = compressed.new_cache()
+        for index, prompt in self.layers.items():
+            layer = cache.layers[index]
+            rotator = compressed.rotator(index, cache)
+            if rotator is not None and prompt.rotation is not None:
+                compressed.record(index, cache, 0, prompt.rotation, None)
+            if isinstance(layer, CompressedLayer):
+                keys = prompt.rotated if rotator is None else prompt.keys
+                layer.load(keys, prompt.values, prompt.query, prompt.scaling, rotator)
+            else:
+                layer.update(prompt.rotated, prompt.values)
+        return cache
+
+    def fill_stock(self, model: PreTrainedModel) -> DynamicCache:
+        """A transformers DynamicCache with this prompt."""
+        cache = DynamicCache(config=model.config)
+        for index, prompt in self.layers.items():
+            cache.update(prompt.rotated, prompt.values, index)
+        return cache
+
+
+@dataclass
+class _Recorder:
+    """Attends exactly and keeps what it saw."""
+
+    geometry: LayerGeometry
+    found: dict[int, LayerPrompt]
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        query, rotated = call.query, call.keys
+        if call.rotation is not None:
+            query = rotate(call.module, query, call.rotation, self.geometry.rotary_dims)
+            rotated = rotate(call.module, rotated, call.rotation, self.geometry.rotary_dims)
+        self.found[self.geometry.layer] = LayerPrompt(
+            keys=_own(call.keys),
+            rotated=rotated if rotated is not call.keys else _own(rotated),
+            values=_own(call.values),
+            query=query[:, :, -QUERIES:].clone(),
+            scaling=call.scaling,
+            rotation=call.rotation,
+        )
+        return exact_attention(query, rotated, call.values, call.scaling, call.mask, call.softcap)
+
+
+class _Handler:
+    def __init__(self, geometry: ModelGeometry) -> None:
+        self.found: dict[int, LayerPrompt] = {}
+        self._layers = {layer.layer: layer for layer in geometry.layers}
+
+    def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover:
+        geometry = self._layers[layer]
+        return Takeover(_Recorder(geometry, self.found), before_rope=geometry.rotary_dims > 0)
+
+
+@torch.no_grad()
+def exact_prompt(model: PreTrainedModel, geometry: ModelGeometry, ids: Tensor) -> ExactPrompt:
+    """Prefill ``ids`` (1, tokens) and keep every layer's exact keys and values."""
+    handler = _Handler(geometry)
+    with Interception(model, handler):
+        logits = model(ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1).logits[:, -1]
+    return ExactPrompt(handler.found, ids.shape[1], logits)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Views into a fused projection would keep all of it alive."""
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
+    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
