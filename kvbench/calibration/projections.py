@@ -32,7 +32,7 @@ LINEAR = 0.1
 def hidden_states(
     model: PreTrainedModel, layers: Iterable[int], function: Callable[[int, Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """While open, ``function(layer, hidden)`` sees the input of every attention layer; a tensor it returns replaces it."""
+    """While open, ``function(layer, hidden)`` sees every attention layer's input; a tensor it returns replaces it."""
     modules = attention_modules(model)
     hooks = [modules[layer].register_forward_pre_hook(_hook(layer, function), with_kwargs=True) for layer in layers]
     try:
@@ -59,7 +59,7 @@ def _hook(layer: int, function: Callable[[int, Tensor], Tensor | None]) -> Calla
 def measure_projections(model: PreTrainedModel, geometry: ModelGeometry) -> dict[int, dict[str, Tensor]]:
     """Per full-attention layer ``key_weight`` (K, hidden), ``key_bias`` (K,), the same of values, and ``output_gram``.
 
-    ``output_gram`` (kv_heads, value_dim, value_dim) is Σ W_oᵀ W_o over the query heads of each group. Weights come in the
+    ``output_gram`` (kv_heads, value_dim, value_dim) is Σ W_oᵀ W_o over the query heads of a group. Weights are in the
     model's dtype. A projection that is not linear in the layer's input (a norm behind W_k) is left out.
     """
     hidden = int(model.get_input_embeddings().embedding_dim)  # type: ignore[arg-type]

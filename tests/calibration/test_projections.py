@@ -1,0 +1,77 @@
+"""Measured projection weights against the modules they were measured from."""
+
+import pytest
+import torch
+
+from kvbench.calibration.collect import collect
+from kvbench.calibration.projections import measure_projections
+from kvbench.errors import KvbenchError
+from kvbench.models.geometry import probe_geometry
+from kvbench.models.random_models import build
+
+
+def _llama(attention):
+    return attention.k_proj.weight, None, attention.v_proj.weight, attention.o_proj.weight
+
+
+def _gpt_neox(attention):
+    weight = attention.query_key_value.weight.unflatten(0, (4, 3, 16))
+    bias = attention.query_key_value.bias.unflatten(0, (4, 3, 16))
+    return weight[:, 1].flatten(0, 1), bias[:, 1].flatten(), weight[:, 2].flatten(0, 1), attention.dense.weight
+
+
+def _gpt2(attention):
+    _, key, value = attention.c_attn.weight.T.chunk(3)
+    return key, attention.c_attn.bias.chunk(3)[1], value, attention.c_proj.weight.T
+
+
+@pytest.mark.parametrize(
+    ("family", "module", "weights"),
+    [
+        ("llama", "model.layers.1.self_attn", _llama),
+        ("gpt_neox", "gpt_neox.layers.1.attention", _gpt_neox),
+        ("gpt2", "transformer.h.1.attn", _gpt2),
+    ],
+)
+def test_measured_weights_are_the_modules_own(family, module, weights):
+    model = build(family, torch.float64)
+    geometry = probe_geometry(model)
+    found = measure_projections(model, geometry)[1]
+    key, bias, value, output = weights(model.get_submodule(module))
+    torch.testing.assert_close(found["key_weight"], key.detach())
+    torch.testing.assert_close(found["value_weight"], value.detach())
+    torch.testing.assert_close(found["key_bias"], torch.zeros(len(key)).double() if bias is None else bias.detach())
+    layer = geometry.layers[1]
+    blocks = output.detach().unflatten(1, (layer.kv_heads, layer.group_size, layer.value_dim))
+    gram = sum(blocks[:, 1, query].T @ blocks[:, 1, query] for query in range(layer.group_size))
+    torch.testing.assert_close(found["output_gram"][1], gram)
+
+
+def test_keys_behind_a_norm_have_no_weight():
+    model = build("qwen3", torch.float64)
+    geometry = probe_geometry(model)
+    layer = collect(model, geometry, torch.randint(3, 200, (1, 24)), fisher=False).layers[0]
+    assert layer.value_weight.shape == (64, 64)
+    with pytest.raises(KvbenchError, match="no key_weight"):
+        layer.measured("key_weight")
+
+
+def test_measuring_leaves_no_trace():
+    model = build("llama")
+    ids = torch.arange(3, 23)[None]
+    before = model(ids).logits
+    measure_projections(model, probe_geometry(model))
+    assert torch.equal(model(ids).logits, before)
+
+
+def test_input_magnitudes_are_those_of_the_layer():
+    model = build("llama", torch.float64)
+    seen = []
+    hook = model.model.layers[2].self_attn.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["hidden_states"]), with_kwargs=True
+    )
+    ids = torch.randint(3, 200, (1, 24))
+    model(ids)
+    hook.remove()
+    layer = collect(model, probe_geometry(model), ids, fisher=False).layers[2]
+    torch.testing.assert_close(layer.input_abs_sum, seen[0][0, 4:].detach().abs().sum(0))
