@@ -75,6 +75,11 @@ class Codec:
         """Tokens are encoded in multiples of this."""
         return math.lcm(self.keys.quantizer.block, self.values.quantizer.block)
 
+    @property
+    def joins_heads(self) -> bool:
+        """Whether a latent mixes several KV heads, which must then hold the same token."""
+        return any(side.groups < side.kv_heads for side in (self.keys, self.values))
+
     def encode(self, keys: Tensor, values: Tensor) -> Stored:
         """``keys``, ``values`` (batch, kv heads, tokens, ·), tokens a multiple of ``block``, to one flat dict."""
         stored = {f"keys.{name}": tensor for name, tensor in self.keys.encode(keys).items()}

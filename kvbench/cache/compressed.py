@@ -7,7 +7,6 @@ frame (before or after RoPE) and attention merges the three parts by log-sum-exp
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ from kvbench.cache.codec import Codec
 from kvbench.cache.layer import Held, KVLayer, gather_slots
 from kvbench.cache.rotary import Rotator
 from kvbench.models.intercept import AttentionCall, rotate
-from kvbench.selectors.base import Selector
+from kvbench.selectors.base import Leaving, Selector, kept_tokens, leaving_block, pick
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class CompressedLayer(KVLayer):
 
     def __init__(self, codec: Codec, spans: Spans, selector: Selector | None = None) -> None:
         super().__init__()
-        stride = codec.block if selector is None else codec.block * math.ceil(1 / max(selector.budget, 1 / 64))
+        stride = codec.block if selector is None else leaving_block(selector.budget, codec.block)
         block = -(-spans.block // stride) * stride
         self.codec, self.selector = codec, selector
         self.spans = Spans(spans.sinks, spans.recent, block)
@@ -89,7 +88,7 @@ class CompressedLayer(KVLayer):
         if self.as_decoded and query.shape[AXIS] > 1:
             limits = self._limits(past, query)
             tail = (tail[0].clone(), tail[1].clone())  # settling moves the tail's memory
-            self._settle(query, call.scaling, rotator)
+            self._settle_as_decoded(query, call.scaling, rotator)
         output = merge(self._parts(query, call, rotator, tail, tail_start, limits)).output
         if limits is None:
             self._settle(query, call.scaling, rotator)
@@ -192,45 +191,57 @@ class CompressedLayer(KVLayer):
         if bool((padded > 0).any()):
             self.first, self.first_max = padded, int(padded.max())
 
-    def _settle(self, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
-        """Encode the blocks that have left the recent window and drop their exact copies."""
-        boundary = self.spans.boundary(self.seen, self.first_max)
+    def _settle_as_decoded(self, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
+        """Encode as decoding would have; a selector sees each block alone, with the query that made it leave."""
+        if self.selector is None:
+            self._settle(query, scaling, rotator)
+            return
+        past = self.seen - query.shape[AXIS]
+        for index in range(query.shape[AXIS]):
+            self._settle(query[:, :, index : index + 1], scaling, rotator, past + index + 1)
+
+    def _settle(self, query: Tensor, scaling: float, rotator: Rotator | None, seen: int | None = None) -> None:
+        """Encode the blocks that have left the recent window once ``seen`` tokens are cached (default: all of them).
+
+        Their exact copies are dropped.
+        """
+        seen = self.seen if seen is None else seen
+        boundary = self.spans.boundary(seen, self.first_max)
         if boundary <= self.tail_start:
             return
         assert self.tail_keys is not None and self.tail_values is not None
-        leaving = boundary - self.tail_start
-        keys, values = self.tail_keys.view[:, :, :leaving], self.tail_values.view[:, :, :leaving]
-        start = self.tail_start
-        if start == 0:
+        held, leaving = seen - self.tail_start, boundary - self.tail_start
+        keys, values = self.tail_keys.view[:, :, :held], self.tail_values.view[:, :, :held]
+        begin = 0
+        if self.tail_start == 0:
             slots = self._sink_slots(keys.device).expand(keys.shape[0], -1)
             self.sink_keys, self.sink_values = gather_slots(keys, slots), gather_slots(values, slots)
-            start = self.spans.sinks
-            keys, values = keys[:, :, start:], values[:, :, start:]
-        if keys.shape[AXIS]:
-            self._encode(keys, values, start, query, scaling, rotator)
+            begin = self.spans.sinks
+        if begin < leaving and self.selector is None:
+            self._append(keys[:, :, begin:leaving], values[:, :, begin:leaving])
+        elif begin < leaving:
+            turned = keys if rotator is None else rotator.slots(keys, self.tail_start, seen)
+            first = self.first if self.tail_start == 0 else None  # padding leaves with the first block
+            candidates = Leaving(turned, values, query, scaling, self.tail_start, begin, leaving, first)
+            self._keep(candidates, keys[:, :, begin:leaving], values[:, :, begin:leaving])
         for tail in (self.tail_keys, self.tail_values):
             tail.drop_front(leaving, self.spans.recent + self.spans.block)
         self.tail_start = boundary
 
-    def _encode(
-        self, keys: Tensor, values: Tensor, start: int, query: Tensor, scaling: float, rotator: Rotator | None
-    ) -> None:
-        """Encode tokens from slot ``start`` on, those that the selector keeps."""
-        slots = None
-        if self.selector is not None:
-            tokens = keys.shape[AXIS]
-            count = int(tokens * self.selector.budget) // self.codec.block * self.codec.block
-            if count == 0:
-                return
-            turned = keys if rotator is None else rotator.slots(keys, start, start + tokens)
-            scores = self.selector.scores(turned, values, query, scaling)
-            if self.first is not None:
-                index = torch.arange(start, start + tokens, device=keys.device)
-                padding = index < (self.first + self.spans.sinks)[:, None, None]
-                scores = scores.masked_fill(padding, -math.inf)
-            picks = scores.topk(count, -1).indices.sort(-1).values
-            keys, values = gather_slots(keys, picks), gather_slots(values, picks)
-            slots = (picks + start).to(torch.int32)
+    def _keep(self, leaving: Leaving, keys: Tensor, values: Tensor) -> None:
+        """Encode what the selector keeps of ``keys`` and ``values``, so that the whole body stays in its budget."""
+        assert self.selector is not None
+        block, tokens = self.codec.block, keys.shape[AXIS]
+        body = leaving.start + leaving.end - self.spans.sinks
+        allowed = kept_tokens(self.selector.budget, body, block) - self.body.entries
+        count = min(allowed, tokens // block * block)
+        if count > 0:
+            picks = pick(self.selector, leaving, count, self.spans.sinks, self.codec.joins_heads)
+            slots = (picks + leaving.start + leaving.begin).to(torch.int32)
+            self._append(gather_slots(keys, picks), gather_slots(values, picks), slots)
+
+    def _append(self, keys: Tensor, values: Tensor, slots: Tensor | None = None) -> None:
+        """Encode tokens into the body."""
         self.body.append(self.codec.encode(keys, values), keys.shape[AXIS], slots)
 
     # ---- cache surgery ---------------------------------------------------------------------------------------------
@@ -257,14 +268,15 @@ class CompressedLayer(KVLayer):
 
     def _cut_body(self, length: int) -> None:
         start, block = self.spans.sinks, self.codec.block
-        if self.body.slots is None:
+        if self.selector is None:
             whole = (length - start) // block * block
             keys, values = self._decode_body()
             keys, values = keys[:, :, whole : length - start], values[:, :, whole : length - start]
             self.tail_start = start + whole
         else:
-            before = (self.body.slots.view < length).sum(-1).min()
-            whole = int(before) // block * block
+            slots = self.body.slots  # None while nothing was kept
+            before = 0 if slots is None else int((slots.view < length).sum(-1).min())
+            whole = before // block * block
             assert self.tail_keys is not None and self.tail_values is not None
             keys, values = self.tail_keys.view[:, :, :0], self.tail_values.view[:, :, :0]
             self.tail_start = length

@@ -7,6 +7,7 @@ import torch
 from kvbench.cache.attach import LayerPlan, Plan
 from kvbench.cache.compressed import CompressedLayer, Spans
 from kvbench.models.geometry import LayerGeometry, ModelGeometry
+from kvbench.selectors.base import kept_tokens
 
 
 def predict_bytes(plan: Plan, geometry: ModelGeometry, tokens: int, batch: int = 1) -> int:
@@ -52,5 +53,5 @@ def _body_bytes(own: LayerPlan, layer: LayerGeometry, dtype: torch.dtype, tokens
     bits = cost.payload + cost.scales
     if own.selector is None:
         return tokens * bits / 8
-    kept = int(tokens * own.selector.budget) // own.codec.block * own.codec.block
+    kept = kept_tokens(own.selector.budget, tokens, own.codec.block)
     return kept * (bits / 8 + 4 * layer.kv_heads)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvbench.quantizers.codebook import MAX_BITS, laplace_levels
+from kvbench.quantizers.lloyd import MAX_BITS, laplace_levels
 
 
 def water_fill(variances: Tensor, bits: int, max_bits: int = MAX_BITS) -> Tensor:

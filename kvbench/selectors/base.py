@@ -1,20 +1,84 @@
-"""What a selector is: it decides which of the tokens that leave the recent window are kept."""
+"""What a selector is: it decides which of the tokens that leave the recent window are kept.
+
+Tokens that are not kept are never encoded, so their memory is really gone. Every KV head keeps its own.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+OBSERVED = 64
+"""Most queries, from the newest back, that a selector may look at: what is kept of a prompt that is loaded later."""
+
+_LEAST = 1 / 64
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """The tokens that leave the exact window, and the exact tokens around them.
+
+    ``keys`` (batch, kv heads, tokens, head_dim) after RoPE and ``values`` alike are the exact tokens from slot
+    ``start`` to the newest one; those at ``begin`` … ``end`` − 1 of them leave. ``query`` (batch, heads, new tokens,
+    head_dim), after RoPE, are the queries of the pass that made them leave and end with the newest token too.
+    ``first`` (batch,) is the slot of each row's first real token, None without padding. Right after a prompt the
+    exact tokens are the whole context; while decoding they are the recent window.
+    """
+
+    keys: Tensor
+    values: Tensor
+    query: Tensor
+    scaling: float
+    start: int
+    begin: int
+    end: int
+    first: Tensor | None = None
+
+    @property
+    def candidates(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of the tokens that leave."""
+        return self.keys[:, :, self.begin : self.end], self.values[:, :, self.begin : self.end]
+
+    def slots(self) -> Tensor:
+        """(candidates,): the slots of the tokens that leave."""
+        return torch.arange(self.start + self.begin, self.start + self.end, device=self.keys.device)
 
 
 class Selector(Protocol):
     """Keeps ``budget`` of the tokens it is shown, per KV head."""
 
-    budget: float
+    @property
+    def budget(self) -> float:
+        """Fraction of the body's tokens that is kept, in [0, 1]; with 0 no scores are asked for."""
 
-    def scores(self, keys: Tensor, values: Tensor, query: Tensor, scaling: float) -> Tensor:
-        """Importance (batch, kv heads, tokens), higher is kept.
+    def scores(self, leaving: Leaving) -> Tensor:
+        """Importance (batch, kv heads, candidates), higher is kept."""
 
-        ``keys`` (batch, kv heads, tokens, head_dim) after RoPE, ``values`` alike, ``query`` (batch, heads, new tokens,
-        head_dim) after RoPE: the queries of the pass that made the tokens leave.
-        """
+
+def kept_tokens(budget: float, tokens: int, block: int) -> int:
+    """How many of a body's ``tokens`` are kept per KV head: whole blocks of the codec."""
+    return int(tokens * budget) // block * block
+
+
+def leaving_block(budget: float, block: int) -> int:
+    """Tokens that must leave together for a block of the codec to be kept of them."""
+    return block if budget == 0 else block * math.ceil(1 / max(budget, _LEAST))
+
+
+def pick(selector: Selector, leaving: Leaving, count: int, sinks: int, together: bool) -> Tensor:
+    """Which ``count`` candidates stay: indices (batch, kv heads, count), ascending.
+
+    Padding and the rows' own ``sinks`` come last. ``together`` makes all heads of a row keep the same tokens, by their
+    mean score: a basis over several heads must see one token in all of them.
+    """
+    scores = selector.scores(leaving)
+    if together:
+        scores = scores.mean(1, keepdim=True).expand_as(scores)
+    if leaving.first is not None:
+        barred = leaving.slots() < (leaving.first + sinks)[:, None, None]
+        scores = scores.masked_fill(barred, -math.inf)
+    return scores.topk(count, -1).indices.sort(-1).values

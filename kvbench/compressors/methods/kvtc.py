@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
 from kvbench.compressors.part import Part
 from kvbench.quantizers.allocation import water_fill
-from kvbench.quantizers.codebook import MAX_BITS, CodebookQuantizer
+from kvbench.quantizers.codebook import CodebookQuantizer
+from kvbench.quantizers.lloyd import MAX_BITS
 from kvbench.transforms.fitting import orthonormal_transform, principal_axes
 
 
