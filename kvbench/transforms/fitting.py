@@ -6,10 +6,60 @@ eigendecomposition in the output space of a head group, in fp64.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from kvbench.transforms.linear import LinearTransform
+
+FLOOR = 1e-6
+"""Eigenvalues of a metric are kept above this share of the largest: what it ignores must still come back."""
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """Complete coordinates of every head group, the most valuable first, in fp64.
+
+    ``values`` (groups, n): the error that keeping a component removes, per token. ``encoder`` and ``decoder``
+    (groups, n, n) are inverse to each other; their leading columns and rows are the best of their rank.
+    """
+
+    values: Tensor
+    encoder: Tensor
+    decoder: Tensor
+
+    def transform(self, mean: Tensor, rank: int, dtype: torch.dtype) -> LinearTransform:
+        """The transform onto the first ``rank`` components around ``mean`` (groups · n,)."""
+        encoder, decoder = self.encoder[..., :rank].to(dtype), self.decoder[:, :rank].to(dtype)
+        centre = mean.reshape(len(self.encoder), -1).to(dtype)
+        return LinearTransform(encoder.contiguous(), decoder.contiguous(), centre)
+
+
+def principal_basis(moment: Tensor, groups: int) -> Basis:
+    """The orthonormal basis that minimises the trace of the error's second moment: PCA of each group's block."""
+    values, axes = principal_axes(moment, groups)
+    return Basis(values, axes, axes.transpose(1, 2))
+
+
+def weighted_basis(moment: Tensor, metric: Tensor, groups: int) -> Basis:
+    """The basis that minimises tr(M · second moment of the error) at every rank, for ``metric`` M (groups · n squared).
+
+    The best rank-r approximation of X M^½ is its projection onto the leading eigenvectors U of M^½ C M^½, and
+    x̂ = x M^½ U Uᵀ M^-½ attains it. With M = Σ q qᵀ this is KQ-SVD's optimum for the scores q·k (METHODS, 2.0b).
+    """
+    root, inverse = _square_roots(group_blocks(metric.double(), groups))
+    values, axes = torch.linalg.eigh(root @ group_blocks(moment.double(), groups) @ root)
+    axes = axes.flip(-1)
+    return Basis(values.flip(-1).clamp_min(0), root @ axes, axes.transpose(1, 2) @ inverse)
+
+
+def _square_roots(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """M^½ and M^-½ of symmetric blocks (groups, n, n), eigenvalues kept above :data:`FLOOR`."""
+    values, axes = torch.linalg.eigh(blocks)
+    lowest = (values[:, -1:] * FLOOR).clamp_min(torch.finfo(values.dtype).tiny)
+    roots = values.clamp_min(lowest).sqrt().unsqueeze(1)
+    return (axes * roots) @ axes.transpose(1, 2), (axes / roots) @ axes.transpose(1, 2)
 
 
 def group_blocks(matrix: Tensor, groups: int) -> Tensor:
@@ -29,10 +79,3 @@ def orthonormal_transform(axes: Tensor, mean: Tensor, rank: int, dtype: torch.dt
     kept = axes[..., :rank].to(dtype)
     centre = mean.reshape(axes.shape[0], -1).to(dtype)
     return LinearTransform(kept.contiguous(), kept.transpose(1, 2).contiguous(), centre)
-
-
-def rank_for_energy(eigenvalues: Tensor, energy: float) -> int:
-    """The smallest rank whose eigenvalues hold ``energy`` (0…1] of the total, the same for all groups."""
-    spectrum = eigenvalues.mean(0)
-    share = spectrum.cumsum(0) / spectrum.sum().clamp_min(torch.finfo(spectrum.dtype).tiny)
-    return min(int((share < energy - 1e-12).sum()) + 1, len(spectrum))

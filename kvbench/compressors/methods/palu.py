@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +11,8 @@ from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
 from kvbench.transforms.fitting import orthonormal_transform, principal_axes
+from kvbench.transforms.heads import group_size
+from kvbench.transforms.ranks import Allocation, global_ranks, uniform_ranks
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Palu(Part):
 
     rank: float
     group: int = 4
-    allocate: Literal["fisher", "energy", "uniform"] = "fisher"
+    allocate: Allocation = "fisher"
 
     def __post_init__(self) -> None:
         self.require(0 < self.rank <= 1, f"rank={self.rank} must be in (0, 1], a fraction")
@@ -46,16 +47,19 @@ class Palu(Part):
         draft.store_keys_before_rope()
         sides = [(layer, side) for layer in draft for side in layer.sides]
         spectra = [principal_axes(layer.calibrated.second(side.moment), self._groups(layer)) for layer, side in sides]
-        weights = [self._weight(layer, side) for layer, side in sides]
-        ranks = self._ranks([values.mean(0) * weight for (values, _), weight in zip(spectra, weights, strict=True)])
+        ranks = self._ranks(sides, [values for values, _ in spectra])
         for (layer, side), (_, axes), rank in zip(sides, spectra, ranks, strict=True):
             mean = torch.zeros_like(layer.calibrated.mean(side.moment))
             side.transform = orthonormal_transform(axes, mean, rank, draft.dtype)
 
     def _groups(self, layer: LayerDraft) -> int:
         heads = layer.geometry.kv_heads
-        size = max(size for size in range(1, min(self.group, heads) + 1) if heads % size == 0)
-        return heads // size
+        return heads // group_size(heads, self.group)
+
+    def _ranks(self, sides: list[tuple[LayerDraft, SideDraft]], spectra: list[Tensor]) -> list[int]:
+        if self.allocate == "uniform":
+            return uniform_ranks(spectra, self.rank)
+        return global_ranks(spectra, self.rank, [self._weight(layer, side) for layer, side in sides])
 
     def _weight(self, layer: LayerDraft, side: SideDraft) -> float:
         if self.allocate != "fisher":
@@ -63,11 +67,3 @@ class Palu(Part):
         if not layer.calibrated.has_fisher:
             raise KvbenchError("palu: allocate=fisher needs statistics with Fisher information; use allocate=energy")
         return float(layer.calibrated.fisher(side.moment).diagonal().mean())
-
-    def _ranks(self, spectra: list[Tensor]) -> list[int]:
-        """Whole ranks that sum to the budget: the largest weighted eigenvalues anywhere win."""
-        if self.allocate == "uniform":
-            return [max(1, round(self.rank * len(spectrum))) for spectrum in spectra]
-        budget = round(self.rank * sum(len(spectrum) for spectrum in spectra))
-        floor = torch.cat([spectrum.sort(descending=True).values for spectrum in spectra]).topk(budget).values[-1]
-        return [max(1, int((spectrum >= floor).sum())) for spectrum in spectra]

@@ -7,7 +7,8 @@ from typing import Literal
 
 from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
 from kvbench.compressors.part import Part
-from kvbench.transforms.fitting import orthonormal_transform, principal_axes, rank_for_energy
+from kvbench.transforms.fitting import orthonormal_transform, principal_axes
+from kvbench.transforms.ranks import rank_for_energy
 
 
 @dataclass(frozen=True)
