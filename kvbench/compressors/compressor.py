@@ -21,7 +21,8 @@ from kvbench.errors import KvbenchError
 from kvbench.models.geometry import ModelGeometry
 
 _SPANS = ("sinks", "recent", "block")
-_CODE = ("attention", "cache", "calibration", "quantizers", "selectors", "transforms", "compressors/draft.py")
+_FLOORS = ("attention", "cache", "calibration", "quantizers", "selectors", "transforms")
+_CODE = (*_FLOORS, "compressors/draft.py", "compressors/low_rank.py")
 
 
 @dataclass(frozen=True)

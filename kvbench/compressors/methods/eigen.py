@@ -1,0 +1,57 @@
+"""``eigen``: per-head bases that queries and keys share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
+from kvbench.compressors.part import Part
+from kvbench.transforms.fitting import group_blocks, principal_basis
+from kvbench.transforms.ranks import rank_for_energy
+
+
+@dataclass(frozen=True)
+class Eigen(Part):
+    """Eigen Attention: keys in the principal axes of queries and keys stacked, values in their own, head by head.
+
+    Based on Saxena et al. 2024, Eigen Attention (arXiv 2408.05646). Stored: per KV head the leading components of keys
+    after RoPE and of values, uncentred; a query joins with the head it attends. ``rank`` is a fraction of head_dim for
+    all layers, ``energy`` the share of the stacked energy that decides each layer's rank. Differences: the paper lowers
+    the threshold layer by layer until the layer's output error meets a budget, and its Llama code drops the queries and
+    keeps keys before RoPE (that is ``pca`` uncentred); here the joint basis is used where it is exact, after RoPE.
+    """
+
+    name = "eigen"
+    family = "low rank"
+    roles = ("transform",)
+    paper = "arXiv 2408.05646"
+    needs_calibration = True
+    absorbs = "keys, values"
+
+    rank: float | None = None
+    energy: float | None = None
+
+    def __post_init__(self) -> None:
+        self.require((self.rank is None) != (self.energy is None), "give either rank or energy, as in eigen:rank=0.5")
+        for key, value in (("rank", self.rank), ("energy", self.energy)):
+            self.require(value is None or 0 < value <= 1, f"{key}={value} must be in (0, 1], a fraction")
+
+    def apply(self, draft: Draft) -> None:
+        """One basis per head and side."""
+        for layer in draft:
+            statistics, heads = layer.calibrated, layer.geometry.kv_heads
+            queries = statistics.rotated_query_second / statistics.count
+            keys = group_blocks(statistics.second("rotated_key"), heads)
+            self._fit(layer, layer.keys, torch.block_diag(*(queries + keys)), draft)
+            self._fit(layer, layer.values, statistics.second("value"), draft)
+
+    def _fit(self, layer: LayerDraft, side: SideDraft, moment: Tensor, draft: Draft) -> None:
+        basis = principal_basis(moment, layer.geometry.kv_heads)
+        if self.energy is not None:
+            rank = rank_for_energy(basis.values, self.energy)
+        else:
+            rank = max(1, round((self.rank or 0) * side.head_dim))
+        side.transform = basis.transform(torch.zeros(len(moment)), rank, draft.dtype)
