@@ -45,12 +45,13 @@ class Plan:
         return any(layer.codec is not None and layer.codec.keys_before_rope for layer in self.layers.values())
 
     def model_level_bytes(self) -> int:
-        """Bytes of bases, codebooks and static scales, each storage once."""
+        """Bytes of bases, codebooks, static scales and what selectors know, each storage once."""
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
             for layer in self.layers.values()
-            if layer.codec is not None
-            for tensor in layer.codec.tensors()
+            for part in (layer.codec, layer.selector)
+            if part is not None
+            for tensor in part.tensors()
         }
         return sum(storages.values())
 

@@ -15,6 +15,7 @@ from kvbench.cache.codec import Codec
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import KVLayer
 from kvbench.cache.rotary import Positions
+from kvbench.selectors.base import Selector
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,12 @@ def cache_bytes(cache: CompressedCache) -> CacheBytes:
 
 
 def reachable_tensors(root: object) -> Iterator[Tensor]:
-    """Every tensor reachable from ``root`` through attributes and containers; codecs, models and owners excluded."""
+    """Every tensor reachable from ``root`` through attributes and containers; codecs, selectors, models, owners left out."""
     seen: set[int] = set()
     stack = [root]
     while stack:
         item = stack.pop()
-        if id(item) in seen or isinstance(item, (Codec, nn.Module, str, bytes, int, float, type, Callable)):  # type: ignore[arg-type]
+        if id(item) in seen or isinstance(item, (Codec, Selector, nn.Module, str, bytes, int, float, type, Callable)):  # type: ignore[arg-type]
             continue
         seen.add(id(item))
         if isinstance(item, Tensor):

@@ -28,6 +28,19 @@ _BUILT_IN = {
     "kvtc": "kvtc:Kvtc",
     "int": "integer:Integer",
     "kivi": "kivi:Kivi",
+    "fp8": "fp8:Fp8",
+    "turboquant": "turboquant:TurboQuant",
+    "kvquant": "kvquant:KvQuant",
+    "hadamard": "hadamard:Hadamard",
+    "streaming": "streaming:Streaming",
+    "snapkv": "snapkv:SnapKv",
+    "tova": "tova:Tova",
+    "knorm": "knorm:KeyNorm",
+    "expected-attention": "expected_attention:ExpectedAttention",
+    "cast": "cast:Cast",
+    "truncate": "truncate:Truncate",
+    "random-projection": "random_projection:RandomProjection",
+    "random": "random_tokens:RandomTokens",
 }
 
 

@@ -13,17 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvbench.selectors.base import Leaving
+from kvbench.selectors.base import Leaving, Selector
 
 MAX_SCORES = 1 << 25
 """Most scores held at once (elements); more queries are taken in slices."""
 
 
 @dataclass(frozen=True)
-class SnapKvSelector:
+class SnapKvSelector(Selector):
     """Attention of the last ``window`` queries, average-pooled over ``kernel`` neighbours, mean over a head group."""
 
-    budget: float
     window: int
     kernel: int
 
@@ -34,10 +33,8 @@ class SnapKvSelector:
 
 
 @dataclass(frozen=True)
-class TovaSelector:
+class TovaSelector(Selector):
     """Attention of the newest query, mean over all heads: every head keeps the same tokens."""
-
-    budget: float
 
     def scores(self, leaving: Leaving) -> Tensor:
         """One score per token, the same for all KV heads."""

@@ -6,8 +6,9 @@ Tokens that are not kept are never encoded, so their memory is really gone. Ever
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,15 +49,23 @@ class Leaving:
         return torch.arange(self.start + self.begin, self.start + self.end, device=self.keys.device)
 
 
-class Selector(Protocol):
-    """Keeps ``budget`` of the tokens it is shown, per KV head."""
+@dataclass(frozen=True)
+class Selector(ABC):
+    """Keeps ``budget`` of the body's tokens per KV head, a fraction in [0, 1]; with 0 no scores are asked for."""
 
-    @property
-    def budget(self) -> float:
-        """Fraction of the body's tokens that is kept, in [0, 1]; with 0 no scores are asked for."""
+    budget: float
 
+    @abstractmethod
     def scores(self, leaving: Leaving) -> Tensor:
         """Importance (batch, kv heads, candidates), higher is kept."""
+
+    def tensors(self) -> list[Tensor]:
+        """Model-level tensors that scoring needs."""
+        return []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Selector:
+        """A selector is shared: copying a cache must not copy what belongs to the model."""
+        return self
 
 
 def kept_tokens(budget: float, tokens: int, block: int) -> int:

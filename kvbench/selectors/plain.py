@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.selectors.base import Leaving
+from kvbench.selectors.base import Leaving, Selector
 
 
 @dataclass(frozen=True)
-class DropAll:
+class DropAll(Selector):
     """Nothing of the body is kept: sinks and recent window are all there is."""
 
     budget: float = 0.0
@@ -22,10 +22,8 @@ class DropAll:
 
 
 @dataclass(frozen=True)
-class KeyNormSelector:
+class KeyNormSelector(Selector):
     """Keys of low norm are kept: they tend to draw high attention."""
-
-    budget: float
 
     def scores(self, leaving: Leaving) -> Tensor:
         """−‖k‖."""
@@ -33,10 +31,9 @@ class KeyNormSelector:
 
 
 @dataclass(frozen=True)
-class RandomSelector:
+class RandomSelector(Selector):
     """Chance, the same for every row of a batch, different for every head and block of tokens."""
 
-    budget: float
     seed: int
 
     def scores(self, leaving: Leaving) -> Tensor:

@@ -1,0 +1,35 @@
+"""``expected-attention``: tokens that queries to come will attend to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvbench.compressors.draft import Draft, LayerDraft
+from kvbench.compressors.eviction import Eviction
+from kvbench.selectors.base import Selector
+from kvbench.selectors.expected import ExpectedAttentionSelector
+
+
+@dataclass(frozen=True)
+class ExpectedAttention(Eviction):
+    """Keeps the tokens of largest expected attention times value norm under Gaussian queries.
+
+    Based on Devoto et al. 2025, Expected Attention (arXiv 2510.00636), as in kvpress. Query-agnostic. Stored: the kept
+    tokens and their slots. Differences: the mean and covariance of queries come from calibration and belong to the
+    model, not from the prompt; they are those of rotated queries at the calibration's positions, where the paper turns
+    prompt statistics to the next 512 positions; and they pool the query heads of a group.
+    """
+
+    name = "expected-attention"
+    paper = "arXiv 2510.00636"
+    needs_calibration = True
+
+    def selector(self, layer: LayerDraft, draft: Draft) -> Selector:
+        """Moments of the layer's queries."""
+        statistics = layer.calibrated
+        queries = statistics.count * layer.geometry.group_size
+        mean = statistics.measured("rotated_query_sum") / queries
+        second = statistics.rotated_query_second / queries
+        covariance = second - mean.unsqueeze(2) * mean.unsqueeze(1)
+        moments = (moment.to(draft.geometry.device, draft.dtype) for moment in (mean, covariance))
+        return ExpectedAttentionSelector(self.budget, *moments)
