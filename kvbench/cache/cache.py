@@ -126,7 +126,7 @@ def cache_bytes(cache: CompressedCache) -> CacheBytes:
 
 
 def reachable_tensors(root: object) -> Iterator[Tensor]:
-    """Every tensor reachable from ``root`` through attributes and containers; codecs, selectors, models, owners left out."""
+    """Every tensor reachable from ``root`` by attributes and containers; codecs, selectors, models, owners left out."""
     seen: set[int] = set()
     stack = [root]
     while stack:
