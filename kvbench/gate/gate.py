@@ -10,6 +10,7 @@ before it can guard it, or the baseline is wrong.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ class GateReport:
     rows: list[Row]
     exit_code: int
     reason: str
+
+    def to_json(self) -> str:
+        """One JSON document: exit code, reason, and every row with its verdict."""
+        rows = [{"key": row.key, "verdict": str(row.verdict)} for row in self.rows]
+        return json.dumps({"exit_code": self.exit_code, "reason": self.reason, "rows": rows}, indent=1)
 
     def render(self) -> str:
         """Plain text: everything that is not the same, and the reason."""

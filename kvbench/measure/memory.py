@@ -75,7 +75,9 @@ def walk(cache: Cache) -> CacheBytes:
     """Allocated bytes of any cache, each storage once; a stock cache is exact throughout."""
     if isinstance(cache, CompressedCache):
         return cache.nbytes()
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in reachable_tensors(cache)}
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in reachable_tensors(cache)
+    }
     return CacheBytes(exact=sum(storages.values()))
 
 

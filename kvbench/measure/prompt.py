@@ -55,7 +55,12 @@ class ExactPrompt:
 
         layers = {
             index: LayerPrompt(
-                rows(layer.keys), rows(layer.rotated), rows(layer.values), rows(layer.query), layer.scaling, layer.rotation
+                rows(layer.keys),
+                rows(layer.rotated),
+                rows(layer.values),
+                rows(layer.query),
+                layer.scaling,
+                layer.rotation,
             )
             for index, layer in self.layers.items()
         }
@@ -73,7 +78,7 @@ class ExactPrompt:
                 keys = prompt.rotated if rotator is None else prompt.keys
                 layer.load(keys, prompt.values, prompt.query, prompt.scaling, rotator)
             else:
-                layer.update(prompt.rotated, prompt.values)
+                layer.update(prompt.rotated, prompt.values)  # type: ignore[union-attr]
         return cache
 
     def fill_stock(self, model: PreTrainedModel) -> DynamicCache:

@@ -79,7 +79,7 @@ class QualityBench:
             KvbenchError: the model's logits are not finite.
         """
         scores = [self._score_document(arm, document) for document in self.documents()]
-        return _pool(scores, [document for document in self.documents()])
+        return _pool(scores, list(self.documents()))
 
     def documents(self) -> list[_Document]:
         """The documents with prompts and baselines, computed on first use."""
@@ -103,7 +103,9 @@ class QualityBench:
             stop = start + len(found)
             parts.append(_compare(document.baseline[start:stop], found, targets[start:stop]))
             start = stop
-        return TokenScores(*(torch.cat([getattr(part, name) for part in parts]) for name in ("kld", "nll", "same_top1")))
+        return TokenScores(
+            *(torch.cat([getattr(part, name) for part in parts]) for name in ("kld", "nll", "same_top1"))
+        )
 
     def _log_probabilities(self, arm: Arm, ids: Tensor, prompt: ExactPrompt):  # type: ignore[no-untyped-def]
         """Yield log-probabilities (tokens, vocabulary) for every token after the prefix that has a successor."""
@@ -134,7 +136,8 @@ def _kld(baseline: Tensor, found: Tensor) -> Tensor:
 
 def _pool(scores: list[TokenScores], documents: list[_Document]) -> Quality:
     baseline_nll = [
-        -document.baseline.gather(1, document.ids[0, -len(document.baseline) :, None])[:, 0].double() for document in documents
+        -document.baseline.gather(1, document.ids[0, -len(document.baseline) :, None])[:, 0].double()
+        for document in documents
     ]
     deltas = [score.nll - nll for score, nll in zip(scores, baseline_nll, strict=True)]
     kld = torch.cat([score.kld for score in scores])

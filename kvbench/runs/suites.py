@@ -38,6 +38,20 @@ class Suite(Frozen):
     seed: int = 0
     workload: tuple[SuiteWorkload, ...] = Field(min_length=1)
 
+    def narrowed(
+        self, model: str | None = None, compressors: Sequence[str] | None = None, dtype: str | None = None
+    ) -> Suite:
+        """This suite on another model, with other compressors or in another dtype; None keeps the suite's own."""
+        changes: dict[str, object] = {}
+        if model is not None:
+            workloads = tuple(own.model_copy(update={"models": None}) for own in self.workload)
+            changes |= {"models": (model,), "workload": workloads}
+        if compressors:
+            changes["compressors"] = tuple(compressors)
+        if dtype is not None:
+            changes["dtype"] = dtype
+        return self.model_copy(update=changes)
+
     @field_validator("models", "compressors")
     @classmethod
     def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,0 +1,269 @@
+"""The command line: every verb is a few calls into the floors below, imported when it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from rich.console import Console
+
+from kvbench.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, KvbenchError
+
+DEFAULT_MODEL = "smollm2-135m-instruct-q4_1"
+
+app = App(
+    name="kvbench",
+    help="Measure KV-cache compression on open decoder models: memory, speed and accuracy from one real compressed cache.",
+    help_epilogue="Start with `kvbench run --suite quick`; `kvbench ls compressors` shows what can be compared.",
+    result_action="return_value",
+)
+out, err = Console(), Console(stderr=True)
+
+Json = Annotated[
+    bool, Parameter(help="Machine output alone on stdout, one JSON document or line per item.", negative="")
+]
+Model = Annotated[str, Parameter(help="Registry name, `random:<family>`, hub id or local folder.")]
+
+
+@app.command
+def run(
+    *,
+    suite: Annotated[str, Parameter(help="quick, standard, full, ci, or a .toml file.")] = "quick",
+    model: Annotated[str | None, Parameter(help="Run this model instead of the suite's.")] = None,
+    compressor: Annotated[
+        list[str] | None, Parameter(help="Run these specs instead of the suite's; repeatable.")
+    ] = None,
+    device: str = "cpu",
+    dtype: Annotated[str | None, Parameter(help="float32, bfloat16 or float16; default: the suite's.")] = None,
+    threads: Annotated[int, Parameter(help="Torch threads; 0 takes torch's own choice.")] = 0,
+    out_dir: Annotated[Path | None, Parameter(name="--out", help="Results folder; default runs/<suite>.")] = None,
+    dry_run: Annotated[bool, Parameter(help="Print the trials and stop.", negative="")] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="One JSON record per trial on stdout.", negative="")] = False,
+    quiet: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Measure compressors on a model: bytes, speed and quality from the same compressed cache.
+
+    Finished trials are kept in the results folder and never redone: run the same command again to resume.
+    Exit codes: 0 ok, 2 usage, 4 some trials failed, 130 interrupted.
+    """
+    from kvbench.progress import RunProgress
+    from kvbench.report.tables import summary_table
+    from kvbench.runs.runner import Runner
+    from kvbench.runs.store import RunStore
+    from kvbench.runs.suites import load_suite
+
+    chosen = load_suite(suite).narrowed(model=model, compressors=compressor, dtype=dtype)
+    folder = out_dir or Path("runs") / chosen.name
+    with RunProgress(err, quiet) as progress:
+        runner = Runner(RunStore(folder), progress, device, threads)
+        if dry_run:
+            return _print_plan(runner.plan(chosen), RunStore(folder).finished_ids(), json_)
+        try:
+            records = runner.run(chosen)
+        except KeyboardInterrupt:
+            err.print(f"interrupted; finished trials are in {folder}. Resume with the same command.")
+            return EXIT_INTERRUPTED
+    if json_:
+        for record in records:
+            print(record.to_json())
+    else:
+        out.print(summary_table(records))
+        err.print(f"records: {folder}/records.jsonl · report: kvbench report {folder}", highlight=False)
+    return EXIT_SOME_FAILED if any(record.status != "ok" for record in records) else EXIT_OK
+
+
+@app.command
+def gate(
+    results: Path,
+    *,
+    baseline: Annotated[Path, Parameter(help="Baseline file to compare with.")],
+    update: Annotated[
+        bool, Parameter(help="Write the results as the new baseline instead of comparing.", negative="")
+    ] = False,
+    json_: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> int:
+    """Compare results with a committed baseline: bytes exactly, KLD and perplexity within its tolerances.
+
+    Exit codes: 0 same, 1 changed or missing, 3 cannot decide (baseline missing, corrupt or incomparable).
+    """
+    from kvbench.gate.baseline import read_baseline, write_baseline
+    from kvbench.gate.gate import gate as judge
+    from kvbench.runs.store import read_records
+
+    records = read_records(results)
+    if update:
+        write_baseline(records, baseline)
+        err.print(f"baseline written: {baseline} ({len(records)} records)", highlight=False)
+        return EXIT_OK
+    report = judge(records, read_baseline(baseline))
+    print(report.to_json() if json_ else report.render())
+    return report.exit_code
+
+
+@app.command
+def compare(
+    a: Path, b: Path, *, same: Annotated[bool, Parameter(help="Show unchanged metrics too.", negative="")] = False
+) -> int:
+    """Two results folders side by side: bytes, KLD, perplexity and speed with a verdict each."""
+    from kvbench.gate.compare import compare as judge
+    from kvbench.gate.table import verdict_table
+    from kvbench.runs.store import read_records
+
+    rows = judge(read_records(a), read_records(b))
+    out.print(verdict_table(rows, hide_same=not same))
+    return EXIT_OK
+
+
+@app.command
+def report(results: Path, *, out_dir: Annotated[Path | None, Parameter(name="--out")] = None) -> int:
+    """Write one self-contained HTML file and PNG charts of a results folder."""
+    from kvbench.report.html import write_report
+    from kvbench.runs.store import RunStore, read_records
+
+    status = RunStore(results).status() if results.is_dir() else None
+    for path in write_report(
+        read_records(results), out_dir or (results if results.is_dir() else results.parent), status
+    ):
+        print(path)
+    return EXIT_OK
+
+
+@app.command
+def ls(
+    what: Annotated[str, Parameter(help="compressors, models, texts or suites.")] = "compressors",
+    *,
+    json_: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> int:
+    """List what exists: compressors, models, texts or suites."""
+    from kvbench.errors import unknown
+    from kvbench.listing import LISTS, list_table
+
+    if what not in LISTS:
+        raise unknown("list", what, LISTS)
+    rows = LISTS[what]()
+    if json_:
+        print(json.dumps(rows, indent=1))
+    else:
+        out.print(list_table(rows))
+    return EXIT_OK
+
+
+@app.command
+def show(
+    item: Annotated[str, Parameter(help="A compressor spec, or a trial id with --results.")],
+    *,
+    results: Path | None = None,
+) -> int:
+    """Explain a compressor (paper, what is stored, every setting), or print one trial's record."""
+    from kvbench.listing import describe
+
+    if results is None:
+        out.print(describe(item))
+        return EXIT_OK
+    from kvbench.errors import unknown
+    from kvbench.runs.store import read_records
+
+    records = {record.id: record for record in read_records(results)}
+    if item not in records:
+        raise unknown("trial", item, records)
+    out.print_json(records[item].to_json())
+    return EXIT_OK
+
+
+@app.command
+def calibrate(
+    *,
+    model: Model = DEFAULT_MODEL,
+    text: Annotated[str, Parameter(help="Calibration text; essays+pydoc alternates two.")] = "essays",
+    windows: int = 8,
+    length: Annotated[int, Parameter(help="Tokens per window.")] = 1024,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> int:
+    """Collect the statistics that compressors are fitted from; later runs find them by content."""
+    from kvbench.measure.bench import CalibrationSource, ModelBench
+    from kvbench.progress import counted
+
+    with counted(err, "calibrating") as report:
+        folder = ModelBench(model, dtype, device, report).statistics_folder(CalibrationSource(text, windows, length))
+    print(folder)
+    return EXIT_OK
+
+
+@app.command
+def generate(
+    prompt: str,
+    *,
+    model: Model = DEFAULT_MODEL,
+    compressor: Annotated[str, Parameter(help="Spec of the compressor.")] = "kvtc:bits=4",
+    tokens: Annotated[int, Parameter(help="New tokens.")] = 64,
+    chat: Annotated[bool, Parameter(help="Wrap the prompt in the model's chat template.", negative="")] = False,
+    dtype: str = "float32",
+    device: str = "cpu",
+    json_: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> int:
+    """Complete a prompt with and without compression, side by side, and show where they part."""
+    from dataclasses import asdict
+
+    from kvbench.compressors.compressor import parse
+    from kvbench.listing import completion_view
+    from kvbench.measure.bench import CalibrationSource, ModelBench
+    from kvbench.measure.generation import side_by_side
+    from kvbench.progress import counted
+
+    parsed = parse(compressor)
+    with counted(err, "calibrating") as report:
+        bench = ModelBench(model, dtype, device, report)
+        arm = bench.arm(parsed, CalibrationSource("essays", 8, 1024))
+    result = side_by_side(bench.loaded, bench.baselines()[0], arm, prompt, tokens, chat)
+    if json_:
+        print(json.dumps(asdict(result)))
+    else:
+        out.print(completion_view(result, str(parsed)))
+    return EXIT_OK
+
+
+@app.command
+def doctor(*, json_: Annotated[bool, Parameter(name="--json", negative="")] = False) -> int:
+    """Environment, threads, measured memory bandwidth and an A/A noise check of this machine."""
+    from kvbench.measure.doctor import diagnose, render, to_json
+
+    found = diagnose()
+    if json_:
+        print(to_json(found))
+    else:
+        out.print(render(found))
+    return EXIT_USAGE if found.problems else EXIT_OK
+
+
+def _print_plan(trials: list[Any], finished: set[str], as_json: bool) -> int:
+    for trial in trials:
+        state = "done" if trial.id in finished else "to do"
+        print(
+            json.dumps({"id": trial.id, "key": trial.key, "state": state})
+            if as_json
+            else f"{trial.id}  {state:5}  {trial.key}"
+        )
+    return EXIT_OK
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point: runs a verb, turns user errors into one line on stderr and the exit code that belongs to them."""
+    try:
+        code = app(arguments, exit_on_error=True, print_error=True)
+    except KvbenchError as error:
+        err.print(f"kvbench: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        code = EXIT_OK
+    sys.exit(code if isinstance(code, int) else EXIT_OK)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Lists and explanations for the terminal: what exists, what a compressor is, how two completions differ."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from rich.columns import Columns
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from kvbench.compressors import registry as compressors
+from kvbench.compressors.compressor import parse
+from kvbench.compressors.part import Part
+from kvbench.measure.generation import Completion, SideBySide
+from kvbench.models import registry as models
+from kvbench.runs.suites import load_suite, suite_names
+from kvbench.texts import registry as texts
+
+Rows = list[dict[str, str]]
+
+
+def _compressors() -> Rows:
+    return [
+        {
+            "name": name,
+            "family": cls.family,
+            "brings": ", ".join(cls.roles),
+            "needs": "calibration" if cls.needs_calibration else "",
+            "absorbs": cls.absorbs,
+            "paper": cls.paper,
+        }
+        for name in compressors.names()
+        for cls in [compressors.find(name)]
+    ]
+
+
+def _models() -> Rows:
+    entries = [models.find(name) for name in models.names()]
+    rows = [
+        {"name": entry.name, "source": entry.source, "family": entry.family, "licence": entry.licence}
+        for entry in entries
+    ]
+    return [*rows, {"name": "random:<family>", "source": "random", "family": "any supported", "licence": ""}]
+
+
+def _texts() -> Rows:
+    entries = [texts.find(name) for name in texts.names()]
+    return [{"name": entry.name, "source": entry.source, "what": entry.description} for entry in entries]
+
+
+def _suites() -> Rows:
+    suites = [load_suite(name) for name in suite_names()]
+    return [
+        {"name": suite.name, "models": ", ".join(suite.models), "compressors": ", ".join(suite.compressors)}
+        for suite in suites
+    ]
+
+
+LISTS: dict[str, Callable[[], Rows]] = {
+    "compressors": _compressors,
+    "models": _models,
+    "texts": _texts,
+    "suites": _suites,
+}
+
+
+def list_table(rows: Rows) -> Table:
+    """One column per key."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in rows[0]:
+        table.add_column(column, overflow="fold", no_wrap=column == "name")
+    for row in rows:
+        table.add_row(*row.values())
+    return table
+
+
+def describe(spec: str) -> RenderableType:
+    """A compressor spec (or a bare name) in words: every part's docstring and settings.
+
+    Raises:
+        KvbenchError: the spec does not parse.
+    """
+    classes = (
+        [compressors.find(spec)] if ":" not in spec and "+" not in spec else [type(part) for part in parse(spec).parts]
+    )
+    shown: list[RenderableType] = []
+    if ":" in spec or "+" in spec:
+        shown.append(Text(f"{parse(spec)}\n", style="bold"))
+    for cls in classes:
+        shown += [
+            Text(f"{cls.name} · {cls.family}", style="bold"),
+            Text(inspect.cleandoc(cls.__doc__ or "")),
+            _settings(cls),
+        ]
+    shown.append(
+        Text("Every spec also takes sinks=4, recent=64 and block=32 (tokens): the exact spans around the body.")
+    )
+    return Group(*shown)
+
+
+def completion_view(result: SideBySide, spec: str) -> RenderableType:
+    """Both completions, the first difference marked, and the bytes of each cache."""
+    at = result.diverges_at
+    verdict = "the same tokens" if at is None else f"they part at token {at + 1}"
+    ratio = result.uncompressed.cache_bytes / max(1, result.compressed.cache_bytes)
+    lines = [f"prompt {result.prompt_tokens} tokens · {verdict} · {spec} takes {ratio:.2f}x fewer bytes than none"]
+    if result.compressed.body_tokens == 0:
+        lines.append(
+            "nothing was compressed: all tokens still fit the exact spans; add recent=0 or write a longer prompt"
+        )
+    panels = [_panel("none", result.uncompressed), _panel(spec, result.compressed)]
+    return Group(Columns(panels, equal=True, expand=True), *(Text(line) for line in lines))
+
+
+def _panel(title: str, completion: Completion) -> Panel:
+    footer = f"{completion.cache_bytes / 2**20:.2f} MiB cache, {completion.body_tokens} tokens in the body"
+    return Panel(Text(completion.text), title=title, subtitle=footer)
+
+
+def _settings(cls: type[Part]) -> RenderableType:
+    rows = cls.settings()
+    if not rows:
+        return Text("no settings\n")
+    table = Table("key", "kind", "default", box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    return table

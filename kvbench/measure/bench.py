@@ -1,0 +1,151 @@
+"""A model on the bench: everything that trials on one model share, computed once.
+
+Loading, geometry, calibration statistics, exact prompts and baseline log-probabilities are shared by all compressors;
+a trial only pays for its own codec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kvbench.cache.attach import Plan, self_test
+from kvbench.calibration.statistics import Statistics
+from kvbench.calibration.store import calibrate, statistics_folder
+from kvbench.compressors.compressor import Compressor, parse
+from kvbench.errors import KvbenchError
+from kvbench.measure.arms import Arm
+from kvbench.measure.quality import Quality, QualityBench
+from kvbench.measure.speed import Speed, SpeedBench
+from kvbench.models.geometry import ModelGeometry, probe_geometry
+from kvbench.models.loading import LoadedModel, load
+from kvbench.texts.windows import Windows, check_disjoint, windows
+
+Report = Callable[[str, int, int], None]
+"""Called with (what is going on, steps done, steps in all)."""
+
+
+@dataclass(frozen=True)
+class CalibrationSource:
+    """Which windows statistics are collected from."""
+
+    text: str
+    windows: int
+    length: int
+
+
+@dataclass
+class ModelBench:
+    """One loaded model with its shared measurements.
+
+    Raises:
+        KvbenchError: the model is unknown, broken, or cannot carry a compressed cache.
+    """
+
+    name: str
+    dtype: str = "float32"
+    device: str = "cpu"
+    report: Report = lambda what, done, total: None
+    loaded: LoadedModel = field(init=False)
+    geometry: ModelGeometry = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.loaded = load(self.name, dtype_named(self.dtype), self.device)
+        self.geometry = probe_geometry(self.loaded.model)
+        self._tested: set[bool] = set()
+        self._statistics = lru_cache(maxsize=4)(self._collect)
+        self._quality = lru_cache(maxsize=1)(self._quality_bench)
+        self._speed = lru_cache(maxsize=1)(self._speed_bench)
+
+    def statistics_folder(self, source: CalibrationSource) -> Path:
+        """Collect the statistics if need be; the folder that holds them."""
+        self._statistics(source)
+        return statistics_folder(self.loaded, self.calibration_windows(source), fisher=True)
+
+    # ---- arms ------------------------------------------------------------------------------------------------------
+
+    def arm(self, compressor: Compressor, source: CalibrationSource) -> Arm:
+        """Fit ``compressor`` and make it ready to run; the self-test runs once per frame of the keys."""
+        if compressor.baseline == "hf":
+            return Arm.of(str(compressor), self.loaded.model, self.geometry, None)
+        plan = self.fit(compressor, source)
+        if plan.keys_before_rope not in self._tested:
+            self_test(self.loaded.model, self.geometry, plan.keys_before_rope)
+            self._tested.add(plan.keys_before_rope)
+        return Arm.of(str(compressor), self.loaded.model, self.geometry, plan)
+
+    def fit(self, compressor: Compressor, source: CalibrationSource) -> Plan:
+        """The compressor's plan for this model."""
+        return compressor.fit(self.geometry, self._statistics(source) if compressor.needs_calibration else None)
+
+    def baselines(self) -> list[Arm]:
+        """``none`` and ``hf``."""
+        return [self._none(), Arm.of("hf", self.loaded.model, self.geometry, None)]
+
+    def _none(self) -> Arm:
+        return Arm.of("none", self.loaded.model, self.geometry, parse("none").fit(self.geometry))
+
+    # ---- measurements ----------------------------------------------------------------------------------------------
+
+    def quality(
+        self, arm: Arm, source: CalibrationSource, text: str, documents: int, length: int, prefix: int, block: int
+    ) -> Quality:
+        """Score ``arm`` on evaluation documents that calibration never saw."""
+        check_disjoint(self.calibration_windows(source), self.evaluation_windows(text, length, documents))
+        return self._quality(text, documents, length, prefix, block).score(arm)
+
+    def speed(
+        self, arm: Arm, text: str, batch: int, prompt: int, steps: int, rounds: int, warmup: int, seed: int
+    ) -> Speed:
+        """Time ``arm`` against both baselines."""
+        return self._speed(text, batch, prompt, steps, rounds, warmup, seed).run(arm, self.baselines())
+
+    def evaluation_windows(self, text: str, length: int, count: int) -> Windows:
+        """Windows of the evaluation split, within the model's context."""
+        if length > self.loaded.context_length:
+            raise KvbenchError(
+                f"{length} tokens are beyond the {self.loaded.context_length}-token context of {self.name}; shorten it"
+            )
+        return windows(text, "evaluation", self.loaded.tokenizer, length, count)
+
+    def calibration_windows(self, source: CalibrationSource) -> Windows:
+        """Windows of the calibration split."""
+        return windows(source.text, "calibration", self.loaded.tokenizer, source.length, source.windows)
+
+    def _collect(self, source: CalibrationSource) -> Statistics:
+        found = self.calibration_windows(source)
+        return calibrate(
+            self.loaded, self.geometry, found, progress=lambda done, total: self.report("calibrating", done, total)
+        )
+
+    def _quality_bench(self, text: str, documents: int, length: int, prefix: int, block: int) -> QualityBench:
+        ids = self._ids(text, length, documents)
+        return QualityBench(self._none(), ids, prefix, block)
+
+    def _speed_bench(
+        self, text: str, batch: int, prompt: int, steps: int, rounds: int, warmup: int, seed: int
+    ) -> SpeedBench:
+        return SpeedBench(self._none(), self._ids(text, prompt, 1), batch, steps, rounds, warmup, seed)
+
+    def _ids(self, text: str, length: int, count: int) -> Tensor:
+        return self.evaluation_windows(text, length, count).ids.to(self.loaded.model.device)
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The torch dtype called ``name``.
+
+    Raises:
+        KvbenchError: not a dtype that models run in.
+    """
+    short = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+    dtype = getattr(torch, short.get(name, name), None)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise KvbenchError(
+            f"unknown dtype {name!r}; known: float32, bfloat16, float16, float64 (fp32, bf16, fp16, fp64)"
+        )
+    return dtype

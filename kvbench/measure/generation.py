@@ -1,0 +1,89 @@
+"""A prompt completed twice, uncompressed and compressed, and where the two part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvbench.cache.cache import CompressedCache
+from kvbench.cache.compressed import CompressedLayer
+from kvbench.errors import KvbenchError
+from kvbench.measure.arms import Arm
+from kvbench.measure.memory import walk
+from kvbench.models.loading import LoadedModel
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Generated token ids (without the prompt), their text, and the cache they leave behind."""
+
+    tokens: tuple[int, ...]
+    text: str
+    cache_bytes: int
+    body_tokens: int
+    """Tokens of the longest layer body: 0 means that everything was still exact."""
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Two completions of one prompt. ``diverges_at`` is the first differing token, None when they agree."""
+
+    prompt_tokens: int
+    uncompressed: Completion
+    compressed: Completion
+    diverges_at: int | None
+
+
+def side_by_side(loaded: LoadedModel, none: Arm, arm: Arm, prompt: str, tokens: int, chat: bool = False) -> SideBySide:
+    """Complete ``prompt`` greedily by ``tokens`` tokens with and without compression.
+
+    Raises:
+        KvbenchError: the prompt is empty or longer than the model's context allows.
+    """
+    ids = prompt_ids(loaded, prompt, chat)
+    if ids.shape[1] + tokens > loaded.context_length:
+        raise KvbenchError(
+            f"prompt ({ids.shape[1]} tokens) and {tokens} new tokens exceed the {loaded.context_length}-token context of "
+            f"{loaded.name}; shorten one of them"
+        )
+    plain, packed = complete(loaded, none, ids, tokens), complete(loaded, arm, ids, tokens)
+    pairs = zip(plain.tokens, packed.tokens, strict=False)
+    first = next((index for index, (a, b) in enumerate(pairs) if a != b), None)
+    if first is None and len(plain.tokens) != len(packed.tokens):
+        first = min(len(plain.tokens), len(packed.tokens))
+    return SideBySide(ids.shape[1], plain, packed, first)
+
+
+def prompt_ids(loaded: LoadedModel, prompt: str, chat: bool) -> Tensor:
+    """Token ids (1, tokens) of a prompt; ``chat`` wraps it in the model's chat template."""
+    if not prompt.strip():
+        raise KvbenchError("the prompt is empty; give some text to continue")
+    if chat:
+        if not loaded.tokenizer.chat_template:
+            raise KvbenchError(f"{loaded.name} has no chat template; leave out --chat")
+        turn = [{"role": "user", "content": prompt}]
+        prompt = str(loaded.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+    ids = loaded.tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat).input_ids
+    return ids.to(loaded.model.device)
+
+
+@torch.no_grad()
+def complete(loaded: LoadedModel, arm: Arm, ids: Tensor, tokens: int) -> Completion:
+    """Greedy completion of ``ids`` (1, tokens) through ``arm``'s cache."""
+    with arm.entered():
+        cache = arm.new_cache()
+        output = loaded.model.generate(  # type: ignore[operator]
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=loaded.tokenizer.pad_token_id or loaded.tokenizer.eos_token_id or 0,
+        )
+    new = output[0, ids.shape[1] :].tolist()
+    body = 0
+    if isinstance(cache, CompressedCache):
+        body = max((layer.body.entries for layer in cache.layers if isinstance(layer, CompressedLayer)), default=0)
+    return Completion(tuple(new), str(loaded.tokenizer.decode(new)), walk(cache).total, body)

@@ -1,0 +1,184 @@
+"""Running trials: one after another, each ending in a record, none lost."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import torch
+
+from kvbench.compressors.compressor import parse
+from kvbench.errors import KvbenchError
+from kvbench.hardware.environment import provenance
+from kvbench.measure.arms import Arm
+from kvbench.measure.bench import ModelBench
+from kvbench.measure.memory_probe import Request, probe
+from kvbench.measure.quality import Quality
+from kvbench.measure.speed import Speed
+from kvbench.measure.statistics import PairedRatio
+from kvbench.runs.records import Failure, Interval, MemoryResult, Provenance, QualityResult, Record, SpeedResult, Status
+from kvbench.runs.resolve import calibration_source, evaluation_text, resolve
+from kvbench.runs.store import RunStore
+from kvbench.runs.suites import Suite, expand
+from kvbench.runs.trials import Trial
+
+
+class Listener(Protocol):
+    """Hears how a run goes; the command line draws progress from it."""
+
+    def planned(self, trials: Sequence[Trial], finished: int) -> None:
+        """All trials are known, ``finished`` of them from an earlier run."""
+
+    def stage(self, what: str, done: int, total: int) -> None:
+        """Something inside a trial moves on."""
+
+    def started(self, trial: Trial) -> None:
+        """A trial begins."""
+
+    def ended(self, record: Record) -> None:
+        """A trial has its record."""
+
+
+@dataclass
+class Runner:
+    """Runs a suite into a store. Models are loaded one at a time, in the suite's order."""
+
+    store: RunStore
+    listener: Listener
+    device: str = "cpu"
+    threads: int = 0
+    probe_timeout_s: float = 1800
+
+    def __post_init__(self) -> None:
+        self.threads = self.threads or torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        self._bench: ModelBench | None = None
+
+    def plan(self, suite: Suite) -> list[Trial]:
+        """Resolve every trial of ``suite``; nothing is measured or written."""
+        return [
+            resolve(self._bench_for(model, suite.dtype), spec, workload, self.threads, suite.seed)
+            for model, spec, workload in expand(suite)
+        ]
+
+    def run(self, suite: Suite) -> list[Record]:
+        """Run what the store does not have yet; the records of this suite's trials in the suite's order.
+
+        Raises:
+            KvbenchError: a spec, model or text that no trial could run with, or a results folder that cannot be used.
+            KeyboardInterrupt: passed on after the trial at hand has its record.
+        """
+        trials = self.plan(suite)
+        with self.store.writing():
+            self.store.plan(trials, suite.name)
+            finished = self.store.finished_ids()
+            self.listener.planned(trials, sum(trial.id in finished for trial in trials))
+            for trial in trials:
+                if trial.id not in finished:
+                    self._run_one(trial)
+        wanted = {trial.id for trial in trials}
+        found = {record.id: record for record in self.store.records() if record.id in wanted}
+        return [found[trial.id] for trial in trials if trial.id in found]
+
+    def _run_one(self, trial: Trial) -> None:
+        started = datetime.now(UTC)
+        self.listener.started(trial)
+        status: Status = "ok"
+        failure, results = None, {}
+        interrupt: KeyboardInterrupt | None = None
+        try:
+            results = self._measure(trial)
+        except KeyboardInterrupt as error:
+            status, failure, interrupt = "interrupted", Failure(type="KeyboardInterrupt", message="interrupted"), error
+        except Exception as error:
+            status, failure = _classify(error), _failure(error)
+        found = Provenance(**provenance(trial.device, started))
+        record = Record.of(trial, status, found, failure=failure, **results)
+        self.store.append(record)
+        self.listener.ended(record)
+        if interrupt is not None:
+            raise interrupt
+
+    def _measure(self, trial: Trial) -> dict[str, Any]:
+        bench = self._bench_for(trial.model, trial.dtype)
+        workload, source = trial.workload, calibration_source(trial.workload)
+        self.listener.stage("fitting", 0, 1)
+        arm = bench.arm(parse(trial.compressor), source)
+        results: dict[str, Any] = {}
+        if workload.quality is not None:
+            self.listener.stage("quality", 0, 1)
+            settings = workload.quality
+            quality = bench.quality(
+                arm, source, settings.text, settings.documents, settings.length, settings.prefix, settings.block
+            )
+            results["quality"] = _quality_result(quality)
+        if workload.speed is not None:
+            self.listener.stage("speed", 0, 1)
+            timing = workload.speed.model_dump()
+            results["speed"] = _speed_result(
+                bench.speed(arm, evaluation_text(workload), seed=trial.seed, **timing), arm
+            )
+        if workload.memory is not None:
+            self.listener.stage("memory", 0, 1)
+            results["memory"] = MemoryResult.model_validate(probe(self._request(trial), self.probe_timeout_s))
+        return results
+
+    def _request(self, trial: Trial) -> Request:
+        source = calibration_source(trial.workload)
+        assert trial.workload.memory is not None
+        needs = parse(trial.compressor).needs_calibration
+        return Request(
+            model=trial.model,
+            compressor=trial.compressor,
+            dtype=trial.dtype,
+            device=trial.device,
+            threads=trial.threads,
+            text=evaluation_text(trial.workload),
+            calibration=(source.text, source.windows, source.length) if needs else None,
+            **trial.workload.memory.model_dump(),
+        )
+
+    def _bench_for(self, model: str, dtype: str) -> ModelBench:
+        if self._bench is None or (self._bench.name, self._bench.dtype) != (model, dtype):
+            self._bench = None  # let go of the old weights before the new ones come
+            self.listener.stage(f"loading {model}", 0, 1)
+            self._bench = ModelBench(model, dtype, self.device, self.listener.stage)
+        return self._bench
+
+
+def _quality_result(quality: Quality) -> QualityResult:
+    fields = asdict(quality)
+    for name in ("delta_nll_interval", "kld_interval"):
+        fields[name] = _interval(fields[name])
+    return QualityResult(**fields)
+
+
+def _speed_result(speed: Speed, arm: Arm) -> SpeedResult:
+    fields = {name: value for name, value in vars(speed).items() if name != "ratios"}
+    for name, ratio in speed.ratios.items():
+        fields[f"ratio_to_{name}"] = ratio.ratio
+        fields[f"ratio_to_{name}_interval"] = _ratio_interval(ratio)
+    return SpeedResult(**fields, attention="stock" if arm.plan is None else "reference")
+
+
+def _interval(bounds: tuple[float, float] | None) -> Interval | None:
+    return None if bounds is None else Interval(low=bounds[0], high=bounds[1])
+
+
+def _ratio_interval(ratio: PairedRatio) -> Interval | None:
+    return None if ratio.low is None or ratio.high is None else Interval(low=ratio.low, high=ratio.high)
+
+
+def _classify(error: Exception) -> Status:
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return "oom"
+    return "timeout" if isinstance(error, TimeoutError) else "failed"
+
+
+def _failure(error: Exception) -> Failure:
+    known = isinstance(error, KvbenchError | MemoryError | TimeoutError)
+    trace = None if known else "".join(traceback.format_exception(error))
+    return Failure(type=type(error).__name__, message=str(error) or type(error).__name__, traceback=trace)
