@@ -19,6 +19,7 @@ from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.codec import Codec
 from kvbench.cache.layer import Held, KVLayer, gather_slots
 from kvbench.cache.rotary import Rotator
+from kvbench.errors import KvbenchError
 from kvbench.models.intercept import AttentionCall, rotate
 from kvbench.selectors.base import Leaving, Selector, kept_tokens, leaving_block, pick
 
@@ -76,7 +77,7 @@ class CompressedLayer(KVLayer):
         if rotator is not None and call.rotation is not None:
             query = rotate(call.module, query, call.rotation, rotator.rotary_dims)
         past = self.seen - query.shape[AXIS]
-        if past == 0:
+        if self.tail_start == 0:
             self._find_first(call.mask)
         if self.tail_start == 0 and not (self.as_decoded and past):
             output = self._attend_tail_only(query, call, rotator)
@@ -135,8 +136,7 @@ class CompressedLayer(KVLayer):
     ) -> Partial:
         start, entries = self.spans.sinks, self.body.entries
         slots = None if self.body.slots is None else self.body.slots.view
-        consecutive = torch.arange(start, start + entries, device=query.device)
-        index = consecutive if slots is None else slots.unsqueeze(-2)  # (…, 1, entries)
+        index = self._body_slots(query.device).unsqueeze(-2)
         if mask is not None:
             mask = mask[..., start : start + entries] if slots is None else _mask_at(mask, slots)
         if limits is not None:
@@ -158,7 +158,8 @@ class CompressedLayer(KVLayer):
     def _limits(self, past: int, query: Tensor) -> Tensor:
         """(queries,): where the body ended for each new token, had they been decoded one by one."""
         ends = [self.spans.boundary(past + index, self.first_max) for index in range(query.shape[AXIS])]
-        return torch.tensor(ends, device=query.device)
+        # After a crop into the body more tokens are encoded than the window asks for, and they stay so.
+        return torch.tensor(ends, device=query.device).clamp_min(self.tail_start)
 
     def _tail(self, tail: GrowingTensor | None) -> Tensor:
         assert tail is not None
@@ -173,6 +174,12 @@ class CompressedLayer(KVLayer):
         slots = torch.arange(self.spans.sinks, device=device)[None]
         return slots if self.first is None else slots + self.first[:, None]
 
+    def _body_slots(self, device: torch.device) -> Tensor:
+        """(1 or batch, 1 or kv heads, entries): the slots of the body's entries."""
+        if self.body.slots is not None:
+            return self.body.slots.view
+        return torch.arange(self.spans.sinks, self.spans.sinks + self.body.entries, device=device)[None, None]
+
     # ---- compression -----------------------------------------------------------------------------------------------
 
     def load(self, keys: Tensor, values: Tensor, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
@@ -184,7 +191,8 @@ class CompressedLayer(KVLayer):
         self._settle(query, scaling, rotator if self.codec.keys_before_rope else None)
 
     def _find_first(self, mask: Tensor | None) -> None:
-        """Read each row's left padding off the mask's last query."""
+        """Read each row's left padding off the mask's last query; a row may still be nothing but padding."""
+        self.first, self.first_max = None, 0
         if mask is None:
             return
         padded = (~mask[:, 0, -1, :]).cumprod(-1).sum(-1)
@@ -241,7 +249,17 @@ class CompressedLayer(KVLayer):
             self._append(gather_slots(keys, picks), gather_slots(values, picks), slots)
 
     def _append(self, keys: Tensor, values: Tensor, slots: Tensor | None = None) -> None:
-        """Encode tokens into the body."""
+        """Encode tokens into the body.
+
+        Raises:
+            KvbenchError: they are not finite; a codebook would turn NaN into a number, and nobody would notice.
+        """
+        for name, states in (("keys", keys), ("values", values)):
+            if not bool(torch.stack(states.aminmax()).isfinite().all()):
+                raise KvbenchError(
+                    f"the model's {name} hold NaN or infinite values in {states.dtype}, which no codec can store; "
+                    "check its weights, or use a dtype with more range (float32, bfloat16)"
+                )
         self.body.append(self.codec.encode(keys, values), keys.shape[AXIS], slots)
 
     # ---- cache surgery ---------------------------------------------------------------------------------------------
@@ -252,13 +270,14 @@ class CompressedLayer(KVLayer):
         Inside the body the cut falls on a block: the rest of that block is decoded back into the tail. With a selector
         the tokens it had kept of the cut block are forgotten too.
         """
-        assert self.tail_keys is not None and self.tail_values is not None
+        start, block = self.spans.sinks, self.codec.block
+        keep = length if self.selector is not None else start + (length - start) // block * block
         if length >= self.tail_start:
             self._cut_tail(length - self.tail_start)
-        elif length < self.first_max + self.spans.sinks:
+        elif keep < start + self.first_max:
             self._rebuild(length)
         else:
-            self._cut_body(length)
+            self._cut_body(length, keep)
         self.seen = length
 
     def _cut_tail(self, length: int) -> None:
@@ -266,38 +285,46 @@ class CompressedLayer(KVLayer):
             assert tail is not None
             tail.truncate(length)
 
-    def _cut_body(self, length: int) -> None:
+    def _cut_body(self, length: int, keep: int) -> None:
+        """Slots from ``keep`` to ``length`` move from the body to the tail."""
         start, block = self.spans.sinks, self.codec.block
         if self.selector is None:
-            whole = (length - start) // block * block
+            whole = keep - start
             keys, values = self._decode_body()
             keys, values = keys[:, :, whole : length - start], values[:, :, whole : length - start]
-            self.tail_start = start + whole
         else:
             slots = self.body.slots  # None while nothing was kept
             before = 0 if slots is None else int((slots.view < length).sum(-1).min())
             whole = before // block * block
             assert self.tail_keys is not None and self.tail_values is not None
             keys, values = self.tail_keys.view[:, :, :0], self.tail_values.view[:, :, :0]
-            self.tail_start = length
         self.body.truncate(whole)
+        self.tail_start = keep
         self._set_tail(keys, values)
 
     def _rebuild(self, length: int) -> None:
-        """Cut inside the sinks: everything left goes back to an exact tail (padding slots as zeros)."""
+        """Cut inside or next to some row's sinks: everything left goes back to an exact tail.
+
+        Rows with less padding than others have tokens in the body by then. Padding, and what a selector dropped, come
+        back as zeros.
+        """
         assert self.sink_keys is not None and self.sink_values is not None
-        slots = self._sink_slots(self.sink_keys.device).expand(self.sink_keys.shape[0], -1)
+        device = self.sink_keys.device
         rebuilt = []
-        for sinks in (self.sink_keys, self.sink_values):
-            index = slots[:, None, :, None].expand(-1, sinks.shape[1], -1, sinks.shape[-1])
-            whole = sinks.new_zeros(*sinks.shape[:2], self.first_max + self.spans.sinks, sinks.shape[-1])
-            rebuilt.append(whole.scatter_(2, index, sinks)[:, :, :length])
+        for exact, decoded in zip((self.sink_keys, self.sink_values), self._decode_body(), strict=True):
+            whole = exact.new_zeros(*exact.shape[:2], self.tail_start, exact.shape[-1])
+            for slots, states in ((self._body_slots(device), decoded), (self._sink_slots(device)[:, None], exact)):
+                whole.scatter_(2, slots.long().unsqueeze(-1).expand_as(states), states)
+            rebuilt.append(whole[:, :, :length])
         self.body.truncate(0)
         self.sink_keys = self.sink_values = None
         self.tail_start = 0
-        self._set_tail(*rebuilt)
+        self._set_tail(rebuilt[0], rebuilt[1])
 
     def _decode_body(self) -> tuple[Tensor, Tensor]:
+        if not self.body.entries:
+            assert self.sink_keys is not None and self.sink_values is not None
+            return self.sink_keys[:, :, :0], self.sink_values[:, :, :0]
         keys, values = self.codec.decode(self.body.view())
         return keys.to(self.dtype), values.to(self.dtype)
 
