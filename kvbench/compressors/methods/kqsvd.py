@@ -20,10 +20,10 @@ class KqSvd(LowRank):
 
     Based on Lesens et al. 2025, KQ-SVD (arXiv 2512.05916): no basis of the keys alone, nor one shared with the queries
     (Eigen Attention), has a smaller score error at the same rank. Stored: latents per KV head (``heads=joint``: of all
-    heads together) of keys after RoPE and of values, around their means. ``keys=before`` keeps keys unrotated, with the
+    heads together) of keys after RoPE, around their mean, and of values. ``keys=before`` keeps keys unrotated, with the
     query metric averaged over rotations, since a query meets a key at any distance. Differences: the paper does not
-    centre (centring lowers the error and costs no rank), and takes M^½ of the queries instead of the keys, which is the
-    same optimum.
+    centre keys (centring lowers the error and costs no rank), and takes M^½ of the keys instead of the queries, which
+    is the same optimum.
     """
 
     name = "kqsvd"
@@ -40,11 +40,14 @@ class KqSvd(LowRank):
         for layer in draft:
             statistics = layer.calibrated
             groups = 1 if self.heads == "joint" else layer.geometry.kv_heads
-            metrics = (self._queries(layer), statistics.measured("output_gram"))
-            for side, metric in zip(layer.sides, metrics, strict=True):
-                basis = weighted_basis(statistics.covariance(side.moment), torch.block_diag(*metric), groups)
-                rank = self.components(basis.values.shape[1])
-                side.transform = basis.transform(statistics.mean(side.moment), rank, draft.dtype)
+            keys, moment = layer.keys, layer.keys.moment
+            basis = weighted_basis(statistics.covariance(moment), torch.block_diag(*self._queries(layer)), groups)
+            rank = self.components(basis.values.shape[1])
+            keys.transform = basis.transform(statistics.mean(moment), rank, draft.dtype)
+            outputs = torch.block_diag(*statistics.measured("output_gram"))
+            basis = weighted_basis(statistics.second("value"), outputs, groups)
+            rank = self.components(basis.values.shape[1])
+            layer.values.transform = basis.transform(torch.zeros(len(outputs)), rank, draft.dtype)
 
     def _queries(self, layer: LayerDraft) -> Tensor:
         """Σ q qᵀ per KV head in the frame of the stored keys, (kv_heads, head_dim, head_dim)."""

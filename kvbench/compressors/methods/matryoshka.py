@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvbench.compressors.draft import Draft
+import torch
+from torch import Tensor
+
+from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
 from kvbench.compressors.low_rank import LowRank
 from kvbench.transforms.fitting import principal_basis
 from kvbench.transforms.ranks import global_ranks
@@ -15,7 +18,7 @@ class Matryoshka(LowRank):
     """MatryoshkaKV before training: orthogonal per-head bases whose first columns are the best of every rank.
 
     Based on Lin et al. 2024, MatryoshkaKV (arXiv 2410.14731). Stored: per KV head the first components of keys after
-    RoPE and of values, around their means; ranks differ by layer and side, the most energetic components of the model
+    RoPE, around their mean, and of values; ranks differ by layer and side, the most energetic components of the model
     first. Bases are nested: the first r latents of a larger rank are the latents of rank r, so one calibration serves
     every rank and stored latents can be cut later. Differences: the paper distils the bases from this PCA start and
     searches ranks per head by the loss; without training they are only PCA.
@@ -28,9 +31,15 @@ class Matryoshka(LowRank):
     def apply(self, draft: Draft) -> None:
         """Spectra first, then ranks, then bases."""
         sides = [(layer, side) for layer in draft for side in layer.sides]
+        means = [self._centre(layer, side) for layer, side in sides]
         bases = [
-            principal_basis(layer.calibrated.covariance(side.moment), layer.geometry.kv_heads) for layer, side in sides
+            principal_basis(layer.calibrated.second(side.moment) - torch.outer(mean, mean), layer.geometry.kv_heads)
+            for (layer, side), mean in zip(sides, means, strict=True)
         ]
         ranks = global_ranks([basis.values for basis in bases], self.rank)
-        for (layer, side), basis, rank in zip(sides, bases, ranks, strict=True):
-            side.transform = basis.transform(layer.calibrated.mean(side.moment), rank, draft.dtype)
+        for (_, side), basis, mean, rank in zip(sides, bases, means, ranks, strict=True):
+            side.transform = basis.transform(mean, rank, draft.dtype)
+
+    def _centre(self, layer: LayerDraft, side: SideDraft) -> Tensor:
+        mean = layer.calibrated.mean(side.moment)
+        return torch.zeros_like(mean) if side is layer.values else mean

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.low_rank import LowRank
 from kvbench.errors import UnsupportedModelError
@@ -30,14 +32,11 @@ class RopeCommuting(LowRank):
         """Complex bases of the keys, real ones of the values."""
         for layer in draft:
             statistics = layer.calibrated
-            for side, basis in (
-                (layer.keys, self._keys(layer)),
-                (layer.values, principal_basis(statistics.covariance("value"), 1)),
-            ):
-                mean = statistics.mean(side.moment)
-                # Real and imaginary parts stay together: half a component would not commute.
-                rank = 2 * self.components(len(mean) // 2)
-                side.transform = basis.transform(mean, rank, draft.dtype)
+            mean, second = statistics.mean("rotated_key"), statistics.second("value")
+            # Real and imaginary parts stay together: half a component would not commute.
+            layer.keys.transform = self._keys(layer).transform(mean, 2 * self.components(len(mean) // 2), draft.dtype)
+            rank = self.components(len(second))
+            layer.values.transform = principal_basis(second, 1).transform(torch.zeros(len(second)), rank, draft.dtype)
 
     def _keys(self, layer: LayerDraft) -> Basis:
         geometry, statistics = layer.geometry, layer.calibrated
