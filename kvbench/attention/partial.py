@@ -51,8 +51,11 @@ def partial_attention(
         scores = shaped.masked_fill(~mask.unsqueeze(2), torch.finfo(scores.dtype).min).view_as(scores)
     # Softmax in at least fp32: a 16-bit sum over thousands of tokens loses the tail.
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    lse = torch.logsumexp(scores, -1)
-    weights = torch.exp(scores - lse.unsqueeze(-1)).to(values.dtype)
+    top = scores.amax(-1, keepdim=True)
+    weights = torch.exp(scores - top)
+    total = weights.sum(-1, keepdim=True)
+    lse = (top + total.log()).squeeze(-1)
+    weights = (weights / total).to(values.dtype)
     output = torch.matmul(weights, values)
     return Partial(output.view(batch, heads, queries, -1), lse.view(batch, heads, queries))
 
@@ -62,11 +65,10 @@ def merge(parts: Sequence[Partial]) -> Partial:
     if len(parts) == 1:
         return parts[0]
     lse = torch.stack([part.lse for part in parts])
-    total = torch.logsumexp(lse, 0)
-    weights = torch.exp(lse - total).unsqueeze(-1)
+    weights = torch.softmax(lse, 0).unsqueeze(-1)
     output = sum(part.output * weight.to(part.output.dtype) for part, weight in zip(parts, weights, strict=True))
     assert isinstance(output, Tensor)
-    return Partial(output, total)
+    return Partial(output, torch.logsumexp(lse, 0))
 
 
 def exact_attention(

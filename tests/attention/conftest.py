@@ -1,0 +1,5 @@
+"""Fixtures of the attention tests."""
+
+from fp64 import fp64, one_thread
+
+__all__ = ["fp64", "one_thread"]
