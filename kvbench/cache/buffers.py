@@ -53,7 +53,7 @@ class GrowingTensor:
     def append(self, tensor: Tensor) -> None:
         """Add entries at the end; reallocates with headroom when full."""
         needed = self.length + tensor.shape[AXIS]
-        if needed > self.data.shape[AXIS]:
+        if needed > self.data.shape[AXIS] or not self.owned:
             grown = _empty(self.data, needed + needed // HEADROOM)
             grown.narrow(AXIS, 0, self.length).copy_(self.view)
             self.data, self.owned = grown, True

@@ -7,6 +7,9 @@ of its tokens, one row for the whole batch unless rows differ (left padding).
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -20,14 +23,14 @@ class RotaryTable:
     def __init__(self) -> None:
         self.cos: Tensor | None = None
         self.sin: Tensor | None = None
-        self._latest: Tensor | None = None
+        self._latest: Callable[[], Tensor | None] = lambda: None
 
     def fill(self, positions: Tensor, rotation: Rotation) -> None:
         """Record the rotation of ``positions`` (rows, tokens); ``rotation`` is (rows or 1, tokens, dims) each."""
         cos, sin = rotation
-        if cos is self._latest:  # every layer of a forward pass hands in the same tensor
+        if cos is self._latest():  # every layer of a forward pass hands in the same tensor
             return
-        self._latest = cos
+        self._latest = weakref.ref(cos)  # a strong one would keep a whole prompt's table alive, uncounted
         needed = int(positions.max()) + 1
         if self.cos is None or self.sin is None or needed > self.cos.shape[0]:
             self._grow(needed, cos)
@@ -80,7 +83,7 @@ class Positions:
         rows = max(self.index.shape[0], new.shape[0])
         self.index = torch.cat([self.index.expand(rows, -1), new.expand(rows, -1)], 1)
 
-    def map_rows(self, function) -> None:  # type: ignore[no-untyped-def]
+    def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
         """Select or repeat rows along with the batch."""
         if self.index is not None and self.index.shape[0] > 1:
             self.index = function(self.index)
