@@ -143,6 +143,7 @@ class CompressedModel:
         rotator = self.rotator(layer, cache)
         if rotator is not None and rotation is not None:
             self.record(layer, cache, own.seen, rotation, positions)
+        own.expected = True
         return Takeover(_LayerContext(own, rotator), before_rope=rotator is not None)
 
 

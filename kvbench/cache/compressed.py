@@ -183,11 +183,8 @@ class CompressedLayer(KVLayer):
     # ---- compression -----------------------------------------------------------------------------------------------
 
     def load(self, keys: Tensor, values: Tensor, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
-        """Take in an unpadded prompt computed elsewhere, as if this layer had just attended it.
-
-        ``keys`` in the codec's frame, ``query`` after RoPE (batch, heads, any tokens, head_dim).
-        """
-        self.update(keys, values)
+        """Take in a prompt; ``keys`` in the codec's frame."""
+        self.append(keys, values)
         self._settle(query, scaling, rotator if self.codec.keys_before_rope else None)
 
     def _find_first(self, mask: Tensor | None) -> None:

@@ -34,6 +34,7 @@ class KVLayer(CacheLayerMixin):
     def __init__(self) -> None:
         super().__init__()
         self.seen = 0
+        self.expected = False  # whether kvbench's attention runs next; set before every forward pass
         self.tail_keys: GrowingTensor | None = None
         self.tail_values: GrowingTensor | None = None
 
@@ -45,7 +46,22 @@ class KVLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append new tokens (batch, kv heads, tokens, ·) exactly; returns them unchanged."""
+        """Append new tokens (batch, kv heads, tokens, ·) exactly; returns them unchanged.
+
+        Raises:
+            KvbenchError: stock attention asks, which would see nothing but the new tokens.
+        """
+        if not self.expected:
+            raise KvbenchError(
+                "this cache was made for an attached model that is closed, or for another one; "
+                "use it inside its own `with compress(...)` block"
+            )
+        self.expected = False
+        self.append(key_states, value_states)
+        return key_states, value_states
+
+    def append(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Add tokens to the exact tail."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.seen += key_states.shape[AXIS]
@@ -55,7 +71,13 @@ class KVLayer(CacheLayerMixin):
         else:
             self.tail_keys.append(key_states)
             self.tail_values.append(value_states)
-        return key_states, value_states
+
+    @abstractmethod
+    def load(self, keys: Tensor, values: Tensor, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
+        """Take in an unpadded prompt computed elsewhere, as if this layer had just attended it.
+
+        ``keys`` in the frame this layer stores, ``query`` after RoPE (batch, heads, any tokens, head_dim).
+        """
 
     @abstractmethod
     def attend(self, call: AttentionCall, rotator: Rotator | None) -> Tensor:
@@ -141,12 +163,19 @@ class ExactLayer(KVLayer):
         keys, values = self.tail_keys.view, self.tail_values.view
         mask = None if call.mask is None else call.mask[..., -keys.shape[AXIS] :]
         output = exact_attention(call.query, keys, values, call.scaling, mask, call.softcap)
-        if self.sliding_window is not None and not self.record_past:
+        if not self.record_past:
             self._trim()
         return output
 
+    def load(self, keys: Tensor, values: Tensor, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
+        """Take in a prompt."""
+        self.append(keys, values)
+        self._trim()
+
     def _trim(self) -> None:
-        assert self.tail_keys is not None and self.tail_values is not None and self.sliding_window is not None
+        assert self.tail_keys is not None and self.tail_values is not None
+        if self.sliding_window is None:
+            return
         surplus = self.tail_keys.length - (self.sliding_window - 1)
         if surplus > 0:
             for tail in (self.tail_keys, self.tail_values):
@@ -168,17 +197,16 @@ class ExactLayer(KVLayer):
     def truncate(self, length: int) -> None:
         """Forget the newest tokens."""
         assert self.tail_keys is not None and self.tail_values is not None
-        removed = self.seen - length
-        if self.sliding_window is not None and not self.record_past and self.seen >= self.sliding_window:
+        kept = self.tail_keys.length - (self.seen - length)
+        if self.sliding_window is not None and kept < min(length, self.sliding_window - 1):
             raise KvbenchError(
-                f"cannot crop a sliding-window layer that has already dropped tokens ({self.seen} seen, "
-                f"window {self.sliding_window}); call activate_past_recording() first"
+                f"cannot crop to {length} tokens: a sliding-window layer has already dropped tokens of that window "
+                f"({self.seen} seen, window {self.sliding_window}); call activate_past_recording() before they come"
             )
         for tail in (self.tail_keys, self.tail_values):
-            tail.truncate(tail.length - removed)
+            tail.truncate(kept)
         self.seen = length
-        if self.sliding_window is not None:
-            self._trim()
+        self._trim()
 
     def held(self) -> Held:
         """All of it is exact."""

@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from kvbench.attention.partial import exact_attention
 from kvbench.cache.attach import CompressedModel
 from kvbench.cache.cache import CompressedCache
-from kvbench.cache.compressed import CompressedLayer
+from kvbench.cache.layer import KVLayer
 from kvbench.models.geometry import LayerGeometry, ModelGeometry
 from kvbench.models.intercept import AttentionCall, Interception, Rotation, Takeover, rotate
 
@@ -71,14 +71,12 @@ class ExactPrompt:
         cache = compressed.new_cache()
         for index, prompt in self.layers.items():
             layer = cache.layers[index]
+            assert isinstance(layer, KVLayer)
             rotator = compressed.rotator(index, cache)
             if rotator is not None and prompt.rotation is not None:
                 compressed.record(index, cache, 0, prompt.rotation, None)
-            if isinstance(layer, CompressedLayer):
-                keys = prompt.rotated if rotator is None else prompt.keys
-                layer.load(keys, prompt.values, prompt.query, prompt.scaling, rotator)
-            else:
-                layer.update(prompt.rotated, prompt.values)  # type: ignore[union-attr]
+            keys = prompt.rotated if rotator is None else prompt.keys
+            layer.load(keys, prompt.values, prompt.query, prompt.scaling, rotator)
         return cache
 
     def fill_stock(self, model: PreTrainedModel) -> DynamicCache:

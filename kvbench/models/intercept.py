@@ -183,16 +183,29 @@ def _attention(
     softcap: float | None = None,
     kvbench: tuple[Context, Rotation | None] | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """The registered attention function: the handler's context if there is one, else the stock kernel."""
     if kvbench is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return _stock(module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, **kwargs)
     context, rotation = kvbench
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         attention_mask = attention_mask == 0  # a caller's own additive mask
     call = AttentionCall(module, query, key, value, attention_mask, scaling, softcap, rotation)
     return context.attend(call).transpose(1, 2).contiguous(), None
+
+
+def _stock(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Stock attention: torch's fused kernel, or the family's own eager function for a softcap, which that one lacks."""
+    if kwargs["softcap"] is None:
+        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+    if mask is None and query.shape[2] > 1:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
+    return sys.modules[type(module).__module__].eager_attention_forward(module, query, key, value, mask, **kwargs)
 
 
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _attention)

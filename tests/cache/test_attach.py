@@ -1,0 +1,262 @@
+"""Attaching: who is taken over, who is refused, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import transformers
+from driving import ALL_FAMILIES, SMALL_SPANS, feed, subject, token_ids, worst
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from kvbench.cache.attach import CompressedModel, Plan, attach, identity_plan, self_test
+from kvbench.cache.compressed import CompressedLayer
+from kvbench.cache.layer import ExactLayer
+from kvbench.errors import KvbenchError, UnsupportedModelError
+from kvbench.models.geometry import probe_geometry
+from kvbench.models.intercept import Interception
+
+pytestmark = pytest.mark.usefixtures("fp64")
+EXACT = 1e-10
+families = pytest.mark.parametrize("family", ALL_FAMILIES)
+
+
+def traces(model: PreTrainedModel) -> tuple:
+    """All that kvbench could have left on a model."""
+    hooks = [
+        (name, len(module._forward_pre_hooks), len(module._forward_pre_hooks_with_kwargs), len(module._forward_hooks))
+        for name, module in model.named_modules()
+    ]
+    forwards = [name for name, module in model.named_modules() if "forward" in vars(module)]
+    return model.config._attn_implementation, model.config.to_dict(), hooks, forwards
+
+
+@families
+def test_detaching_restores_the_model_bit_for_bit(family: str) -> None:
+    one, ids = subject(family, torch.float32), token_ids(2, 20)
+    before, logits = traces(one.model), one.model(ids).logits
+    weights = {name: tensor.clone() for name, tensor in one.model.state_dict().items()}
+    with one.attach(one.identity(True)) as compressed:
+        assert traces(one.model) != before
+        feed(one.model, compressed.new_cache(), ids, [12, 8])
+    assert traces(one.model) == before
+    assert torch.equal(one.model(ids).logits, logits)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in one.model.state_dict().items())
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_the_attention_implementation_comes_back(implementation: str) -> None:
+    one = subject("llama")
+    previous = one.model.config._attn_implementation
+    one.model.set_attn_implementation(implementation)
+    try:
+        with one.attach(one.identity()):
+            assert one.model.config._attn_implementation == "kvbench"
+        assert one.model.config._attn_implementation == implementation
+    finally:
+        one.model.set_attn_implementation(previous)
+
+
+def test_an_error_inside_still_detaches() -> None:
+    one = subject("llama")
+    before = traces(one.model)
+    with pytest.raises(ZeroDivisionError), one.attach(one.identity()):
+        raise ZeroDivisionError
+    assert traces(one.model) == before
+
+
+@families
+def test_stock_attention_meanwhile(family: str) -> None:
+    """Stock caches and passes without a cache are as without kvbench, softcaps included."""
+    one, ids = subject(family), token_ids(2, 20)
+    model, padding = copy.deepcopy(one.model), torch.ones_like(ids)
+    padding[0, :3] = 0
+    for name, parameter in model.named_parameters():
+        if "q_proj" in name:
+            parameter *= 20  # scores large enough for gemma2's softcap to matter
+    plain = model(ids, use_cache=False).logits
+    padded = model(ids, attention_mask=padding, use_cache=False).logits
+    stock = feed(model, one.stock_cache(), ids, [12, 6, 1, 1])
+    with CompressedModel(model, one.identity(True), one.geometry):
+        assert worst(model(ids, use_cache=False).logits, plain) < EXACT
+        assert worst(model(ids, attention_mask=padding, use_cache=False).logits, padded, padding) < EXACT
+        assert worst(feed(model, one.stock_cache(), ids, [12, 6, 1, 1]), stock) < EXACT
+
+
+def test_two_attachments_one_after_another() -> None:
+    one, ids = subject("llama"), token_ids(2, 30)
+    stock = one.model(ids).logits
+    for before_rope in (False, True):
+        with one.attach(one.identity(before_rope)) as compressed:
+            found = [feed(one.model, compressed.new_cache(), ids, [20, 10]) for _ in range(2)]
+        assert all(worst(logits, stock) < EXACT for logits in found)
+
+
+def test_two_attachments_at_once_drive_their_own_caches() -> None:
+    one, ids = subject("llama"), token_ids(2, 30)
+    stock = one.model(ids).logits
+    with one.attach(one.identity(False)) as outer, one.attach(one.identity(True)) as inner:
+        for compressed in (outer, inner, outer):
+            assert worst(feed(one.model, compressed.new_cache(), ids, [20, 10]), stock) < EXACT
+
+
+def test_caches_of_one_attachment_are_independent() -> None:
+    one, ids, others = subject("llama"), token_ids(2, 30), token_ids(1, 40, seed=5)
+    stock, stock_others = one.model(ids).logits, one.model(others).logits
+    with one.attach(one.identity(True)) as compressed:
+        first, second = compressed.new_cache(), compressed.new_cache()
+        found = [feed(one.model, first, ids, [20])]
+        found_others = [feed(one.model, second, others, [25])]
+        found.append(feed(one.model, first, ids, [4, 6], start=20))
+        found_others.append(feed(one.model, second, others, [15], start=25))
+    assert worst(torch.cat(found, 1), stock) < EXACT
+    assert worst(torch.cat(found_others, 1), stock_others) < EXACT
+
+
+@pytest.mark.parametrize("filled", [0, 20])
+def test_a_cache_without_its_attachment_is_refused(filled: int) -> None:
+    """Stock attention would see the new tokens alone, and nothing would look wrong."""
+    one, ids = subject("llama"), token_ids(1, 30)
+    with one.attach(one.identity()) as compressed:
+        cache = compressed.new_cache()
+        if filled:
+            feed(one.model, cache, ids, [filled])
+    with pytest.raises(KvbenchError, match="attached model that is closed, or for another one"):
+        feed(one.model, cache, ids, [1], start=filled)
+    with one.attach(one.identity()), pytest.raises(KvbenchError, match="or for another one"):
+        feed(one.model, cache, ids, [1], start=filled)
+
+
+def test_a_model_outside_its_attachment_can_attach_again_and_go_on() -> None:
+    one, ids = subject("llama"), token_ids(1, 30)
+    stock = one.model(ids).logits
+    compressed = CompressedModel(one.model, one.identity(True), one.geometry)
+    with compressed:
+        cache = compressed.new_cache()
+        feed(one.model, cache, ids, [20])
+    with compressed:
+        assert worst(feed(one.model, cache, ids, [10], start=20), stock[:, 20:]) < EXACT
+
+
+TINY = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+REFUSED = {
+    "gptj": (
+        transformers.GPTJConfig(vocab_size=99, n_embd=32, n_layer=2, n_head=4, rotary_dim=4),
+        "no attention interf",
+    ),
+    "bloom": (transformers.BloomConfig(vocab_size=99, hidden_size=32, n_layer=2, n_head=4), "no attention interface"),
+    "gpt_oss": (
+        transformers.GptOssConfig(
+            **TINY, intermediate_size=48, num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1
+        ),
+        "identity codecs",
+    ),
+    "hunyuan": (
+        transformers.HunYuanDenseV1Config(**TINY, intermediate_size=48, num_key_value_heads=2, head_dim=8),
+        "identity codecs",
+    ),
+}
+
+
+def refused_model(name: str) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(REFUSED[name][0]).eval()
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_families_that_cannot_be_hooked_are_refused_and_left_alone(name: str) -> None:
+    model, ids = refused_model(name), token_ids(1, 12) % 99
+    before, logits = traces(model), model(ids, use_cache=False).logits
+    with pytest.raises(UnsupportedModelError, match=REFUSED[name][1]):
+        geometry = probe_geometry(model)
+        with attach(model, identity_plan(geometry, True), geometry):
+            pytest.fail("attached")
+    assert traces(model) == before
+    assert torch.equal(model(ids, use_cache=False).logits, logits)
+
+
+def test_a_norm_after_rope_only_forbids_keys_before_rope() -> None:
+    model = refused_model("hunyuan")
+    geometry = probe_geometry(model)
+    self_test(model, geometry, keys_before_rope=False)
+    with pytest.raises(UnsupportedModelError, match="every number would be wrong"):
+        self_test(model, geometry, keys_before_rope=True)
+
+
+def test_rope_that_depends_on_the_length_forbids_keys_before_rope() -> None:
+    config = transformers.LlamaConfig(
+        **TINY, intermediate_size=48, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    geometry = probe_geometry(model)
+    assert geometry.dynamic_rope
+    with pytest.raises(UnsupportedModelError, match="keys after RoPE"):
+        CompressedModel(model, identity_plan(geometry, True), geometry)
+    with attach(model, identity_plan(geometry, False), geometry) as compressed:
+        assert compressed.rope_table_bytes == 0
+
+
+def test_a_module_that_is_no_decoder_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="no attention layers"), Interception(torch.nn.Linear(2, 2), None):
+        pass
+
+
+def test_layers_without_a_plan_and_sliding_layers_are_exact() -> None:
+    one = subject("gemma3")
+    assert [layer.sliding_window for layer in one.geometry.layers] == [8, None, 8, None]
+    full = one.identity()
+    only_last = Plan({3: full.layers[3]}, SMALL_SPANS)
+    with one.attach_untested(only_last) as compressed:
+        kinds = [type(layer) for layer in compressed.new_cache().layers]
+    assert kinds == [ExactLayer, ExactLayer, ExactLayer, CompressedLayer]
+
+
+def test_some_layers_before_and_some_after_rope() -> None:
+    one, ids = subject("llama"), token_ids(2, 30)
+    stock = one.model(ids).logits
+    before, after = one.identity(True), one.identity(False)
+    mixed = Plan({0: after.layers[0], 1: before.layers[1]}, SMALL_SPANS)
+    with one.attach(mixed) as compressed:
+        assert worst(feed(one.model, compressed.new_cache(), ids, [20, 1, 9]), stock) < EXACT
+
+
+def test_geometry_is_measured() -> None:
+    """Numbers from the families' configs, by hand."""
+    found = {
+        family: [
+            (layer.heads, layer.kv_heads, layer.head_dim, layer.value_dim, layer.rotary_dims, layer.sliding_window)
+            for layer in subject(family).geometry.layers
+        ]
+        for family in ("llama", "qwen3", "phi", "gpt_neox", "gpt2", "mistral", "gemma3", "qwen2_swa")
+    }
+    assert found == {
+        "llama": [(4, 2, 16, 16, 16, None)] * 3,
+        "qwen3": [(4, 2, 32, 32, 32, None)] * 3,
+        "phi": [(4, 2, 16, 16, 8, None)] * 3,
+        "gpt_neox": [(4, 4, 16, 16, 4, None)] * 3,
+        "gpt2": [(4, 4, 16, 16, 0, None)] * 3,
+        "mistral": [(4, 2, 16, 16, 16, 8)] * 3,
+        "gemma3": [(4, 2, 32, 32, 32, 8), (4, 2, 32, 32, 32, None)] * 2,
+        "qwen2_swa": [(4, 2, 16, 16, 16, None)] + [(4, 2, 16, 16, 16, 8)] * 2,
+    }
+    assert [layer.rope_group for layer in subject("gemma3").geometry.layers] == [0, 1, 0, 1]
+
+
+def test_the_probe_leaves_the_model_alone() -> None:
+    one, ids = subject("gemma3"), token_ids(1, 9)
+    before, logits = traces(one.model), one.model(ids).logits
+    assert probe_geometry(one.model) == one.geometry
+    assert traces(one.model) == before
+    assert torch.equal(one.model(ids).logits, logits)
+
+
+def test_a_copy_of_the_model_can_be_attached_too() -> None:
+    one, ids = subject("llama"), token_ids(1, 20)
+    twin = copy.deepcopy(one.model)
+    with one.attach(one.identity(True)), attach(twin, one.identity(True)) as compressed:
+        assert worst(feed(twin, compressed.new_cache(), ids, [10, 10]), one.model(ids).logits) < EXACT
