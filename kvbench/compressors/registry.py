@@ -26,6 +26,7 @@ _BUILT_IN = {
     "rope-commuting": "rope_commuting:RopeCommuting",
     "matryoshka": "matryoshka:Matryoshka",
     "kvtc": "kvtc:Kvtc",
+    "ftc": "ftc:Ftc",
     "int": "integer:Integer",
     "kivi": "kivi:Kivi",
     "fp8": "fp8:Fp8",
@@ -44,20 +45,18 @@ _BUILT_IN = {
 }
 
 
-@lru_cache(maxsize=1)
-def _catalogue() -> dict[str, type[Part]]:
-    found: dict[str, type[Part]] = {}
-    for name, place in _BUILT_IN.items():
-        module, _, cls = place.partition(":")
-        found[name] = getattr(importlib.import_module(f"kvbench.compressors.methods.{module}"), cls)
-    return found
+@lru_cache(maxsize=None)
+def _built_in(name: str) -> type[Part]:
+    """Imported one by one: a spec pays only for its own method."""
+    module, _, cls = _BUILT_IN[name].partition(":")
+    return getattr(importlib.import_module(f"kvbench.compressors.methods.{module}"), cls)
 
 
 @lru_cache(maxsize=1)
 def _plugins() -> dict[str, type[Part]]:
     found: dict[str, type[Part]] = {}
     for point in entry_points(group=ENTRY_POINTS):
-        if point.name in _catalogue():
+        if point.name in _BUILT_IN:
             raise KvbenchError(
                 f"plug-in {point.value!r} takes the name of the built-in compressor {point.name!r}; rename it"
             )
@@ -75,7 +74,7 @@ def _plugins() -> dict[str, type[Part]]:
 
 def names() -> list[str]:
     """All compressor names, built-in first."""
-    return [*_catalogue(), *sorted(_plugins())]
+    return [*_BUILT_IN, *sorted(_plugins())]
 
 
 def find(name: str) -> type[Part]:
@@ -84,7 +83,8 @@ def find(name: str) -> type[Part]:
     Raises:
         KvbenchError: no such compressor; lists what exists and the nearest match.
     """
-    cls = _catalogue().get(name) or _plugins().get(name)
-    if cls is None:
+    if name in _BUILT_IN:
+        return _built_in(name)
+    if name not in _plugins():
         raise unknown("compressor", name, names())
-    return cls
+    return _plugins()[name]

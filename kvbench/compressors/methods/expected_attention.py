@@ -27,9 +27,9 @@ class ExpectedAttention(Eviction):
     def selector(self, layer: LayerDraft, draft: Draft) -> Selector:
         """Moments of the layer's queries."""
         statistics = layer.calibrated
-        queries = statistics.count * layer.geometry.group_size
-        mean = statistics.measured("rotated_query_sum") / queries
-        second = statistics.rotated_query_second / queries
-        covariance = second - mean.unsqueeze(2) * mean.unsqueeze(1)
+        mean = statistics.measured("rotated_query_sum") / statistics.count
+        of_group = mean.unflatten(0, (layer.geometry.kv_heads, -1))  # (n_kv, g, d)
+        second = statistics.rotated_query_second / statistics.count
+        covariance = (second - of_group.transpose(1, 2) @ of_group) / layer.geometry.group_size
         moments = (moment.to(draft.geometry.device, draft.dtype) for moment in (mean, covariance))
         return ExpectedAttentionSelector(self.budget, *moments)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
-from kvbench.compressors.low_rank import LowRank
+from kvbench.compressors.low_rank import LowRank, allocate
 from kvbench.transforms.fitting import principal_basis
-from kvbench.transforms.ranks import global_ranks
+from kvbench.transforms.ranks import Allocation
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,16 @@ class Matryoshka(LowRank):
     """MatryoshkaKV before training: orthogonal per-head bases whose first columns are the best of every rank.
 
     Based on Lin et al. 2024, MatryoshkaKV (arXiv 2410.14731). Stored: per KV head the first components of keys after
-    RoPE, around their mean, and of values; ranks differ by layer and side, the most energetic components of the model
-    first. Bases are nested: the first r latents of a larger rank are the latents of rank r, so one calibration serves
+    RoPE, around their mean, and of values; ranks differ by layer and side (``allocate`` as in ``palu``). Bases are nested: the first r latents of a larger rank are the latents of rank r, so one calibration serves
     every rank and stored latents can be cut later. Differences: the paper distils the bases from this PCA start and
-    searches ranks per head by the loss; without training they are only PCA.
+    searches ranks per head by the loss; without training they are PCA, and Fisher information stands for the search.
     """
 
     name = "matryoshka"
     paper = "arXiv 2410.14731"
     absorbs = "keys, values"
+
+    allocate: Allocation = "fisher"
 
     def apply(self, draft: Draft) -> None:
         """Spectra first, then ranks, then bases."""
@@ -36,7 +37,7 @@ class Matryoshka(LowRank):
             principal_basis(layer.calibrated.second(side.moment) - torch.outer(mean, mean), layer.geometry.kv_heads)
             for (layer, side), mean in zip(sides, means, strict=True)
         ]
-        ranks = global_ranks([basis.values for basis in bases], self.rank)
+        ranks = allocate(self.allocate, self.rank, sides, [basis.values for basis in bases])
         for (_, side), basis, mean, rank in zip(sides, bases, means, ranks, strict=True):
             side.transform = basis.transform(mean, rank, draft.dtype)
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
-from kvbench.compressors.part import Part
-from kvbench.errors import KvbenchError
+from kvbench.compressors.draft import Draft, LayerDraft
+from kvbench.compressors.low_rank import LowRank, allocate
 from kvbench.transforms.fitting import orthonormal_transform, principal_axes
 from kvbench.transforms.heads import group_size
-from kvbench.transforms.ranks import Allocation, global_ranks, uniform_ranks
+from kvbench.transforms.ranks import Allocation
 
 
 @dataclass(frozen=True)
-class Palu(Part):
+class Palu(LowRank):
     """Palu: one low-rank latent per group of adjacent KV heads, ranks given out over layers, keys and values.
 
     Based on Chang et al. 2024, Palu (arXiv 2407.21118). Stored: the latents of ``group`` heads together, keys before
@@ -28,18 +26,14 @@ class Palu(Part):
     """
 
     name = "palu"
-    family = "low rank"
-    roles = ("transform",)
     paper = "arXiv 2407.21118"
-    needs_calibration = True
     absorbs = "values"
 
-    rank: float
     group: int = 4
     allocate: Allocation = "fisher"
 
     def __post_init__(self) -> None:
-        self.require(0 < self.rank <= 1, f"rank={self.rank} must be in (0, 1], a fraction")
+        super().__post_init__()
         self.require(self.group >= 1, f"group={self.group} must be at least 1 head")
 
     def apply(self, draft: Draft) -> None:
@@ -47,7 +41,7 @@ class Palu(Part):
         draft.store_keys_before_rope()
         sides = [(layer, side) for layer in draft for side in layer.sides]
         spectra = [principal_axes(layer.calibrated.second(side.moment), self._groups(layer)) for layer, side in sides]
-        ranks = self._ranks(sides, [values for values, _ in spectra])
+        ranks = allocate(self.allocate, self.rank, sides, [values for values, _ in spectra])
         for (layer, side), (_, axes), rank in zip(sides, spectra, ranks, strict=True):
             mean = torch.zeros_like(layer.calibrated.mean(side.moment))
             side.transform = orthonormal_transform(axes, mean, rank, draft.dtype)
@@ -55,15 +49,3 @@ class Palu(Part):
     def _groups(self, layer: LayerDraft) -> int:
         heads = layer.geometry.kv_heads
         return heads // group_size(heads, self.group)
-
-    def _ranks(self, sides: list[tuple[LayerDraft, SideDraft]], spectra: list[Tensor]) -> list[int]:
-        if self.allocate == "uniform":
-            return uniform_ranks(spectra, self.rank)
-        return global_ranks(spectra, self.rank, [self._weight(layer, side) for layer, side in sides])
-
-    def _weight(self, layer: LayerDraft, side: SideDraft) -> float:
-        if self.allocate != "fisher":
-            return 1.0
-        if not layer.calibrated.has_fisher:
-            raise KvbenchError("palu: allocate=fisher needs statistics with Fisher information; use allocate=energy")
-        return float(layer.calibrated.fisher(side.moment).diagonal().mean())
