@@ -36,7 +36,7 @@ def allocate(
 ) -> list[int]:
     """Ranks of all ``sides`` that keep ``rank`` of everything, from their ``spectra`` (groups, n) of squared errors.
 
-    ``uniform``: every side alike. ``energy``: the largest eigenvalues anywhere win. ``fisher``: the same with every side
+    ``uniform``: every side alike. ``energy``: the largest eigenvalues anywhere win. ``fisher``: the same, every side
     weighted by its mean Fisher information, which makes keys, values and layers comparable.
 
     Raises:

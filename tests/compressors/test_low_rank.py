@@ -1,4 +1,4 @@
-"""The low-rank catalogue on a small random model: exact at full rank, better with rank, optimal where it claims to be."""
+"""The low-rank catalogue on a small random model: exact at full rank, better with rank, optimal where it says so."""
 
 import pytest
 import torch

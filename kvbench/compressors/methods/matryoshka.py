@@ -18,9 +18,10 @@ class Matryoshka(LowRank):
     """MatryoshkaKV before training: orthogonal per-head bases whose first columns are the best of every rank.
 
     Based on Lin et al. 2024, MatryoshkaKV (arXiv 2410.14731). Stored: per KV head the first components of keys after
-    RoPE, around their mean, and of values; ranks differ by layer and side (``allocate`` as in ``palu``). Bases are nested: the first r latents of a larger rank are the latents of rank r, so one calibration serves
-    every rank and stored latents can be cut later. Differences: the paper distils the bases from this PCA start and
-    searches ranks per head by the loss; without training they are PCA, and Fisher information stands for the search.
+    RoPE, around their mean, and of values; ranks differ by layer and side (``allocate`` as in ``palu``). Bases are
+    nested: the first r latents of a larger rank are the latents of rank r, so one calibration serves every rank and
+    stored latents can be cut later. Differences: the paper distils the bases from this PCA start and searches ranks per
+    head by the loss; without training they are PCA, and Fisher information stands for the search.
     """
 
     name = "matryoshka"
