@@ -1,0 +1,29 @@
+"""kvbench: one real compressed KV cache inside Hugging Face decoders; memory, speed and accuracy measured from it.
+
+The names below load their modules on first use, so that ``import kvbench`` and ``kvbench --help`` stay fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvbench.api import compress, run
+    from kvbench.errors import KvbenchError
+    from kvbench.models.loading import load
+
+__all__ = ["KvbenchError", "compress", "load", "run"]
+
+_PLACES = {
+    "KvbenchError": "kvbench.errors",
+    "compress": "kvbench.api",
+    "load": "kvbench.models.loading",
+    "run": "kvbench.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'kvbench' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)
