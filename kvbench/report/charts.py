@@ -1,0 +1,175 @@
+"""What compression costs, as charts: bits per element against KLD and against decoding speed.
+
+One chart serves as picture (PNG, SVG) and as figure of the HTML report.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any, TypeGuard
+
+import altair as alt
+import vl_convert
+
+from kvbench.report.axes import Axis
+from kvbench.report.columns import BELOW_NOISE, Cell, is_above_noise
+from kvbench.report.groups import Group, bits, frontier, is_baseline
+from kvbench.report.numbers import MISSING
+from kvbench.report.scatter import Line, Point, scatter
+from kvbench.runs.records import Interval, Record
+
+ALLOCATED = "bits per K and V element, all allocated bytes"
+BODY_ONLY = "bits per K and V element of the compressed body"
+LONGEST_NAME = 100
+"""Characters of a file's name before what is added to it."""
+
+BIT_TICKS = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart, a file name for it (without suffix) and what it shows, in words."""
+
+    name: str
+    chart: alt.LayerChart
+    description: str
+
+    def specification(self) -> dict[str, Any]:
+        """Plain Vega-Lite, without the address of its schema: nothing in it is to be fetched."""
+        plain = self.chart.to_dict()
+        plain.pop("$schema", None)
+        return plain
+
+    def png(self) -> bytes:
+        """The picture, two pixels a point."""
+        return vl_convert.vegalite_to_png(self.specification(), scale=2)
+
+    def svg(self) -> str:
+        """The picture as vectors."""
+        return vl_convert.vegalite_to_svg(self.specification())
+
+
+def figures(groups: Sequence[Group]) -> list[list[Figure]]:
+    """The charts of each group: none, one or two, by what was measured. Names are distinct and safe for any disk."""
+    names: list[str] = []
+    for group in groups:
+        names.append(_file_name(group, names))
+    drawn = [
+        (_distortion(group, f"{name}-kld"), _speed_up(group, f"{name}-speed") or _token_time(group, f"{name}-speed"))
+        for group, name in zip(groups, names, strict=True)
+    ]
+    return [[figure for figure in pair if figure] for pair in drawn]
+
+
+def _file_name(group: Group, taken: Sequence[str]) -> str:
+    slug = re.sub(r"[^a-z0-9.]+", "-", group.title.lower()).strip("-.")[:LONGEST_NAME]
+    candidates = (slug if index == 1 else f"{slug}-{index}" for index in count(1))
+    return next(name for name in candidates if name not in taken)
+
+
+def _distortion(group: Group, name: str) -> Figure | None:
+    """KLD against bits. What lies at or below the noise floor stands at the lower edge, and says so."""
+    rated = [(record, x, record.quality) for record, x in _sized(group) if record.quality]
+    finite = [(record, x, quality) for record, x, quality in rated if math.isfinite(quality.kld_mean)]
+    visible = [quality.kld_mean for _, _, quality in finite if is_above_noise(quality)]
+    if not visible:
+        return None
+    edge = min(visible) / 2
+    points = []
+    for record, x, quality in finite:
+        best = record.id in group.best
+        if is_above_noise(quality):
+            point = _point(group, record, x, quality.kld_mean, quality.kld_interval, best)
+            points.append(replace(point, low=max(point.low, edge)))  # a logarithmic axis has no place for 0
+        else:
+            point = _point(group, record, x, edge, None, best)
+            points.append(replace(point, name=f"{point.name} ({BELOW_NOISE})"))
+    floor = max(quality.noise_floor_kld for _, _, quality in finite)
+    lines = [Line("noise floor", floor)] if floor >= edge else []
+    axis = Axis.over("KLD to the uncompressed model, nats per token", _ends(points, lines), logarithmic=True)
+    return _figure(name, "Accuracy against size", "lower left", group, axis, points, lines)
+
+
+def _speed_up(group: Group, name: str) -> Figure | None:
+    """Decoding speed-up over ``none`` against bits."""
+    points = [
+        _point(group, record, x, record.speed.ratio_to_none, record.speed.ratio_to_none_interval)
+        for record, x in _sized(group)
+        if record.speed and _is_positive(record.speed.ratio_to_none)
+    ]
+    if not points:
+        return None
+    stock = [record.speed.ratio_to_none for record in group.records if record.trial.compressor == "hf" and record.speed]
+    lines = [Line("none", 1.0), *(Line("hf", ratio) for ratio in stock if _is_positive(ratio))]
+    axis = Axis.over("decoding speed-up over none", _ends(points, lines), logarithmic=True)
+    points = _with_best(points, [(point.x, -point.y) for point in points])
+    return _figure(name, "Decoding speed against size", "upper left", group, axis, points, lines)
+
+
+def _token_time(group: Group, name: str) -> Figure | None:
+    """Median time per output token against bits, for runs that were not timed against ``none``."""
+    points = [
+        _point(group, record, x, 1e3 * record.speed.tpot_p50_s, None)
+        for record, x in _sized(group)
+        if record.speed and _is_positive(record.speed.tpot_p50_s)
+    ]
+    if not points:
+        return None
+    lines = [
+        Line(record.trial.compressor, 1e3 * record.speed.tpot_p50_s)
+        for record in group.records
+        if is_baseline(record) and record.speed and _is_positive(record.speed.tpot_p50_s)
+    ]
+    points = _with_best(points, [(point.x, point.y) for point in points])
+    axis = Axis.over("time per output token, ms", _ends(points, lines))
+    return _figure(name, "Decoding speed against size", "lower left", group, axis, points, lines)
+
+
+def _sized(group: Group) -> Iterator[tuple[Record, float]]:
+    """The compressors whose bits are known, with them."""
+    for record in group.compressors:
+        size = bits(record)
+        if _is_positive(size):
+            yield record, size
+
+
+def _is_positive(value: float | None) -> TypeGuard[float]:
+    """False for what a logarithmic axis cannot show."""
+    return value is not None and math.isfinite(value) and value > 0
+
+
+def _point(group: Group, record: Record, x: float, y: float, interval: Interval | None, best: bool = False) -> Point:
+    numbers = {column.heading: _words(column.cell(record)) for column in group.summary}
+    bounded = interval is not None and all(map(_is_positive, (interval.low, interval.high)))
+    low, high = (min(interval.low, y), max(interval.high, y)) if interval and bounded else (y, y)
+    return Point(record.trial.compressor, x, y, low, high, best, numbers)
+
+
+def _words(cell: Cell | None) -> str:
+    return f"{cell.text} {cell.spread}".strip() if cell else MISSING
+
+
+def _with_best(points: Sequence[Point], costs: Sequence[tuple[float, float]]) -> list[Point]:
+    best = frontier(costs)
+    return [replace(point, best=index in best) for index, point in enumerate(points)]
+
+
+def _ends(points: Sequence[Point], lines: Sequence[Line]) -> list[float]:
+    return [end for point in points for end in (point.low, point.high)] + [line.y for line in lines]
+
+
+def _figure(
+    name: str, title: str, good: str, group: Group, y: Axis, points: Sequence[Point], lines: Sequence[Line]
+) -> Figure:
+    measured = any(record.memory for record in group.compressors)
+    x = Axis.over(ALLOCATED if measured else BODY_ONLY, [point.x for point in points], preferred=BIT_TICKS)
+    best = ", ".join(point.name for point in sorted(points, key=lambda point: point.x) if point.best)
+    description = (
+        f"Chart: {y.title} against {x.title}, {group.title}; {len(points)} compressors. {good.capitalize()} is better. "
+        f"On the Pareto frontier, from few bits to many: {best}. The numbers are in the table."
+    )
+    return Figure(name, scatter(title, f"{group.title} · {good} is better", x, y, points, lines), description)

@@ -1,0 +1,284 @@
+"""The columns of every table: what is shown of a record, how it sorts, and what it means.
+
+Terminal, Markdown and HTML draw from these lists, so a number has one name, one form and one definition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from kvbench.report.numbers import fixed, measured, mebibytes, short, spread
+from kvbench.runs.records import Interval, MemoryResult, QualityResult, Record, SpeedResult
+
+BELOW_NOISE = "≤ noise"
+"""Shown for a KLD that the uncompressed model also has against itself."""
+
+
+class Trend(Enum):
+    """How a speed-up's whole interval lies to 1: a symbol and a word, so that colour is never alone."""
+
+    FASTER = "▲"
+    SLOWER = "▼"
+    SAME = "≈"
+
+    @property
+    def word(self) -> str:
+        """For people who hear the table."""
+        return {"▲": "faster", "▼": "slower", "≈": "no clear difference"}[self.value]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table. ``sort`` is the number itself, None for a word; ``spread`` its interval, or empty."""
+
+    text: str
+    sort: float | None
+    spread: str = ""
+    trend: Trend | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """``title`` may have several lines. ``cell`` gives None where the record has no such number."""
+
+    title: str
+    meaning: str
+    cell: Callable[[Record], Cell | None]
+
+    @property
+    def heading(self) -> str:
+        """The title in one line."""
+        return self.title.replace("/\n", "/").replace("\n", " ")
+
+
+def _memory(show: Callable[[MemoryResult], Cell | None]) -> Callable[[Record], Cell | None]:
+    return lambda record: show(record.memory) if record.memory else None
+
+
+def _speed(show: Callable[[SpeedResult], Cell | None]) -> Callable[[Record], Cell | None]:
+    return lambda record: show(record.speed) if record.speed else None
+
+
+def _quality(show: Callable[[QualityResult], Cell | None]) -> Callable[[Record], Cell | None]:
+    return lambda record: show(record.quality) if record.quality else None
+
+
+def body_bits(record: Record) -> float | None:
+    """Bits per element of the compressed body, from whichever measurement knows them."""
+    known = (
+        record.memory.body_bits_per_element if record.memory else None,
+        record.quality.body_bits if record.quality else None,
+    )
+    return next((value for value in known if value is not None), None)
+
+
+def is_above_noise(quality: QualityResult) -> bool:
+    """False for a KLD that the uncompressed model also has against itself; rounding can make it negative."""
+    return not quality.kld_mean <= max(quality.noise_floor_kld, 0.0)
+
+
+def _plain(value: float | None, form: Callable[[float], str]) -> Cell | None:
+    return None if value is None else Cell(form(value), value)
+
+
+def _two(value: float) -> str:
+    return fixed(value, 2)
+
+
+def _size(count: int | None) -> Cell | None:
+    return None if count is None else Cell(mebibytes(count), count)
+
+
+def _milliseconds(seconds: float) -> Cell:
+    return Cell(short(seconds * 1e3), seconds)
+
+
+def _speed_up(ratio: float | None, interval: Interval | None) -> Cell | None:
+    if ratio is None:
+        return None
+    return Cell(measured(ratio, interval, decimals=2), ratio, spread(ratio, interval, decimals=2), _trend(interval))
+
+
+def _trend(interval: Interval | None) -> Trend | None:
+    """None where nothing is known about the noise, or where the two were the same runs."""
+    if interval is None or interval.low == interval.high:
+        return None
+    if interval.low > 1:
+        return Trend.FASTER
+    return Trend.SLOWER if interval.high < 1 else Trend.SAME
+
+
+def _perplexity(quality: QualityResult) -> Cell:
+    """Digits from the paired difference to the baseline: both saw the same tokens."""
+    delta = quality.delta_nll_interval
+    scale = quality.perplexity
+    interval = Interval(low=scale * delta.low, high=scale * delta.high) if delta and math.isfinite(scale) else None
+    return Cell(measured(scale, interval, digits=4), scale)
+
+
+def _kld(quality: QualityResult) -> Cell:
+    if not is_above_noise(quality):
+        return Cell(BELOW_NOISE, quality.kld_mean)
+    value, interval = quality.kld_mean, quality.kld_interval
+    return Cell(measured(value, interval, decimals=5), value, spread(value, interval, decimals=5))
+
+
+def _parts(memory: MemoryResult) -> Cell | None:
+    """Shares of the allocated bytes, in per cent."""
+    held = memory.allocated
+    if not held.total:
+        return None
+    others = held.positions + held.slack + held.workspace
+    shares = (100 * part / held.total for part in (held.payload, held.scales, held.exact, others))
+    return Cell("/".join(f"{share:.0f}" for share in shares), None)
+
+
+BITS = Column(
+    "bits",
+    "Bits per element of K and V: all bytes that the cache has allocated, times 8, over the number of K and V elements "
+    "that an uncompressed cache would hold. Scales, indices, exact tokens, unused capacity and workspace count.",
+    _memory(lambda memory: _plain(memory.bits_per_element, _two)),
+)
+BODY_BITS = Column(
+    "body\nbits",
+    "Bits per element of the compressed body alone, scales and indices included: what remains of the bits when the "
+    "context is so long that the exact first and recent tokens no longer weigh.",
+    lambda record: _plain(body_bits(record), _two),
+)
+RATIO = Column(
+    "ratio",
+    "Bytes of 16-bit K and V over allocated bytes, whatever dtype the run used: a float32 run without compression "
+    "has ratio 0.5. Above 1 saves memory against a 16-bit cache.",
+    _memory(lambda memory: _plain(memory.ratio_allocated, _two)),
+)
+PREDICTED = Column(
+    "ratio\npredicted",
+    "The same ratio from arithmetic alone, before anything is allocated. Where predicted and allocated bytes differ by "
+    "more than 1 % the row is flagged.",
+    _memory(lambda memory: _plain(memory.ratio_predicted, _two)),
+)
+CLAIMED = Column(
+    "ratio\nclaimed",
+    "The ratio that the method's own description leads to, usually without scales, exact tokens and workspace.",
+    _memory(lambda memory: _plain(memory.ratio_claimed, _two)),
+)
+CACHE = Column(
+    "cache\nMiB",
+    "What the cache's tensor storages hold after the workload's tokens, all layers and sequences, each storage once. "
+    "1 MiB is 1,048,576 bytes.",
+    _memory(lambda memory: _size(memory.allocated.total)),
+)
+PARTS = Column(
+    "% payload/\nscales/exact/\nother",
+    "Shares of the allocated bytes: codes or latents; scales and indices; the exact first and recent tokens; "
+    "positions, unused capacity and workspace.",
+    _memory(_parts),
+)
+BASES = Column(
+    "bases\nMiB",
+    "Held once for all caches of the model and not part of the cache: projection bases and codebooks.",
+    _memory(lambda memory: _size(memory.model_level_bytes)),
+)
+PEAK_PREFILL = Column(
+    "peak MiB\nprefill",
+    "Highest memory in use during prefill, model and runtime included: the process's resident memory on a CPU, torch's "
+    "allocator on a GPU.",
+    _memory(lambda memory: _size(memory.peak_prefill_bytes)),
+)
+PEAK_DECODE = Column(
+    "peak MiB\ndecode",
+    "The same during decoding.",
+    _memory(lambda memory: _size(memory.peak_decode_bytes)),
+)
+TTFT = Column(
+    "TTFT\nms",
+    "Time to first token: prefill and compression of the prompt and the first token's choice.",
+    _speed(lambda speed: _milliseconds(speed.ttft_s)),
+)
+TPOT = Column(
+    "TPOT\nms",
+    "Time per output token while decoding, median over all timed steps.",
+    _speed(lambda speed: _milliseconds(speed.tpot_p50_s)),
+)
+TPOT_TAIL = Column(
+    "TPOT\np99 ms",
+    "99th percentile of the time per output token.",
+    _speed(lambda speed: _milliseconds(speed.tpot_p99_s)),
+)
+THROUGHPUT = Column(
+    "tokens/s",
+    "Decoded tokens a second, all sequences of the batch together.",
+    _speed(lambda speed: _plain(speed.tokens_per_s, short)),
+)
+TO_NONE = Column(
+    "× none",
+    "Decoding speed-up over none, kvbench's own uncompressed cache, with a 95 % interval; both were timed in the same "
+    "rounds. ▲ the whole interval is above 1 (faster), ▼ below (slower), ≈ it includes 1.",
+    _speed(lambda speed: _speed_up(speed.ratio_to_none, speed.ratio_to_none_interval)),
+)
+TO_HF = Column(
+    "× hf",
+    "The same over hf: the stock cache and attention of transformers, what a user has today.",
+    _speed(lambda speed: _speed_up(speed.ratio_to_hf, speed.ratio_to_hf_interval)),
+)
+ATTENTION = Column(
+    "attention",
+    "The attention implementation that ran, read back from the live cache.",
+    _speed(lambda speed: Cell(speed.attention, None)),
+)
+PERPLEXITY = Column(
+    "PPL",
+    "Perplexity: exp of the mean negative log-likelihood of the scored tokens. The first tokens of each document are "
+    "prefilled and compressed; the rest is scored through the compressed cache as if decoded token by token.",
+    _quality(_perplexity),
+)
+BASELINE_PERPLEXITY = Column(
+    "PPL of\nnone",
+    "Perplexity of the same tokens with the uncompressed cache.",
+    _quality(lambda quality: _plain(quality.baseline_perplexity, lambda value: short(value, 4))),
+)
+KLD = Column(
+    "KLD",
+    "Mean KL(uncompressed ‖ compressed) of the next-token distributions per scored token, in nats, over the whole "
+    "vocabulary; the 95 % interval resamples documents. 0 is no change.",
+    _quality(_kld),
+)
+KLD_TAIL = Column(
+    "KLD\np99",
+    "99th percentile of the KLD over tokens: what the worst token in a hundred loses.",
+    _quality(lambda quality: _plain(quality.kld_p99, short)),
+)
+KLD_MAX = Column(
+    "KLD\nmax",
+    "The worst token.",
+    _quality(lambda quality: _plain(quality.kld_max, short)),
+)
+NOISE = Column(
+    "noise\nfloor",
+    "KLD of the uncompressed model against itself on another execution path. Nothing at or below it is a difference; "
+    "a KLD there is shown as ≤ noise.",
+    _quality(lambda quality: _plain(quality.noise_floor_kld, lambda value: short(value, 2))),
+)
+TOP1 = Column(
+    "same\ntop-1",
+    "Share of scored tokens at which the compressed and the uncompressed model rank the same token first.",
+    _quality(lambda quality: _plain(quality.same_top1, lambda share: f"{share:.1%}")),
+)
+
+SUMMARY = (BITS, RATIO, CACHE, TPOT, TO_NONE, TO_HF, PERPLEXITY, KLD, TOP1)
+MEMORY = (BITS, BODY_BITS, CLAIMED, PREDICTED, RATIO, CACHE, PARTS, BASES, PEAK_PREFILL, PEAK_DECODE)
+SPEED = (TTFT, TPOT, TPOT_TAIL, THROUGHPUT, TO_NONE, TO_HF, ATTENTION)
+QUALITY = (PERPLEXITY, BASELINE_PERPLEXITY, KLD, KLD_TAIL, KLD_MAX, NOISE, TOP1)
+
+LESSER = (
+    *(CACHE, TO_HF, PERPLEXITY, RATIO, TPOT),
+    *(ATTENTION, PEAK_PREFILL, PEAK_DECODE, BASES, PARTS, CLAIMED),
+    *(BASELINE_PERPLEXITY, NOISE, KLD_MAX, TPOT_TAIL, KLD_TAIL),
+)
+"""Left out one after the other where a terminal is too narrow."""
+
+DETAILS = {"memory": MEMORY, "speed": SPEED, "quality": QUALITY}
+"""Every number of a record, by the part of the record that holds it."""

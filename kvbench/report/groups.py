@@ -1,0 +1,220 @@
+"""Records that may stand in one table: one model, one workload, one machine setting, many compressors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from kvbench.report.columns import BODY_BITS, DETAILS, SUMMARY, Cell, Column, body_bits
+from kvbench.report.numbers import short
+from kvbench.runs.records import Record
+from kvbench.runs.trials import Workload
+
+BASELINES = ("none", "hf")
+"""Measured in every run; they head their table and take no part in the race for the frontier."""
+
+LONGEST_REASON = 240
+"""Characters; messages of allocators run to many times that."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one table, in reading order: baselines, then from many bits to few, then what failed."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def title(self) -> str:
+        """Model and workload."""
+        trial = self.records[0].trial
+        return f"{trial.model} · {trial.workload.name}"
+
+    @property
+    def setting(self) -> str:
+        """Dtype, device, threads and seed in one line."""
+        trial = self.records[0].trial
+        threads = f"{trial.threads} thread{'s' * (trial.threads != 1)}"
+        return f"{trial.dtype} on {trial.device}, {threads}, seed {trial.seed}"
+
+    @property
+    def workload(self) -> tuple[str, ...]:
+        """What was measured, a line for each part."""
+        return _describe(self.records[0].trial.workload)
+
+    @property
+    def compressors(self) -> tuple[Record, ...]:
+        """Those with a result, without the baselines."""
+        return tuple(record for record in self.records if record.status == "ok" and not is_baseline(record))
+
+    @property
+    def failed(self) -> tuple[Record, ...]:
+        """Those that have no result."""
+        return tuple(record for record in self.records if record.status != "ok")
+
+    @cached_property
+    def best(self) -> frozenset[str]:
+        """Ids on the frontier of bits and KLD: no other compressor here has fewer bits at no more KLD."""
+        measured = [(record, bits(record), distortion(record)) for record in self.compressors]
+        points = [(record.id, x, y) for record, x, y in measured if x is not None and y is not None]
+        chosen = frontier([(x, y) for _, x, y in points])
+        return frozenset(points[index][0] for index in chosen)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader must know before comparing rows."""
+        return (
+            *_baseline_remarks(self.records),
+            *_flags(self.records),
+            *_machines(self.records),
+            *_texts(self.records),
+        )
+
+    @property
+    def summary(self) -> tuple[Column, ...]:
+        """The columns that matter, of those that were measured."""
+        size = () if any(record.memory for record in self.records) else (BODY_BITS,)
+        return self._used((*size, *SUMMARY))
+
+    @property
+    def details(self) -> dict[str, tuple[Column, ...]]:
+        """All columns by the part of the workload that they belong to, of those that were measured."""
+        measured = {part: any(getattr(record, part) for record in self.records) for part in DETAILS}
+        return {part: self._used(columns) for part, columns in DETAILS.items() if measured[part]}
+
+    def cells(self, column: Column) -> list[Cell | None]:
+        """The column, a cell per record."""
+        return [column.cell(record) for record in self.records]
+
+    def _used(self, columns: Sequence[Column]) -> tuple[Column, ...]:
+        return tuple(column for column in columns if any(self.cells(column)))
+
+
+def grouped(records: Iterable[Record]) -> list[Group]:
+    """Groups in the order in which their first records come. Rows differ in nothing but compressor and machine."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        same = record.trial.model_copy(update={"compressor": "", "compressor_code": "", "text_sha256": {}})
+        groups.setdefault(same.id, []).append(record)
+    return [Group(tuple(sorted(group, key=_reading_order))) for group in groups.values()]
+
+
+def is_baseline(record: Record) -> bool:
+    """True for what others are compared with."""
+    return record.trial.compressor in BASELINES
+
+
+def bits(record: Record) -> float | None:
+    """Bits per element: of all that is allocated, or of the compressed body where memory was not measured."""
+    return record.memory.bits_per_element if record.memory else body_bits(record)
+
+
+def distortion(record: Record) -> float | None:
+    """KLD, at least the noise floor: differences below it are none."""
+    quality = record.quality
+    return max(quality.kld_mean, quality.noise_floor_kld) if quality else None
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other point beats, both coordinates the smaller the better, by first coordinate.
+
+    Of equal points all stay; points that are not finite are never on the frontier.
+    """
+    finite = [index for index, point in enumerate(points) if all(map(math.isfinite, point))]
+    order = sorted(finite, key=lambda index: points[index])
+    chosen: list[int] = []
+    for index in order:
+        if not chosen or points[index][1] < points[chosen[-1]][1] or points[index] == points[chosen[-1]]:
+            chosen.append(index)
+    return chosen
+
+
+def row_mark(group: Group, record: Record) -> str:
+    """``★`` on the frontier, ``✗`` without a result, ``!`` with bytes that miss the prediction, else a space."""
+    if record.status != "ok":
+        return "✗"
+    if record.memory and record.memory.flagged:
+        return "!"
+    return "★" if record.id in group.best else " "
+
+
+def why(record: Record) -> str:
+    """A failure in one line of bounded length; empty for an ok record."""
+    if record.failure is None:
+        return ""
+    message = " ".join(record.failure.message.split())
+    line = f"{record.failure.type}: {message}" if message else record.failure.type
+    return line if len(line) <= LONGEST_REASON else f"{line[: LONGEST_REASON - 1]}…"
+
+
+STATUS_WORDS = {
+    "ok": "ok",
+    "failed": "failed",
+    "oom": "out of memory",
+    "timeout": "timed out",
+    "killed": "killed",
+    "interrupted": "interrupted",
+}
+
+
+def _reading_order(record: Record) -> tuple[int, float]:
+    if is_baseline(record):
+        return 0, BASELINES.index(record.trial.compressor)
+    if record.status != "ok":
+        return 2, 0.0
+    size = bits(record)
+    return 1, 0.0 if size is None else -size
+
+
+def _describe(workload: Workload) -> tuple[str, ...]:
+    lines = []
+    if quality := workload.quality:
+        calibration = f"{quality.calibration_windows} × {quality.calibration_length:,} of {quality.calibration_text}"
+        lines.append(
+            f"quality: {quality.documents} × {quality.length:,} tokens of {quality.text}, "
+            f"first {quality.prefix:,} as prompt; calibrated on {calibration}"
+        )
+    if speed := workload.speed:
+        lines.append(
+            f"speed: batch {speed.batch}, prompt {speed.prompt:,}, {speed.steps} steps × {speed.rounds} rounds"
+        )
+    if memory := workload.memory:
+        lines.append(f"memory: batch {memory.batch}, after {memory.prompt:,} + {memory.steps:,} tokens")
+    return tuple(lines)
+
+
+def _baseline_remarks(records: Sequence[Record]) -> list[str]:
+    qualities = [record.quality for record in records if record.quality]
+    if not qualities:
+        return []
+    perplexities = sorted({short(quality.baseline_perplexity, 4) for quality in qualities})
+    floor = max(quality.noise_floor_kld for quality in qualities)
+    return [f"uncompressed perplexity {' or '.join(perplexities)}; KLD noise floor {short(floor, 2)}"]
+
+
+def _flags(records: Sequence[Record]) -> list[str]:
+    return [
+        f"! {record.trial.compressor}: {abs(record.memory.prediction_error):.1%} "
+        f"{'more' if record.memory.prediction_error > 0 else 'fewer'} bytes allocated than predicted"
+        for record in records
+        if record.memory and record.memory.flagged
+    ]
+
+
+def _machines(records: Sequence[Record]) -> list[str]:
+    timed = [record.provenance for record in records if record.speed]
+    machines = {(where.hostname_hash, where.cpu, where.device_name) for where in timed}
+    if len(machines) < 2:
+        return []
+    return [f"! timed on {len(machines)} machines: compare speed-ups, not times"]
+
+
+def _texts(records: Sequence[Record]) -> list[str]:
+    versions = {version for record in records for version in record.trial.text_sha256.items()}
+    names = [name for name, _ in versions]
+    return [
+        f"! text {name} was not the same in all trials: do not compare their quality"
+        for name in sorted(set(names))
+        if names.count(name) > 1
+    ]

@@ -1,0 +1,93 @@
+"""A run written down as suite files, so that anybody can make it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvbench.runs.records import Record
+from kvbench.runs.trials import Trial, Workload
+
+PARTS = ("quality", "speed", "memory")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A suite file's name and content, and the command that runs it; ``threads`` is what torch had then."""
+
+    file: str
+    suite: str
+    command: str
+    threads: int
+
+
+@dataclass
+class _Draft:
+    """Trials that fit into one suite: one dtype, seed, device and thread count, one workload under a name."""
+
+    setting: tuple[str, int, str, int]
+    workloads: dict[str, Workload] = field(default_factory=dict)
+    models: dict[str, dict[str, None]] = field(default_factory=dict)
+    """Workload name to the models that ran it, in order."""
+    compressors: dict[str, None] = field(default_factory=dict)
+
+    def takes(self, trial: Trial) -> bool:
+        """Whether the trial fits in beside the others."""
+        same = self.workloads.get(trial.workload.name, trial.workload) == trial.workload
+        return same and self.setting == _setting(trial)
+
+    def add(self, trial: Trial) -> None:
+        """Make the suite include the trial."""
+        self.workloads[trial.workload.name] = trial.workload
+        self.models.setdefault(trial.workload.name, {})[trial.model] = None
+        self.compressors[trial.compressor] = None
+
+
+def recipes(records: Iterable[Record]) -> list[Recipe]:
+    """Suites whose trials include those of the records; one suite unless settings or same-named workloads differ."""
+    drafts: list[_Draft] = []
+    for record in records:
+        draft = next((draft for draft in drafts if draft.takes(record.trial)), None)
+        if draft is None:
+            draft = _Draft(_setting(record.trial))
+            drafts.append(draft)
+        draft.add(record.trial)
+    return [_recipe(draft, "suite" if len(drafts) == 1 else f"suite-{n}") for n, draft in enumerate(drafts, 1)]
+
+
+def _setting(trial: Trial) -> tuple[str, int, str, int]:
+    return trial.dtype, trial.seed, trial.device, trial.threads
+
+
+def _recipe(draft: _Draft, name: str) -> Recipe:
+    _, _, device, threads = draft.setting
+    command = f"kvbench run --suite {name}.toml --device {device}"
+    return Recipe(f"{name}.toml", "\n".join(_toml(draft, name)) + "\n", command, threads)
+
+
+def _toml(draft: _Draft, name: str) -> Iterator[str]:
+    dtype, seed, _, _ = draft.setting
+    models = list(dict.fromkeys(model for ran in draft.models.values() for model in ran))
+    yield f"name = {_value(name)}"
+    yield f"models = {_value(models)}"
+    yield f"compressors = {_value(list(draft.compressors))}"
+    yield f"dtype = {_value(dtype)}"
+    yield f"seed = {seed}"
+    for workload in draft.workloads.values():
+        yield from ("", "[[workload]]", f"name = {_value(workload.name)}")
+        ran = list(draft.models[workload.name])
+        if ran != models:
+            yield f"models = {_value(ran)}"
+        for part in PARTS:
+            if content := getattr(workload, part):
+                yield f"[workload.{part}]"
+                yield from (f"{key} = {_value(value)}" for key, value in content.model_dump().items())
+
+
+def _value(value: Any) -> str:
+    """A JSON string, number or list of strings is a TOML one too; lists stand a line per entry."""
+    if isinstance(value, list):
+        return "[\n" + "".join(f"  {_value(entry)},\n" for entry in value) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,107 @@
+"""Which records stand together, in which order, and which of them are best."""
+
+from __future__ import annotations
+
+import math
+
+import fake_records as fake
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvbench.report.findings import findings
+from kvbench.report.groups import frontier, grouped, row_mark, why
+from kvbench.runs.records import Record
+
+COORDINATES = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12)
+
+
+def changed(record: Record, **trial: object) -> Record:
+    """The record of a trial that differs in this."""
+    return Record.of(
+        record.trial.model_copy(update=trial),
+        record.status,
+        record.provenance,
+        memory=record.memory,
+        speed=record.speed,
+        quality=record.quality,
+    )
+
+
+@given(COORDINATES)
+def test_frontier_holds_exactly_the_points_that_nothing_beats(points):
+    def beats(a, b):
+        return a[0] <= b[0] and a[1] <= b[1] and a != b
+
+    expected = {index for index, point in enumerate(points) if not any(beats(other, point) for other in points)}
+    assert set(frontier(points)) == expected
+
+
+def test_points_that_are_not_finite_are_never_on_the_frontier():
+    assert frontier([(1.0, math.nan), (0.5, math.inf), (2.0, 3.0)]) == [2]
+
+
+def test_a_group_is_one_model_under_one_workload_and_setting():
+    titles = [group.title for group in grouped(fake.a_run())]
+    assert titles == [
+        f"{fake.SMOLLM2} · essays-2k",
+        f"{fake.SMOLLM2} · other-domain",
+        f"{fake.SMOLLM2} · batch-8",
+        f"{fake.GEMMA} · essays-2k",
+    ]
+    record = fake.ok(fake.OUTCOMES[3])
+    for difference in ({"dtype": "bfloat16"}, {"device": "cuda"}, {"threads": 1}, {"seed": 1}):
+        assert len(grouped([record, changed(record, **difference)])) == 2
+
+
+def test_rows_are_baselines_then_from_many_bits_to_few_then_failures():
+    group = grouped(fake.a_run()[::-1])[-1]
+    names = [record.trial.compressor for record in group.records]
+    assert names[:2] == ["none", "hf"]
+    sizes = [record.memory.bits_per_element for record in group.records[2:] if record.memory]
+    assert sizes == sorted(sizes, reverse=True)
+    assert group.records[-1].status == "failed"
+
+
+def test_the_frontier_leaves_out_baselines_failures_and_what_is_beaten():
+    group = grouped(fake.a_run())[0]
+    marked = {record.trial.compressor for record in group.records if row_mark(group, record) == "★"}
+    assert marked == {"int:bits=8", "kvtc:bits=4", "kvtc:bits=3", "kvtc:bits=2"}
+
+
+def test_below_the_noise_floor_fewer_bits_win():
+    nearly = fake.Outcome("int:bits=8", 8.5, 1e-12, 1.0, 1.0)
+    exactly = fake.Outcome("identity", 32.0, 0.0, 1.0, 1.0)
+    group = grouped([fake.ok(nearly), fake.ok(exactly)])[0]
+    assert [row_mark(group, record) for record in group.records] == [" ", "★"]
+
+
+def test_remarks_name_flagged_bytes_several_machines_and_other_texts():
+    one, two = fake.ok(fake.OUTCOMES[3]), changed(fake.ok(fake.OUTCOMES[4]), text_sha256={"essays": "00"})
+    elsewhere = two.model_copy(update={"provenance": fake.MACHINE.model_copy(update={"hostname_hash": "other"})})
+    remarks = " ".join(grouped([one, elsewhere, fake.ok(fake.OUTCOMES[8])])[0].remarks)
+    assert "palu:rank=0.5: 3.8% more bytes allocated than predicted" in remarks
+    assert "timed on 2 machines" in remarks
+    assert "text essays was not the same" in remarks
+
+
+def test_a_reason_is_one_line_of_bounded_length():
+    assert why(fake.broken("x", message="first\n\n  second")) == "RuntimeError: first second"
+    assert why(fake.broken("x", message="")) == "RuntimeError"
+    assert len(why(fake.broken("x", message="long " * 1000))) < 300
+    assert why(fake.ok(fake.OUTCOMES[0])) == ""
+
+
+def test_findings_name_the_smallest_faithful_the_fastest_and_the_frontier():
+    found = {finding.question: finding.answer for finding in findings(grouped(fake.a_run())[0])}
+    assert found == {
+        "Fewest bits with at least 95% same top-1": "kvtc:bits=4",
+        "Fastest decoding": "int:bits=4",
+        "Pareto frontier of bits and KLD": "int:bits=8, kvtc:bits=4, kvtc:bits=3, kvtc:bits=2",
+    }
+
+
+def test_findings_say_when_nothing_is_faithful_and_are_silent_about_what_was_not_measured():
+    poor = fake.Outcome("int:bits=1", 1.5, 5.0, 0.1, 1.0)
+    assert findings(grouped([fake.ok(poor, fake.OTHER_DOMAIN)])[0])[0].answer == "none of these"
+    assert [finding.question for finding in findings(grouped([fake.ok(poor, fake.BATCH)])[0])] == ["Fastest decoding"]
+    assert findings(grouped([fake.broken("int:bits=4")])[0]) == []
