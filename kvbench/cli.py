@@ -31,11 +31,15 @@ Model = Annotated[str, Parameter(help="Registry name, `random:<family>`, hub id 
 @app.command
 def run(
     *,
-    suite: Annotated[str, Parameter(help="quick, standard, full, ci, or a .toml file.")] = "quick",
+    suite: Annotated[
+        str | None, Parameter(help="quick (default), standard, full, ci, frontier or a .toml file.")
+    ] = None,
     model: Annotated[str | None, Parameter(help="Run this model instead of the suite's.")] = None,
     compressor: Annotated[
         list[str] | None, Parameter(help="Run these specs instead of the suite's; repeatable.")
     ] = None,
+    at: Annotated[str | None, Parameter(help="Equal bytes: solve methods for these bits, as in bits=2,3,4.")] = None,
+    methods: Annotated[str, Parameter(help="With --at: all, or names separated by commas.")] = "all",
     device: str = "cpu",
     dtype: Annotated[str | None, Parameter(help="float32, bfloat16 or float16; default: the suite's.")] = None,
     threads: Annotated[int, Parameter(help="Torch threads; 0 takes torch's own choice.")] = 0,
@@ -51,14 +55,21 @@ def run(
     """
     from kvbench.progress import RunProgress
     from kvbench.report.tables import summary_table
+    from kvbench.runs.frontier import solve_suite
     from kvbench.runs.runner import Runner
     from kvbench.runs.store import RunStore
     from kvbench.runs.suites import load_suite
 
-    chosen = load_suite(suite).narrowed(model=model, compressors=compressor, dtype=dtype)
+    chosen = load_suite(suite or ("frontier" if at else "quick")).narrowed(
+        model=model, compressors=compressor, dtype=dtype
+    )
     folder = out_dir or Path("runs") / chosen.name
     with RunProgress(err, quiet) as progress:
         runner = Runner(RunStore(folder), progress, device, threads)
+        if at is not None:
+            chosen, unreachable = solve_suite(runner, chosen, methods, at)
+            for reason in unreachable:
+                err.print(f"left out: {reason}", highlight=False, markup=False, soft_wrap=True)
         if dry_run:
             return _print_plan(runner.plan(chosen), RunStore(folder).finished_ids(), json_)
         try:

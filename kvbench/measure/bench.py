@@ -18,8 +18,11 @@ from kvbench.cache.attach import Plan, self_test
 from kvbench.calibration.statistics import Statistics
 from kvbench.calibration.store import calibrate, statistics_folder
 from kvbench.compressors.compressor import Compressor, parse
+from kvbench.compressors.equal_bytes import Solver
 from kvbench.errors import KvbenchError
 from kvbench.measure.arms import Arm
+from kvbench.measure.memory import Memory, measure_filled
+from kvbench.measure.prompt import ExactPrompt, exact_prompt
 from kvbench.measure.quality import Quality, QualityBench
 from kvbench.measure.speed import Speed, SpeedBench
 from kvbench.models.geometry import ModelGeometry, probe_geometry
@@ -61,6 +64,7 @@ class ModelBench:
         self._statistics = lru_cache(maxsize=4)(self._collect)
         self._quality = lru_cache(maxsize=1)(self._quality_bench)
         self._speed = lru_cache(maxsize=1)(self._speed_bench)
+        self._prompt = lru_cache(maxsize=1)(self._exact_prompt)
 
     def statistics_folder(self, source: CalibrationSource) -> Path:
         """Collect the statistics if need be; the folder that holds them."""
@@ -105,6 +109,14 @@ class ModelBench:
         """Time ``arm`` against both baselines."""
         return self._speed(text, batch, prompt, steps, rounds, warmup, seed).run(arm, self.baselines())
 
+    def memory(self, arm: Arm, text: str, batch: int, prompt: int) -> Memory:
+        """Walk the bytes of ``arm``'s cache after a prompt, in this process and without peaks."""
+        return measure_filled(arm, self._prompt(text, prompt).repeat(batch))
+
+    def solver(self, source: CalibrationSource, tokens: int) -> Solver:
+        """A solver for equal bytes at ``tokens``."""
+        return Solver(self.geometry, self._statistics(source), tokens)
+
     def evaluation_windows(self, text: str, length: int, count: int) -> Windows:
         """Windows of the evaluation split, within the model's context."""
         if length > self.loaded.context_length:
@@ -131,6 +143,9 @@ class ModelBench:
         self, text: str, batch: int, prompt: int, steps: int, rounds: int, warmup: int, seed: int
     ) -> SpeedBench:
         return SpeedBench(self._none(), self._ids(text, prompt, 1), batch, steps, rounds, warmup, seed)
+
+    def _exact_prompt(self, text: str, prompt: int) -> ExactPrompt:
+        return exact_prompt(self.loaded.model, self.geometry, self._ids(text, prompt, 1))
 
     def _ids(self, text: str, length: int, count: int) -> Tensor:
         return self.evaluation_windows(text, length, count).ids.to(self.loaded.model.device)

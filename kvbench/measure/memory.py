@@ -18,6 +18,7 @@ from kvbench.cache.cache import CacheBytes, CompressedCache, reachable_tensors
 from kvbench.cache.prediction import body_bits_per_element, predict_bytes
 from kvbench.hardware.process_memory import peak_memory
 from kvbench.measure.arms import Arm
+from kvbench.measure.prompt import ExactPrompt
 
 FLAG = 0.01
 """Predicted and allocated bytes may differ by this share before a result is flagged."""
@@ -41,10 +42,10 @@ class Memory:
     ratio_claimed: float | None
     bits_per_element: float
     body_bits_per_element: float | None
-    peak_prefill_bytes: int
-    peak_decode_bytes: int
-    baseline_rss_bytes: int
     flagged: bool
+    peak_prefill_bytes: int | None = None
+    peak_decode_bytes: int | None = None
+    baseline_rss_bytes: int | None = None
 
 
 def measure_memory(arm: Arm, ids: Tensor, steps: int) -> Memory:
@@ -69,6 +70,13 @@ def measure_memory(arm: Arm, ids: Tensor, steps: int) -> Memory:
         "baseline_rss_bytes": prefill.baseline_bytes,
     }
     return _summary(arm, allocated, batch, tokens, held)
+
+
+def measure_filled(arm: Arm, prompt: ExactPrompt) -> Memory:
+    """Walk the bytes of a cache that has taken ``prompt`` in; no peaks."""
+    with arm.entered():
+        allocated = walk(arm.fill(prompt))
+    return _summary(arm, allocated, prompt.logits.shape[0], prompt.length, {})
 
 
 def walk(cache: Cache) -> CacheBytes:

@@ -184,13 +184,13 @@ BASES = Column(
 )
 PEAK_PREFILL = Column(
     "peak MiB\nprefill",
-    "Highest memory in use during prefill, model and runtime included: the process's resident memory on a CPU, torch's "
-    "allocator on a GPU.",
+    "Highest memory during prefill above what was in use before it (weights, runtime): the resident memory of a process "
+    "of the trial's own on a CPU, torch's allocator on a GPU.",
     _memory(lambda memory: _size(memory.peak_prefill_bytes)),
 )
 PEAK_DECODE = Column(
     "peak MiB\ndecode",
-    "The same during decoding.",
+    "The same during decoding, the cache included.",
     _memory(lambda memory: _size(memory.peak_decode_bytes)),
 )
 TTFT = Column(

@@ -15,6 +15,7 @@ from kvbench.errors import KvbenchError
 from kvbench.hardware.environment import provenance
 from kvbench.measure.arms import Arm
 from kvbench.measure.bench import ModelBench
+from kvbench.measure.memory import as_plain
 from kvbench.measure.memory_probe import Request, probe
 from kvbench.measure.quality import Quality
 from kvbench.measure.speed import Speed
@@ -60,7 +61,7 @@ class Runner:
     def plan(self, suite: Suite) -> list[Trial]:
         """Resolve every trial of ``suite``; nothing is measured or written."""
         return [
-            resolve(self._bench_for(model, suite.dtype), spec, workload, self.threads, suite.seed)
+            resolve(self.bench_for(model, suite.dtype), spec, workload, self.threads, suite.seed)
             for model, spec, workload in expand(suite)
         ]
 
@@ -103,7 +104,7 @@ class Runner:
             raise interrupt
 
     def _measure(self, trial: Trial) -> dict[str, Any]:
-        bench = self._bench_for(trial.model, trial.dtype)
+        bench = self.bench_for(trial.model, trial.dtype)
         workload, source = trial.workload, calibration_source(trial.workload)
         self.listener.stage("fitting", 0, 1)
         arm = bench.arm(parse(trial.compressor), source)
@@ -123,8 +124,17 @@ class Runner:
             )
         if workload.memory is not None:
             self.listener.stage("memory", 0, 1)
-            results["memory"] = MemoryResult.model_validate(probe(self._request(trial), self.probe_timeout_s))
+            results["memory"] = self._memory(bench, arm, trial)
         return results
+
+    def _memory(self, bench: ModelBench, arm: Arm, trial: Trial) -> MemoryResult:
+        wanted = trial.workload.memory
+        assert wanted is not None
+        if wanted.peaks:
+            return MemoryResult.model_validate(probe(self._request(trial), self.probe_timeout_s))
+        return MemoryResult.model_validate(
+            as_plain(bench.memory(arm, evaluation_text(trial.workload), wanted.batch, wanted.prompt))
+        )
 
     def _request(self, trial: Trial) -> Request:
         source = calibration_source(trial.workload)
@@ -138,10 +148,11 @@ class Runner:
             threads=trial.threads,
             text=evaluation_text(trial.workload),
             calibration=(source.text, source.windows, source.length) if needs else None,
-            **trial.workload.memory.model_dump(),
+            **trial.workload.memory.model_dump(exclude={"peaks"}),
         )
 
-    def _bench_for(self, model: str, dtype: str) -> ModelBench:
+    def bench_for(self, model: str, dtype: str) -> ModelBench:
+        """The model on the bench; the one before it is let go."""
         if self._bench is None or (self._bench.name, self._bench.dtype) != (model, dtype):
             self._bench = None  # let go of the old weights before the new ones come
             self.listener.stage(f"loading {model}", 0, 1)

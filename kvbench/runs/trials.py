@@ -53,11 +53,15 @@ class SpeedWorkload(Frozen):
 
 
 class MemoryWorkload(Frozen):
-    """The cache's bytes after ``prompt`` prefilled and ``steps`` decoded tokens."""
+    """The cache's bytes after ``prompt`` prefilled tokens, and the peaks of that and of ``steps`` decoded ones.
+
+    Peaks need a process of their own per trial; without ``peaks`` the bytes are walked in the runner's process.
+    """
 
     batch: PositiveInt = 1
     prompt: PositiveInt = 2048
     steps: NonNegativeInt = 32
+    peaks: bool = True
 
 
 class Workload(Frozen):
