@@ -16,7 +16,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct-q4_1"
 
 app = App(
     name="kvbench",
-    help="Measure KV-cache compression on open decoder models: memory, speed and accuracy from one real compressed cache.",
+    help="Measure KV-cache compression on open models: memory, speed and accuracy from one real compressed cache.",
     help_epilogue="Start with `kvbench run --suite quick`; `kvbench ls compressors` shows what can be compared.",
     result_action="return_value",
 )

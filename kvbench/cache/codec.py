@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -69,6 +69,8 @@ class Codec:
     keys: SideCodec
     values: SideCodec
     keys_before_rope: bool = False
+    decoupled: ClassVar[bool] = False
+    """Whether part of a stored key is never rotated: queries then come as rotated and unrotated halves."""
 
     @property
     def block(self) -> int:
@@ -102,19 +104,25 @@ class Codec:
         """Attention of ``query`` (batch, heads, queries, head_dim) over the ``tokens`` stored.
 
         Tiles of :data:`TILE` tokens are decoded, attended and dropped. ``mask`` is boolean, broadcastable to
-        (batch, kv heads or 1, queries, tokens).
+        (batch, kv heads or 1, queries, tokens). A ``decoupled`` codec takes the rotated and the unrotated query side by
+        side, (batch, heads, queries, 2 · head_dim).
         """
         parts = []
         step = max(self.block, TILE // self.block * self.block)
         for start in range(0, tokens, step):
             stop = min(start + step, tokens)
-            keys, values = self.decode(span(stored, tokens, start, stop))
-            keys, values = keys.to(query.dtype), values.to(query.dtype)
-            if rotate is not None:
-                keys = rotate(keys, start, stop)
+            keys, values = self.tile(span(stored, tokens, start, stop), rotate, start, stop, query.dtype)
             tile_mask = None if mask is None else mask[..., start:stop]
             parts.append(partial_attention(query, keys, values, scaling, tile_mask, softcap))
         return merge(parts)
+
+    def tile(
+        self, stored: Stored, rotate: Rotate | None, start: int, stop: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of the entries [start, stop) in ``stored``, as queries meet them."""
+        keys, values = self.decode(stored)
+        keys = keys.to(dtype)
+        return (keys if rotate is None else rotate(keys, start, stop)), values.to(dtype)
 
     def cost(self, dtype: torch.dtype) -> Cost:
         """Predicted bits per token of keys and values together."""

@@ -153,6 +153,8 @@ class CompressedLayer(KVLayer):
                     return rotator.slots(keys, start + begin, start + end)
                 return rotator.at(keys, slots[:, :, begin:end].expand(-1, keys.shape[1], -1))
 
+        if self.codec.decoupled:
+            query = torch.cat([query, call.query], -1)
         return self.codec.attend(query, self.body.view(), entries, turn, call.scaling, mask, call.softcap)
 
     def _limits(self, past: int, query: Tensor) -> Tensor:

@@ -46,9 +46,10 @@ class _LayerCollector:
             self._moments("key", keys)
             self._moments("rotated_key", turned)
             self._moments("value", values)
+            self._add("key_value_second", (_flatten(keys).T @ _flatten(values)).double())
             self._add("query_second", self._query_second(query))
             self._add("rotated_query_second", self._query_second(turned_query))
-            self._add("rotated_query_sum", self._grouped(turned_query).double().sum(1))
+            self._add("rotated_query_sum", turned_query[:, :, SINKS:].double().sum((0, 2)))
             self._add("count", torch.tensor(float(keys.shape[0] * (keys.shape[2] - SINKS)), dtype=torch.float64))
         return exact_attention(turned_query, turned, values, call.scaling, call.mask, call.softcap)
 
@@ -78,12 +79,8 @@ class _LayerCollector:
         self._add(f"{name}_second", (flat.T @ flat).double())
 
     def _query_second(self, query: Tensor) -> Tensor:
-        grouped = self._grouped(query)
+        grouped = query[:, :, SINKS:].unflatten(1, (self.geometry.kv_heads, -1)).transpose(0, 1).flatten(1, 3).float()
         return (grouped.transpose(1, 2) @ grouped).double()
-
-    def _grouped(self, query: Tensor) -> Tensor:
-        """(batch, heads, tokens, d) → (kv heads, group · batch · tokens without sinks, d) in fp32."""
-        return query[:, :, SINKS:].unflatten(1, (self.geometry.kv_heads, -1)).transpose(0, 1).flatten(1, 3).float()
 
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name] + value if name in self._sums else value

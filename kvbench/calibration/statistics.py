@@ -23,14 +23,14 @@ class LayerStatistics:
     """Raw sums over ``count`` tokens; K = kv_heads · head_dim, V = kv_heads · value_dim, all fp64 but the weights.
 
     ``key_*`` are before RoPE, ``rotated_key_*`` after; ``query_second`` and ``rotated_query_second`` are
-    (kv_heads, head_dim, head_dim), summed over the query heads of a group, and so is ``rotated_query_sum`` (kv_heads,
+    (kv_heads, head_dim, head_dim), summed over the query heads of a group; ``rotated_query_sum`` is (heads,
     head_dim). ``fisher_*`` are Σ g gᵀ of the gradient of −log p(y), y sampled from the model, with respect to keys
     before RoPE, keys after RoPE and values: zero-sized when no backward pass was made.
 
-    The rest knows the projections: ``input_abs_sum`` (hidden,) is Σ |x| of the layer's input; ``key_weight``
-    (K, hidden), ``key_bias`` (K,) and the same of values are in the model's dtype; ``output_gram`` (kv_heads,
-    value_dim, value_dim) is Σ W_oᵀ W_o over the query heads of a group. Zero-sized where the layer's keys or values are
-    not linear in its input, as with a norm behind W_k.
+    ``key_value_second`` (K, V) is Σ k vᵀ of keys before RoPE; ``input_abs_sum`` (hidden,) is Σ |x| of the layer's
+    input. The rest knows the projections: ``key_weight`` (K, hidden), ``key_bias`` (K,) and the same of values are in
+    the model's dtype; ``output_gram`` (kv_heads, value_dim, value_dim) is Σ W_oᵀ W_o over the query heads of a group.
+    Zero-sized where the layer's keys or values are not linear in its input, as with a norm behind W_k.
     """
 
     count: Tensor
@@ -45,6 +45,7 @@ class LayerStatistics:
     fisher_key: Tensor
     fisher_rotated_key: Tensor
     fisher_value: Tensor
+    key_value_second: Tensor = field(default_factory=_absent)
     input_abs_sum: Tensor = field(default_factory=_absent)
     key_weight: Tensor = field(default_factory=_absent)
     key_bias: Tensor = field(default_factory=_absent)

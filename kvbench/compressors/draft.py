@@ -37,6 +37,7 @@ class LayerDraft:
     keys: SideDraft
     values: SideDraft
     selector: Selector | None = None
+    codec: type[Codec] = Codec
 
     @property
     def sides(self) -> tuple[SideDraft, SideDraft]:
@@ -109,4 +110,4 @@ class Draft:
             for side in layer.sides
         )
         before = self.keys_before_rope and layer.geometry.rotary_dims > 0
-        return LayerPlan(Codec(keys, values, before), layer.selector)
+        return LayerPlan(layer.codec(keys, values, before), layer.selector)

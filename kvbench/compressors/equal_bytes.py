@@ -78,9 +78,12 @@ class Solver:
         """The largest number that stays within the target; bytes need not grow at the low end (eviction blocks)."""
         top = _HIGHEST.get(name, 1.0)
         grid = [_LOWEST + (top - _LOWEST) * index / _GRID for index in range(_GRID + 1)]
-        start = next((index for index in reversed(range(_GRID + 1)) if self.bits(make(grid[index])) <= target), None)
-        if start is None or start == _GRID:
-            return make(grid[start or 0])
+        sizes = [self.bits(make(value)) for value in grid]
+        start = max((index for index, size in enumerate(sizes) if size <= target), default=None)
+        if start is None:
+            return make(grid[sizes.index(min(sizes))])
+        if start == _GRID:
+            return make(top)
         low, high = grid[start], grid[start + 1]
         for _ in range(_HALVINGS):
             middle = (low + high) / 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import entry_points
 
 from kvbench.compressors.part import Part
@@ -25,6 +25,7 @@ _BUILT_IN = {
     "recalkv": "recalkv:ReCalKv",
     "rope-commuting": "rope_commuting:RopeCommuting",
     "matryoshka": "matryoshka:Matryoshka",
+    "mla": "mla:Mla",
     "kvtc": "kvtc:Kvtc",
     "ftc": "ftc:Ftc",
     "int": "integer:Integer",
@@ -45,7 +46,7 @@ _BUILT_IN = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def _built_in(name: str) -> type[Part]:
     """Imported one by one: a spec pays only for its own method."""
     module, _, cls = _BUILT_IN[name].partition(":")

@@ -45,8 +45,8 @@ def side_by_side(loaded: LoadedModel, none: Arm, arm: Arm, prompt: str, tokens: 
     ids = prompt_ids(loaded, prompt, chat)
     if ids.shape[1] + tokens > loaded.context_length:
         raise KvbenchError(
-            f"prompt ({ids.shape[1]} tokens) and {tokens} new tokens exceed the {loaded.context_length}-token context of "
-            f"{loaded.name}; shorten one of them"
+            f"prompt ({ids.shape[1]} tokens) and {tokens} new tokens exceed the context of {loaded.name} "
+            f"({loaded.context_length} tokens); shorten one of them"
         )
     plain, packed = complete(loaded, none, ids, tokens), complete(loaded, arm, ids, tokens)
     pairs = zip(plain.tokens, packed.tokens, strict=False)

@@ -1,4 +1,4 @@
-"""Non-uniform codes with a scale per channel or per token, and exact outliers: the quantizer of KVQuant."""
+"""Codes from a table of levels, scaled per channel or per token, and exact outliers: the quantizer of KVQuant."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ SCALE = torch.float16
 
 @dataclass(frozen=True)
 class Channels:
-    """Static scales: ``centre`` and ``deviation`` (groups, 1, rank), known beforehand and not stored per token."""
+    """Static scales: ``centre`` and ``width`` (groups, 1, rank), known beforehand and not stored per token."""
 
     centre: Tensor
-    deviation: Tensor
+    width: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class NonUniformQuantizer:
-    """``bits`` per value from a table of ``levels`` for unit variance.
+    """``bits`` per value from ``levels`` (2^bits,), ascending.
 
-    Values are scaled by ``channels``, or without them by the mean and deviation of each token over all heads, two fp16
-    per token, which leave the outliers out.
+    The levels are stretched by ``channels``, or without them over the range −1…1 of each token's values in all heads
+    but its outliers: middle and half width, two fp16 per token.
     """
 
     bits: int
@@ -40,14 +40,14 @@ class NonUniformQuantizer:
     def encode(self, latents: Tensor) -> Stored:
         """Latents (batch, groups, tokens, rank) → codes, outliers and their places, scales per token if not static."""
         latents = latents.float()
-        centre, deviation = self._scales(latents, torch.ones_like(latents))
-        places = self.outliers.find((latents - centre) / deviation)
+        centre, width = self._scales(latents)
+        places = self.outliers.find((latents - centre) / width)
         stored = {"outlier_places": places, "outliers": self.outliers.take(latents, places)}
         if self.channels is None:
-            inside = self.outliers.put(torch.ones_like(latents), places, torch.zeros_like(stored["outliers"]))
-            centre, deviation = self._scales(latents, inside)
-            stored |= {"centre": centre.to(SCALE), "deviation": deviation.to(SCALE)}
-        codes = nearest((latents - centre) / deviation, self.levels)
+            nothing = torch.full_like(stored["outliers"], torch.nan)
+            centre, width = self._scales(self.outliers.put(latents, places, nothing))
+            stored |= {"centre": centre.to(SCALE), "width": width.to(SCALE)}
+        codes = nearest((latents - centre) / width, self.levels)
         return {"codes": pack(codes, (self.bits,) * latents.shape[-1])} | stored
 
     def decode(self, stored: Stored) -> Tensor:
@@ -55,9 +55,9 @@ class NonUniformQuantizer:
         rank = stored["codes"].shape[-1] // self.bits
         latents = look_up(unpack(stored["codes"], (self.bits,) * rank), self.levels)
         if self.channels is None:
-            latents = torch.addcmul(stored["centre"].float(), latents, stored["deviation"].float())
+            latents = torch.addcmul(stored["centre"].float(), latents, stored["width"].float())
         else:
-            latents = torch.addcmul(self.channels.centre, latents, self.channels.deviation)
+            latents = torch.addcmul(self.channels.centre, latents, self.channels.width)
         return self.outliers.put(latents, stored["outlier_places"], stored["outliers"])
 
     def cost(self, groups: int, rank: int, dtype: torch.dtype) -> Cost:
@@ -67,15 +67,14 @@ class NonUniformQuantizer:
 
     def tensors(self) -> list[Tensor]:
         """The levels and static scales."""
-        return [self.levels, *([] if self.channels is None else [self.channels.centre, self.channels.deviation])]
+        return [self.levels, *([] if self.channels is None else [self.channels.centre, self.channels.width])]
 
-    def _scales(self, latents: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-        """Static scales, or those (batch, 1, tokens, 1) of the values ``inside`` (1 or 0), rounded as stored."""
+    def _scales(self, inside: Tensor) -> tuple[Tensor, Tensor]:
+        """Static scales, or those (batch, 1, tokens, 1) of the values ``inside`` that are not NaN, rounded as stored."""
         if self.channels is not None:
-            return self.channels.centre, self.channels.deviation
+            return self.channels.centre, self.channels.width
         bounds = torch.finfo(SCALE)
-        count = inside.sum((1, 3), keepdim=True)
-        centre = (latents * inside).sum((1, 3), keepdim=True) / count
-        centre = centre.clamp(-bounds.max, bounds.max).to(SCALE).float()
-        deviation = (((latents - centre) * inside).square().sum((1, 3), keepdim=True) / count).sqrt()
-        return centre, deviation.clamp(bounds.tiny, bounds.max).to(SCALE).float()
+        high = inside.nan_to_num(-torch.inf).amax((1, 3), keepdim=True)
+        low = inside.nan_to_num(torch.inf).amin((1, 3), keepdim=True)
+        centre = ((low + high) / 2).clamp(-bounds.max, bounds.max).to(SCALE).float()
+        return centre, (high - centre).clamp(bounds.tiny, bounds.max).to(SCALE).float()

@@ -12,22 +12,24 @@ from kvbench.selectors.base import Leaving, Selector
 
 @dataclass(frozen=True, eq=False)
 class ExpectedAttentionSelector(Selector):
-    """log(E[exp(s · qᵀk)] · ‖v‖) for Gaussian queries: s · μᵀk + s²/2 · kᵀΣk + log ‖v‖. Query-agnostic.
+    """E[exp(s · qᵀk)] = exp(s · μᵀk + s²/2 · kᵀΣk) for Gaussian queries, as a softmax per query head, times ‖v‖.
 
-    ``mean`` (kv heads, head_dim) and ``covariance`` (kv heads, head_dim, head_dim) are those of rotated queries of a
-    head group. The softmax's normaliser is the same for all tokens of a head and drops out of the order.
+    Query-agnostic. ``mean`` (heads, head_dim) of every head's rotated queries; ``covariance`` (kv heads, head_dim,
+    head_dim) around it, pooled over the heads of a group.
     """
 
     mean: Tensor
     covariance: Tensor
 
     def scores(self, leaving: Leaving) -> Tensor:
-        """Log expected attention times value norm."""
+        """Expected attention among the candidates, mean over the heads of a group, times value norm."""
         keys, values = leaving.candidates
         keys = keys.to(self.mean.dtype) * leaving.scaling
-        expected = torch.matmul(keys, self.mean[..., None])[..., 0]
-        spread = (torch.matmul(keys, self.covariance) * keys).sum(-1)
-        return expected + spread / 2 + values.to(keys.dtype).norm(dim=-1).log()
+        means = self.mean.unflatten(0, (keys.shape[1], -1))  # (n_kv, g, d)
+        expected = torch.matmul(means, keys.transpose(-1, -2))  # (B, n_kv, g, T)
+        spread = (torch.matmul(keys, self.covariance) * keys).sum(-1, keepdim=True).transpose(-1, -2)
+        attention = (expected + spread / 2).softmax(-1).mean(2)
+        return attention * values.to(keys.dtype).norm(dim=-1)
 
     def tensors(self) -> list[Tensor]:
         """Mean and covariance."""
