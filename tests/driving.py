@@ -19,7 +19,7 @@ from kvbench.calibration.statistics import Statistics
 from kvbench.models.geometry import ModelGeometry, probe_geometry
 from kvbench.models.random_models import FAMILIES, build
 from kvbench.quantizers.base import Passthrough
-from kvbench.selectors.base import Leaving
+from kvbench.selectors.base import Leaving, Selector
 
 ALL_FAMILIES = tuple(FAMILIES)
 VARIANTS = ("plain", "blocks", "all")
@@ -28,7 +28,7 @@ SMALL_SPANS = Spans(sinks=2, recent=4, block=4)
 
 
 @dataclass(frozen=True)
-class KeepAll:
+class KeepAll(Selector):
     """A selector that evicts nothing: every entry goes through slots, and nothing may change."""
 
     budget: float = 1.0

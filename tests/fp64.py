@@ -41,3 +41,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    """No gradients."""
+    with torch.no_grad():
+        yield

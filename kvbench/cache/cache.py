@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import gc
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import KVLayer
 from kvbench.cache.rotary import Positions
 from kvbench.selectors.base import Selector
+
+_SHARED = (Codec, Selector, nn.Module, type, ModuleType, CodeType, FrameType)
+"""What no cache owns: the walk over its bytes stops there."""
 
 
 @dataclass(frozen=True)
@@ -126,19 +131,17 @@ def cache_bytes(cache: CompressedCache) -> CacheBytes:
 
 
 def reachable_tensors(root: object) -> Iterator[Tensor]:
-    """Every tensor reachable from ``root`` by attributes and containers; codecs, selectors, models, owners left out."""
-    seen: set[int] = set()
+    """Every tensor reachable from ``root``, through slots and closures too; what the model shares is left out."""
+    seen = {id(getattr(root, "owner", None))}
     stack = [root]
     while stack:
         item = stack.pop()
-        if id(item) in seen or isinstance(item, (Codec, Selector, nn.Module, str, bytes, int, float, type, Callable)):  # type: ignore[arg-type]
+        if id(item) in seen or isinstance(item, _SHARED):
             continue
         seen.add(id(item))
         if isinstance(item, Tensor):
             yield item
-        elif isinstance(item, dict):
-            stack.extend(item.values())
-        elif isinstance(item, (list, tuple, set)):
-            stack.extend(item)
-        elif hasattr(item, "__dict__"):
-            stack.extend(value for name, value in vars(item).items() if name != "owner")
+        elif isinstance(item, FunctionType):  # not its globals
+            stack += [item.__closure__, item.__defaults__, item.__kwdefaults__]
+        else:
+            stack.extend(gc.get_referents(item))

@@ -116,6 +116,8 @@ def collect(
 
     ``progress`` is called with (windows done, windows in all).
     """
+    if not geometry.compressible:
+        return Statistics({}, *identity)  # nothing to know, and nothing for a backward pass to reach
     collector = _Collector(geometry, fisher)
     generator = torch.Generator().manual_seed(seed)
     projections = measure_projections(model, geometry)

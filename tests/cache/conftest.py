@@ -1,5 +1,5 @@
 """Fixtures of the cache tests."""
 
-from fp64 import fp64, one_thread
+from fp64 import fp64, no_grad, one_thread
 
-__all__ = ["fp64", "one_thread"]
+__all__ = ["fp64", "no_grad", "one_thread"]

@@ -1,0 +1,49 @@
+"""One sensible spec for every compressor: what tests that hold for all of them loop over.
+
+A new method needs a row here; a test says so when it is missing.
+"""
+
+DEFAULT_SPECS = {
+    "none": "none",
+    "hf": "hf",
+    "identity": "identity:keys=before",
+    "pca": "pca:rank=0.5",
+    "palu": "palu:rank=0.5,group=2",
+    "svd": "svd:rank=0.5",
+    "asvd": "asvd:rank=0.5",
+    "lorc": "lorc:rank=0.5",
+    "eigen": "eigen:rank=0.5",
+    "kqsvd": "kqsvd:rank=0.5",
+    "recalkv": "recalkv:rank=0.5,group=2",
+    "rope-commuting": "rope-commuting:rank=0.5",
+    "matryoshka": "matryoshka:rank=0.5",
+    "kvtc": "kvtc:bits=4",
+    "ftc": "ftc:bits=4",
+    "int": "int:bits=4",
+    "kivi": "kivi:bits=2",
+    "fp8": "fp8",
+    "turboquant": "turboquant:bits=4",
+    "kvquant": "kvquant:bits=4",
+    "hadamard": "hadamard+int:bits=4",
+    "streaming": "streaming",
+    "snapkv": "snapkv:budget=0.5",
+    "tova": "tova:budget=0.5",
+    "knorm": "knorm:budget=0.5",
+    "expected-attention": "expected-attention:budget=0.5",
+    "cast": "cast:to=fp8",
+    "truncate": "truncate:rank=0.5",
+    "random-projection": "random-projection:rank=0.5",
+    "random": "random:budget=0.5",
+}
+
+COMBINED_SPECS = (
+    "pca:rank=0.5,heads=each,keys=after+int:bits=8,group=16",
+    "palu:rank=0.75+kivi:bits=4",
+    "snapkv:budget=0.25+int:bits=8",
+    "knorm:budget=0.5+kvtc:bits=3",
+    "int:bits=3,side=keys",
+)
+"""Parts that compose."""
+
+ALL_SPECS = (*DEFAULT_SPECS.values(), *COMBINED_SPECS)
+LOSSY_SPECS = tuple(spec for spec in ALL_SPECS if spec.partition(":")[0] not in ("none", "hf", "identity"))
