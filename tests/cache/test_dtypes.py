@@ -1,0 +1,53 @@
+"""The dtypes that models run in: tolerances are a few roundings of the logits, which are about 0.5 to 2 here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from driving import calibrated, feed, left_padding, position_ids, subject, token_ids, worst
+
+from kvbench.compressors.compressor import parse
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 0.06, torch.float16: 0.008}
+TOKENS = 34
+dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+families = pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "gpt_neox", "gpt2", "phi3", "qwen3_moe"])
+
+
+@dtypes
+@families
+@pytest.mark.parametrize("before_rope", [False, True], ids=["after", "before"])
+def test_identity_in_every_dtype(family: str, before_rope: bool, dtype: torch.dtype) -> None:
+    one, ids, mask = subject(family, dtype), token_ids(2, TOKENS), left_padding(2, TOKENS, (6, 0))
+    stock = one.model(ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False).logits
+    with one.attach(one.identity(before_rope)) as compressed:
+        cache = compressed.new_cache()
+        found = feed(one.model, cache, ids, (13, 9, *[1] * 12), mask)
+    assert found.dtype == dtype
+    assert worst(found.float(), stock.float(), mask) < TOLERANCE[dtype]
+    assert found.isfinite().all()
+    for layer in cache.kv_layers:
+        assert all(held.data.dtype == dtype for kind, held in layer.held() if kind in ("exact", "payload"))
+
+
+@dtypes
+@pytest.mark.parametrize("spec", ["none", "int:bits=8", "kivi:bits=8", "pca:rank=1", "kvtc:bits=7"])
+def test_fine_codecs_in_every_dtype(spec: str, dtype: torch.dtype) -> None:
+    """What codecs compute is at least fp32, whatever the model's dtype: they add no error of their own kind."""
+    one, ids, compressor = subject("llama", dtype), token_ids(2, 150), parse(spec)
+    statistics = calibrated(subject("llama", torch.float32)) if compressor.needs_calibration else None
+    plan = compressor.fit(one.geometry, statistics)
+    stock = one.model(ids).logits.float()
+    with one.attach(plan) as compressed:
+        found = feed(one.model, compressed.new_cache(), ids, (120, *[1] * 30)).float()
+    lossless = spec in ("none", "pca:rank=1")
+    assert worst(found, stock) < TOLERANCE[dtype] + (0 if lossless else 0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_long_padding_stays_finite(dtype: torch.dtype) -> None:
+    one, ids, mask = subject("gemma2", dtype), token_ids(2, 600), left_padding(2, 600, (550, 0))
+    with one.attach(parse("kivi:bits=4").fit(one.geometry)) as compressed:
+        found = feed(one.model, compressed.new_cache(), ids, (500, 97, 1, 1, 1), mask)
+    assert found.isfinite().all()
