@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from kvbench.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, KvbenchError
+from kvbench.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_REGRESSION, EXIT_SOME_FAILED, EXIT_USAGE, KvbenchError
 
 DEFAULT_MODEL = "smollm2-135m-instruct-q4_1"
+PIPE_WIDTH = 120
+"""Columns of tables that go to a file or a pipe, where ``COLUMNS`` does not say."""
+
+
+def _version() -> str:
+    from kvbench.hardware.environment import kvbench_version
+
+    return kvbench_version()
+
+
+def _shown_default(value: object) -> str | None:
+    return None if value is None or value is False else str(value)
+
 
 app = App(
     name="kvbench",
     help="Measure KV-cache compression on open models: memory, speed and accuracy from one real compressed cache.",
-    help_epilogue="Start with `kvbench run --suite quick`; `kvbench ls compressors` shows what can be compared.",
+    help_format="plaintext",  # Markdown would swallow <family>
+    help_epilogue="Start with: kvbench run --suite quick. What can be compared: kvbench ls compressors.",
+    version=_version,
+    default_parameter=Parameter(negative="", show_default=_shown_default),
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
-out, err = Console(), Console(stderr=True)
+out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH)
+err = Console(stderr=True)
 
-Json = Annotated[
-    bool, Parameter(help="Machine output alone on stdout, one JSON document or line per item.", negative="")
-]
-Model = Annotated[str, Parameter(help="Registry name, `random:<family>`, hub id or local folder.")]
+Json = Annotated[bool, Parameter(name="--json", help="JSON alone on stdout.")]
+Results = Annotated[Path, Parameter(help="Results folder, or a .jsonl file of records.")]
+Model = Annotated[str, Parameter(help="Registry name, random:<family>, hub id or local folder.")]
 
 
 @app.command
@@ -44,9 +63,9 @@ def run(
     dtype: Annotated[str | None, Parameter(help="float32, bfloat16 or float16; default: the suite's.")] = None,
     threads: Annotated[int, Parameter(help="Torch threads; 0 takes torch's own choice.")] = 0,
     out_dir: Annotated[Path | None, Parameter(name="--out", help="Results folder; default runs/<suite>.")] = None,
-    dry_run: Annotated[bool, Parameter(help="Print the trials and stop.", negative="")] = False,
-    json_: Annotated[bool, Parameter(name="--json", help="One JSON record per trial on stdout.", negative="")] = False,
-    quiet: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(help="Print the trials and stop.")] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="One JSON record per trial on stdout.")] = False,
+    quiet: Annotated[bool, Parameter(help="No progress on stderr.")] = False,
 ) -> int:
     """Measure compressors on a model: bytes, speed and quality from the same compressed cache.
 
@@ -69,32 +88,27 @@ def run(
         if at is not None:
             chosen, unreachable = solve_suite(runner, chosen, methods, at)
             for reason in unreachable:
-                err.print(f"left out: {reason}", highlight=False, markup=False, soft_wrap=True)
+                _say(f"left out: {reason}")
         if dry_run:
             return _print_plan(runner.plan(chosen), RunStore(folder).finished_ids(), json_)
-        try:
-            records = runner.run(chosen)
-        except KeyboardInterrupt:
-            err.print(f"interrupted; finished trials are in {folder}. Resume with the same command.")
-            return EXIT_INTERRUPTED
+        records = runner.run(chosen)
     if json_:
         for record in records:
             print(record.to_json())
     else:
         out.print(summary_table(records))
-        err.print(f"records: {folder}/records.jsonl · report: kvbench report {folder}", highlight=False)
+        _say(f"records: {folder}/records.jsonl · report: kvbench report {shlex.quote(str(folder))}")
     return EXIT_SOME_FAILED if any(record.status != "ok" for record in records) else EXIT_OK
 
 
 @app.command
 def gate(
-    results: Path,
+    results: Results,
+    /,
     *,
     baseline: Annotated[Path, Parameter(help="Baseline file to compare with.")],
-    update: Annotated[
-        bool, Parameter(help="Write the results as the new baseline instead of comparing.", negative="")
-    ] = False,
-    json_: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    update: Annotated[bool, Parameter(help="Write the results as the new baseline instead of comparing.")] = False,
+    json_: Json = False,
 ) -> int:
     """Compare results with a committed baseline: bytes exactly, KLD and perplexity within its tolerances.
 
@@ -107,7 +121,7 @@ def gate(
     records = read_records(results)
     if update:
         write_baseline(records, baseline)
-        err.print(f"baseline written: {baseline} ({len(records)} records)", highlight=False)
+        _say(f"baseline written: {baseline} ({len(records)} records)")
         return EXIT_OK
     report = judge(records, read_baseline(baseline))
     print(report.to_json() if json_ else report.render())
@@ -116,7 +130,7 @@ def gate(
 
 @app.command
 def compare(
-    a: Path, b: Path, *, same: Annotated[bool, Parameter(help="Show unchanged metrics too.", negative="")] = False
+    a: Results, b: Results, /, *, same: Annotated[bool, Parameter(help="Show unchanged metrics too.")] = False
 ) -> int:
     """Two results folders side by side: bytes, KLD, perplexity and speed with a verdict each."""
     from kvbench.gate.compare import compare as judge
@@ -129,7 +143,12 @@ def compare(
 
 
 @app.command
-def report(results: Path, *, out_dir: Annotated[Path | None, Parameter(name="--out")] = None) -> int:
+def report(
+    results: Results,
+    /,
+    *,
+    out_dir: Annotated[Path | None, Parameter(name="--out", help="Folder to write to; default: the results'.")] = None,
+) -> int:
     """Write one self-contained HTML file and PNG charts of a results folder."""
     from kvbench.report.html import write_report
     from kvbench.runs.store import RunStore, read_records
@@ -145,8 +164,9 @@ def report(results: Path, *, out_dir: Annotated[Path | None, Parameter(name="--o
 @app.command
 def ls(
     what: Annotated[str, Parameter(help="compressors, models, texts or suites.")] = "compressors",
+    /,
     *,
-    json_: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    json_: Json = False,
 ) -> int:
     """List what exists: compressors, models, texts or suites."""
     from kvbench.errors import unknown
@@ -165,8 +185,9 @@ def ls(
 @app.command
 def show(
     item: Annotated[str, Parameter(help="A compressor spec, or a trial id with --results.")],
+    /,
     *,
-    results: Path | None = None,
+    results: Annotated[Path | None, Parameter(help="Results folder to look the trial up in.")] = None,
 ) -> int:
     """Explain a compressor (paper, what is stored, every setting), or print one trial's record."""
     from kvbench.listing import describe
@@ -206,15 +227,16 @@ def calibrate(
 
 @app.command
 def generate(
-    prompt: str,
+    prompt: Annotated[str, Parameter(help="Text to continue.")],
+    /,
     *,
     model: Model = DEFAULT_MODEL,
     compressor: Annotated[str, Parameter(help="Spec of the compressor.")] = "kvtc:bits=4",
     tokens: Annotated[int, Parameter(help="New tokens.")] = 64,
-    chat: Annotated[bool, Parameter(help="Wrap the prompt in the model's chat template.", negative="")] = False,
+    chat: Annotated[bool, Parameter(help="Wrap the prompt in the model's chat template.")] = False,
     dtype: str = "float32",
     device: str = "cpu",
-    json_: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    json_: Json = False,
 ) -> int:
     """Complete a prompt with and without compression, side by side, and show where they part."""
     from dataclasses import asdict
@@ -238,7 +260,34 @@ def generate(
 
 
 @app.command
-def doctor(*, json_: Annotated[bool, Parameter(name="--json", negative="")] = False) -> int:
+def validate(
+    specs: list[str],
+    /,
+    *,
+    json_: Json = False,
+) -> int:
+    """Run the conformance kit on compressors: bytes, no full copy, monotonic error, batches, crop, beams, canary, …
+
+    Exit codes: 0 all checks pass, 1 one fails.
+    """
+    from dataclasses import asdict
+
+    from kvbench.listing import checks_table
+    from kvbench.measure.conformance import validate as check
+
+    failed = False
+    for spec in specs:
+        checks = check(spec)
+        failed |= not all(own.passed for own in checks)
+        if json_:
+            print(json.dumps({"compressor": spec, "checks": [asdict(own) for own in checks]}))
+        else:
+            out.print(checks_table(spec, checks))
+    return EXIT_REGRESSION if failed else EXIT_OK
+
+
+@app.command
+def doctor(*, json_: Json = False) -> int:
     """Environment, threads, measured memory bandwidth and an A/A noise check of this machine."""
     from kvbench.measure.doctor import diagnose, render, to_json
 
@@ -261,19 +310,41 @@ def _print_plan(trials: list[Any], finished: set[str], as_json: bool) -> int:
     return EXIT_OK
 
 
-def main(arguments: list[str] | None = None) -> Any:
+def _say(line: str, style: str = "") -> None:
+    """One line on stderr that stays one line, however narrow the terminal and whatever brackets are in it."""
+    err.print(" ".join(line.splitlines()), style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs a verb, turns user errors into one line on stderr and the exit code that belongs to them."""
+    given = sys.argv[1:] if arguments is None else arguments
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice is for people who write model code
+    sys.exit(_exit_code(given))
+
+
+def _exit_code(given: list[str]) -> int:
     try:
-        code = app(arguments, exit_on_error=True, print_error=True)
+        code = app(given, exit_on_error=False, print_error=False)
+        sys.stdout.flush()  # a reader that went away is noticed here and not when Python shuts down
     except KvbenchError as error:
-        err.print(f"kvbench: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
-        code = error.exit_code
+        return _refuse(str(error), error.exit_code)
+    except CycloptsError as error:
+        return _refuse(f"{error} Help: kvbench --help", EXIT_USAGE)
     except KeyboardInterrupt:
-        err.print("interrupted")
-        code = EXIT_INTERRUPTED
+        resume = f"; what is finished is kept, resume with: {shlex.join(['kvbench', *given])}"
+        _say("interrupted" + (resume if given[:1] == ["run"] else ""))
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
-        code = EXIT_OK
-    sys.exit(code if isinstance(code, int) else EXIT_OK)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except OSError as error:  # full disks, folders that cannot be written: the machine's fault, not the program's
+        return _refuse(f"{error.filename or 'file'}: {error.strerror or error}", EXIT_USAGE)
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def _refuse(reason: str, code: int) -> int:
+    _say(f"kvbench: {reason}", "bold red")
+    return code
 
 
 if __name__ == "__main__":

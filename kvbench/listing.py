@@ -14,6 +14,7 @@ from rich.text import Text
 from kvbench.compressors import registry as compressors
 from kvbench.compressors.compressor import parse
 from kvbench.compressors.part import Part
+from kvbench.measure.conformance import Check
 from kvbench.measure.generation import Completion, SideBySide
 from kvbench.models import registry as models
 from kvbench.runs.suites import load_suite, suite_names
@@ -113,6 +114,15 @@ def completion_view(result: SideBySide, spec: str) -> RenderableType:
         )
     panels = [_panel("none", result.uncompressed), _panel(spec, result.compressed)]
     return Group(Columns(panels, equal=True, expand=True), *(Text(line) for line in lines))
+
+
+def checks_table(spec: str, checks: list[Check]) -> Table:
+    """The verdicts of the conformance kit on one compressor."""
+    table = Table(title=spec, title_justify="left", box=None, pad_edge=False, show_header=False)
+    for check in checks:
+        mark = "[green]✓[/green]" if check.passed else "[bold red]✗ FAILED[/bold red]"
+        table.add_row(mark, check.name, Text(check.detail))
+    return table
 
 
 def _panel(title: str, completion: Completion) -> Panel:
