@@ -44,6 +44,8 @@ err = Console(stderr=True)
 
 Json = Annotated[bool, Parameter(name="--json", help="JSON alone on stdout.")]
 Results = Annotated[Path, Parameter(help="Results folder, or a .jsonl file of records.")]
+Device = Annotated[str, Parameter(help="cpu, cuda, cuda:1, …")]
+Dtype = Annotated[str, Parameter(help="float32, bfloat16 or float16.")]
 Model = Annotated[str, Parameter(help="Registry name, random:<family>, hub id or local folder.")]
 
 
@@ -59,7 +61,7 @@ def run(
     ] = None,
     at: Annotated[str | None, Parameter(help="Equal bytes: solve methods for these bits, as in bits=2,3,4.")] = None,
     methods: Annotated[str, Parameter(help="With --at: all, or names separated by commas.")] = "all",
-    device: str = "cpu",
+    device: Device = "cpu",
     dtype: Annotated[str | None, Parameter(help="float32, bfloat16 or float16; default: the suite's.")] = None,
     threads: Annotated[int, Parameter(help="Torch threads; 0 takes torch's own choice.")] = 0,
     out_dir: Annotated[Path | None, Parameter(name="--out", help="Results folder; default runs/<suite>.")] = None,
@@ -210,10 +212,10 @@ def calibrate(
     *,
     model: Model = DEFAULT_MODEL,
     text: Annotated[str, Parameter(help="Calibration text; essays+pydoc alternates two.")] = "essays",
-    windows: int = 8,
+    windows: Annotated[int, Parameter(help="Windows of the calibration split.")] = 8,
     length: Annotated[int, Parameter(help="Tokens per window.")] = 1024,
-    dtype: str = "float32",
-    device: str = "cpu",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
 ) -> int:
     """Collect the statistics that compressors are fitted from; later runs find them by content."""
     from kvbench.measure.bench import CalibrationSource, ModelBench
@@ -234,8 +236,8 @@ def generate(
     compressor: Annotated[str, Parameter(help="Spec of the compressor.")] = "kvtc:bits=4",
     tokens: Annotated[int, Parameter(help="New tokens.")] = 64,
     chat: Annotated[bool, Parameter(help="Wrap the prompt in the model's chat template.")] = False,
-    dtype: str = "float32",
-    device: str = "cpu",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
     json_: Json = False,
 ) -> int:
     """Complete a prompt with and without compression, side by side, and show where they part."""
@@ -329,7 +331,7 @@ def _exit_code(given: list[str]) -> int:
     except KvbenchError as error:
         return _refuse(str(error), error.exit_code)
     except CycloptsError as error:
-        return _refuse(f"{error} Help: kvbench --help", EXIT_USAGE)
+        return _refuse(f"{error} Help: {' '.join(['kvbench', *(error.command_chain or ())])} --help", EXIT_USAGE)
     except KeyboardInterrupt:
         resume = f"; what is finished is kept, resume with: {shlex.join(['kvbench', *given])}"
         _say("interrupted" + (resume if given[:1] == ["run"] else ""))

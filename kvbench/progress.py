@@ -31,7 +31,7 @@ class RunProgress:
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self._console, self._quiet = console, quiet
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -44,6 +44,7 @@ class RunProgress:
         self._task: TaskID | None = None
         self._spec = ""
         self._start = 0.0
+        self._ended = self._total = 0
 
     def __enter__(self) -> RunProgress:
         self._bar.start()
@@ -54,6 +55,7 @@ class RunProgress:
 
     def planned(self, trials: Sequence[Trial], finished: int) -> None:
         """Draw the bar; finished trials of an earlier run count as done."""
+        self._ended, self._total = finished, len(trials)
         self._task = self._bar.add_task("trials", total=len(trials), completed=finished)
         if finished:
             self._say(f"{finished} of {len(trials)} trials are already done")
@@ -72,25 +74,26 @@ class RunProgress:
 
     def ended(self, record: Record) -> None:
         """One line per trial where there is no bar, and always for failures."""
+        self._ended += 1
         if self._task is not None:
             self._bar.advance(self._task)
-        took = f"{time.monotonic() - self._start:.0f} s"
+        line = f"[{self._ended}/{self._total}] {record.status:6} {record.trial.key}"
         if record.failure is not None:
-            self._say(f"[bold]{record.status}[/bold] {record.trial.key}: {record.failure.message}")
+            self._say(f"{line}: {' '.join(record.failure.message.split())}")
         elif not self._console.is_terminal:
-            self._say(f"ok {record.trial.key} ({took})")
+            self._say(f"{line} ({time.monotonic() - self._start:.0f} s)")
 
-    def _say(self, text: str) -> None:
+    def _say(self, line: str) -> None:
+        """Messages may hold brackets, and a wrapped line cannot be searched for."""
         if not self._quiet:
-            self._bar.console.print(text, highlight=False)
+            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def counted(console: Console, title: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar for one long step; yields the callback that moves it, and stays invisible if nothing is ever counted."""
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    ) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task: TaskID | None = None
 
         def report(what: str, done: int, total: int) -> None:

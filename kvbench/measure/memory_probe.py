@@ -7,6 +7,7 @@ prints one JSON line. Everything heavy it needs (weights, statistics) is already
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -46,6 +47,7 @@ def probe(request: Request, timeout_s: float = 1800) -> dict[str, Any]:
     Raises:
         KvbenchError: the child reported bad input.
         MemoryError: the child was killed, most likely for memory.
+        RuntimeError: the child broke; its traceback is a note on the error.
         TimeoutError: it took longer than ``timeout_s``.
     """
     command = [sys.executable, "-m", "kvbench.measure.memory_probe", json.dumps(asdict(request))]
@@ -53,13 +55,18 @@ def probe(request: Request, timeout_s: float = 1800) -> dict[str, Any]:
         child = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as error:
         raise TimeoutError(f"memory probe of {request.compressor} took longer than {timeout_s:g} s") from error
-    if child.returncode == -9:
+    if child.returncode == -signal.SIGKILL:
         raise MemoryError(f"memory probe of {request.compressor} was killed, most likely for memory")
     lines = [line for line in child.stdout.splitlines() if line.startswith("{")]
-    if child.returncode != 0 or not lines:
-        reason = (child.stderr.strip().splitlines() or ["no output"])[-1]
-        raise KvbenchError(f"memory probe of {request.compressor} failed: {reason}")
-    return json.loads(lines[-1])
+    if child.returncode == 0 and lines:
+        return json.loads(lines[-1])
+    reason = (child.stderr.strip().splitlines() or [f"no output, exit status {child.returncode}"])[-1]
+    failure = f"memory probe of {request.compressor} failed: {reason}"
+    if child.returncode == KvbenchError.exit_code:
+        raise KvbenchError(failure)
+    broken = RuntimeError(failure)
+    broken.add_note(child.stderr)
+    raise broken
 
 
 def _measure(request: Request) -> dict[str, Any]:

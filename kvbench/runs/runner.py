@@ -14,17 +14,21 @@ from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 from kvbench.hardware.environment import provenance
 from kvbench.measure.arms import Arm
-from kvbench.measure.bench import ModelBench
+from kvbench.measure.bench import ModelBench, dtype_named
 from kvbench.measure.memory import as_plain
 from kvbench.measure.memory_probe import Request, probe
 from kvbench.measure.quality import Quality
 from kvbench.measure.speed import Speed
 from kvbench.measure.statistics import PairedRatio
+from kvbench.models.registry import find as find_model
 from kvbench.runs.records import Failure, Interval, MemoryResult, Provenance, QualityResult, Record, SpeedResult, Status
 from kvbench.runs.resolve import calibration_source, evaluation_text, resolve
 from kvbench.runs.store import RunStore
 from kvbench.runs.suites import Suite, expand
 from kvbench.runs.trials import Trial
+
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
+"""How torch's allocators on CPU and GPU say it, also through a child's last words."""
 
 
 class Listener(Protocol):
@@ -54,16 +58,27 @@ class Runner:
     probe_timeout_s: float = 1800
 
     def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise KvbenchError(f"threads must be at least 1, or 0 for torch's own choice; got {self.threads}")
         self.threads = self.threads or torch.get_num_threads()
         torch.set_num_threads(self.threads)
         self._bench: ModelBench | None = None
 
     def plan(self, suite: Suite) -> list[Trial]:
-        """Resolve every trial of ``suite``; nothing is measured or written."""
-        return [
+        """Resolve every trial of ``suite``, each once; nothing is measured or written.
+
+        Raises:
+            KvbenchError: a name, spec, context or text that no trial could run with.
+        """
+        for model in suite.models:  # a misspelt name is told before the first model is loaded
+            find_model(model)
+        for spec in suite.compressors:
+            parse(spec)
+        trials = [
             resolve(self.bench_for(model, suite.dtype), spec, workload, self.threads, suite.seed)
             for model, spec, workload in expand(suite)
         ]
+        return list({trial.id: trial for trial in trials}.values())  # two spellings of a spec are one trial
 
     def run(self, suite: Suite) -> list[Record]:
         """Run what the store does not have yet; the records of this suite's trials in the suite's order.
@@ -73,8 +88,8 @@ class Runner:
             KeyboardInterrupt: passed on after the trial at hand has its record.
         """
         trials = self.plan(suite)
+        self.store.plan(trials, suite.name)
         with self.store.writing():
-            self.store.plan(trials, suite.name)
             finished = self.store.finished_ids()
             self.listener.planned(trials, sum(trial.id in finished for trial in trials))
             for trial in trials:
@@ -153,6 +168,7 @@ class Runner:
 
     def bench_for(self, model: str, dtype: str) -> ModelBench:
         """The model on the bench; the one before it is let go."""
+        dtype = str(dtype_named(dtype)).removeprefix("torch.")
         if self._bench is None or (self._bench.name, self._bench.dtype) != (model, dtype):
             self._bench = None  # let go of the old weights before the new ones come
             self.listener.stage(f"loading {model}", 0, 1)
@@ -184,7 +200,7 @@ def _ratio_interval(ratio: PairedRatio) -> Interval | None:
 
 
 def _classify(error: Exception) -> Status:
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
         return "oom"
     return "timeout" if isinstance(error, TimeoutError) else "failed"
 
