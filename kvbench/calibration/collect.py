@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from kvbench.attention.partial import exact_attention
 from kvbench.calibration.projections import hidden_states, measure_projections
 from kvbench.calibration.statistics import LayerStatistics, Statistics
+from kvbench.errors import KvbenchError
 from kvbench.models.geometry import LayerGeometry, ModelGeometry
 from kvbench.models.intercept import AttentionCall, Interception, Rotation, Takeover, rotate
 
@@ -75,8 +76,12 @@ class _LayerCollector:
 
     def _moments(self, name: str, states: Tensor) -> None:
         flat = _flatten(states)
-        self._add(f"{name}_sum", flat.double().sum(0))
-        self._add(f"{name}_second", (flat.T @ flat).double())
+        exact = flat.double()
+        mean = exact.mean(0)
+        # Around the mean: key biases hundreds of times the spread would leave only rounding of an fp32 product.
+        centred = (exact - mean).to(flat.dtype)
+        self._add(f"{name}_sum", exact.sum(0))
+        self._add(f"{name}_second", (centred.T @ centred).double() + torch.outer(mean, mean) * len(flat))
 
     def _query_second(self, query: Tensor) -> Tensor:
         grouped = query[:, :, SINKS:].unflatten(1, (self.geometry.kv_heads, -1)).transpose(0, 1).flatten(1, 3).float()
@@ -115,7 +120,12 @@ def collect(
     """Statistics over ``windows`` (count, length) of token ids; ``identity`` is (model, weights sha256, text sha256).
 
     ``progress`` is called with (windows done, windows in all).
+
+    Raises:
+        KvbenchError: the windows hold nothing but sinks.
     """
+    if windows.shape[1] <= SINKS:
+        raise KvbenchError(f"calibration windows must be longer than {SINKS} tokens, which are left out as sinks")
     if not geometry.compressible:
         return Statistics({}, *identity)  # nothing to know, and nothing for a backward pass to reach
     collector = _Collector(geometry, fisher)
