@@ -246,14 +246,15 @@ def generate(
     from kvbench.compressors.compressor import parse
     from kvbench.listing import completion_view
     from kvbench.measure.bench import CalibrationSource, ModelBench
-    from kvbench.measure.generation import side_by_side
+    from kvbench.measure.generation import prompt_ids, side_by_side
     from kvbench.progress import counted
 
     parsed = parse(compressor)
     with counted(err, "calibrating") as report:
         bench = ModelBench(model, dtype, device, report)
+        ids = prompt_ids(bench.loaded, prompt, tokens, chat)
         arm = bench.arm(parsed, CalibrationSource("essays", 8, 1024))
-    result = side_by_side(bench.loaded, bench.baselines()[0], arm, prompt, tokens, chat)
+    result = side_by_side(bench.loaded, bench.baselines()[0], arm, ids, tokens)
     if json_:
         print(json.dumps(asdict(result)))
     else:

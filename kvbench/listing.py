@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
-from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -103,17 +102,20 @@ def describe(spec: str) -> RenderableType:
 
 
 def completion_view(result: SideBySide, spec: str) -> RenderableType:
-    """Both completions, the first difference marked, and the bytes of each cache."""
+    """Both completions side by side, where they part, and the bytes of each cache."""
     at = result.diverges_at
     verdict = "the same tokens" if at is None else f"they part at token {at + 1}"
     ratio = result.uncompressed.cache_bytes / max(1, result.compressed.cache_bytes)
-    lines = [f"prompt {result.prompt_tokens} tokens · {verdict} · {spec} takes {ratio:.2f}x fewer bytes than none"]
-    if result.compressed.body_tokens == 0:
+    lines = [f"prompt {result.prompt_tokens} tokens · {verdict} · cache of none ÷ cache of {spec} = {ratio:.2f}"]
+    if result.compressed.body_tokens == 0 and parse(spec).baseline is None:
         lines.append(
             "nothing was compressed: all tokens still fit the exact spans; add recent=0 or write a longer prompt"
         )
-    panels = [_panel("none", result.uncompressed), _panel(spec, result.compressed)]
-    return Group(Columns(panels, equal=True, expand=True), *(Text(line) for line in lines))
+    panels = Table.grid(expand=True)
+    for _ in range(2):
+        panels.add_column(ratio=1)
+    panels.add_row(_panel("none", result.uncompressed), _panel(spec, result.compressed))
+    return Group(panels, *(Text(line) for line in lines))
 
 
 def checks_table(spec: str, checks: list[Check]) -> Table:
@@ -126,7 +128,7 @@ def checks_table(spec: str, checks: list[Check]) -> Table:
 
 
 def _panel(title: str, completion: Completion) -> Panel:
-    footer = f"{completion.cache_bytes / 2**20:.2f} MiB cache, {completion.body_tokens} tokens in the body"
+    footer = f"{completion.cache_bytes / 2**20:.2f} MiB, {completion.body_tokens} tokens compressed"
     return Panel(Text(completion.text), title=title, subtitle=footer)
 
 

@@ -27,7 +27,8 @@ from kvbench.measure.quality import Quality, QualityBench
 from kvbench.measure.speed import Speed, SpeedBench
 from kvbench.models.geometry import ModelGeometry, probe_geometry
 from kvbench.models.loading import LoadedModel, load
-from kvbench.texts.windows import Windows, check_disjoint, windows
+from kvbench.texts.splits import Split
+from kvbench.texts.windows import Windows, windows
 
 Report = Callable[[str, int, int], None]
 """Called with (what is going on, steps done, steps in all)."""
@@ -65,6 +66,7 @@ class ModelBench:
         self._quality = lru_cache(maxsize=1)(self._quality_bench)
         self._speed = lru_cache(maxsize=1)(self._speed_bench)
         self._prompt = lru_cache(maxsize=1)(self._exact_prompt)
+        self._windows = lru_cache(maxsize=16)(self._cut)
 
     def statistics_folder(self, source: CalibrationSource) -> Path:
         """Collect the statistics if need be; the folder that holds them."""
@@ -96,11 +98,8 @@ class ModelBench:
 
     # ---- measurements ----------------------------------------------------------------------------------------------
 
-    def quality(
-        self, arm: Arm, source: CalibrationSource, text: str, documents: int, length: int, prefix: int, block: int
-    ) -> Quality:
-        """Score ``arm`` on evaluation documents that calibration never saw."""
-        check_disjoint(self.calibration_windows(source), self.evaluation_windows(text, length, documents))
+    def quality(self, arm: Arm, text: str, documents: int, length: int, prefix: int, block: int) -> Quality:
+        """Score ``arm`` on documents of the evaluation split."""
         return self._quality(text, documents, length, prefix, block).score(arm)
 
     def speed(
@@ -119,15 +118,24 @@ class ModelBench:
 
     def evaluation_windows(self, text: str, length: int, count: int) -> Windows:
         """Windows of the evaluation split, within the model's context."""
-        if length > self.loaded.context_length:
-            raise KvbenchError(
-                f"{length} tokens are beyond the {self.loaded.context_length}-token context of {self.name}; shorten it"
-            )
-        return windows(text, "evaluation", self.loaded.tokenizer, length, count)
+        self.check_context(f"evaluation length {length}", length)
+        return self._windows(text, "evaluation", length, count)
 
     def calibration_windows(self, source: CalibrationSource) -> Windows:
-        """Windows of the calibration split."""
-        return windows(source.text, "calibration", self.loaded.tokenizer, source.length, source.windows)
+        """Windows of the calibration split, within the model's context."""
+        self.check_context(f"calibration length {source.length}", source.length)
+        return self._windows(source.text, "calibration", source.length, source.windows)
+
+    def check_context(self, what: str, tokens: int) -> None:
+        """Refuse what needs more tokens than the model was made for; learned positions end there."""
+        if tokens > self.loaded.context_length:
+            raise KvbenchError(
+                f"{what} needs {tokens} tokens, but the context of {self.name} ends at {self.loaded.context_length}; "
+                "shorten it"
+            )
+
+    def _cut(self, text: str, split: Split, length: int, count: int) -> Windows:
+        return windows(text, split, self.loaded.tokenizer, length, count)
 
     def _collect(self, source: CalibrationSource) -> Statistics:
         found = self.calibration_windows(source)

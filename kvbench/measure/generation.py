@@ -36,18 +36,8 @@ class SideBySide:
     diverges_at: int | None
 
 
-def side_by_side(loaded: LoadedModel, none: Arm, arm: Arm, prompt: str, tokens: int, chat: bool = False) -> SideBySide:
-    """Complete ``prompt`` greedily by ``tokens`` tokens with and without compression.
-
-    Raises:
-        KvbenchError: the prompt is empty or longer than the model's context allows.
-    """
-    ids = prompt_ids(loaded, prompt, chat)
-    if ids.shape[1] + tokens > loaded.context_length:
-        raise KvbenchError(
-            f"prompt ({ids.shape[1]} tokens) and {tokens} new tokens exceed the context of {loaded.name} "
-            f"({loaded.context_length} tokens); shorten one of them"
-        )
+def side_by_side(loaded: LoadedModel, none: Arm, arm: Arm, ids: Tensor, tokens: int) -> SideBySide:
+    """Complete ``ids`` (1, tokens) greedily by ``tokens`` tokens with and without compression."""
     plain, packed = complete(loaded, none, ids, tokens), complete(loaded, arm, ids, tokens)
     pairs = zip(plain.tokens, packed.tokens, strict=False)
     first = next((index for index, (a, b) in enumerate(pairs) if a != b), None)
@@ -56,8 +46,16 @@ def side_by_side(loaded: LoadedModel, none: Arm, arm: Arm, prompt: str, tokens: 
     return SideBySide(ids.shape[1], plain, packed, first)
 
 
-def prompt_ids(loaded: LoadedModel, prompt: str, chat: bool) -> Tensor:
-    """Token ids (1, tokens) of a prompt; ``chat`` wraps it in the model's chat template."""
+def prompt_ids(loaded: LoadedModel, prompt: str, tokens: int, chat: bool = False) -> Tensor:
+    """Token ids (1, tokens) of a prompt that ``tokens`` new ones shall follow.
+
+    ``chat`` wraps it in the model's chat template.
+
+    Raises:
+        KvbenchError: an empty prompt, nothing to generate, no chat template, or more than the model's context.
+    """
+    if tokens < 1:
+        raise KvbenchError(f"at least 1 new token is needed, got {tokens}")
     if not prompt.strip():
         raise KvbenchError("the prompt is empty; give some text to continue")
     if chat:
@@ -66,6 +64,11 @@ def prompt_ids(loaded: LoadedModel, prompt: str, chat: bool) -> Tensor:
         turn = [{"role": "user", "content": prompt}]
         prompt = str(loaded.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
     ids = loaded.tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat).input_ids
+    if ids.shape[1] + tokens > loaded.context_length:
+        raise KvbenchError(
+            f"prompt ({ids.shape[1]} tokens) and {tokens} new tokens exceed the context of {loaded.name} "
+            f"({loaded.context_length} tokens); shorten one of them"
+        )
     return ids.to(loaded.model.device)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvbench.compressors.compressor import parse
 from kvbench.measure.bench import CalibrationSource, ModelBench
 from kvbench.runs.trials import QualityWorkload, Trial, Workload
+from kvbench.texts.windows import check_disjoint
 
 
 def calibration_source(workload: Workload) -> CalibrationSource:
@@ -22,19 +23,10 @@ def resolve(bench: ModelBench, compressor: str, workload: Workload, threads: int
     """The trial of one compressor under one workload.
 
     Raises:
-        KvbenchError: a bad spec, an unknown text, or a text too short for its split.
+        KvbenchError: a bad spec, an unknown text, a text too short for its split, splits that share a document, or
+            more tokens than the model's context.
     """
     parsed = parse(compressor)
-    source, text = calibration_source(workload), evaluation_text(workload)
-    hashes = {}
-    if workload.quality is not None:
-        evaluation = bench.evaluation_windows(text, workload.quality.length, workload.quality.documents)
-        hashes[f"evaluation {text}"] = evaluation.sha256
-    if parsed.needs_calibration:
-        hashes[f"calibration {source.text}"] = bench.calibration_windows(source).sha256
-    for part in (workload.speed, workload.memory):
-        if part is not None:
-            hashes[f"prompt {text} {part.prompt}"] = bench.evaluation_windows(text, part.prompt, 1).sha256
     return Trial(
         model=bench.name,
         weights_sha256=bench.loaded.weights_sha256,
@@ -45,5 +37,26 @@ def resolve(bench: ModelBench, compressor: str, workload: Workload, threads: int
         device=bench.device,
         threads=threads,
         seed=seed,
-        text_sha256=hashes,
+        text_sha256=_text_hashes(bench, workload, parsed.needs_calibration),
     )
+
+
+def _text_hashes(bench: ModelBench, workload: Workload, calibrates: bool) -> dict[str, str]:
+    """What is read of which text, by hash; refuses what cannot be read before anything is measured."""
+    source, text = calibration_source(workload), evaluation_text(workload)
+    quality, speed, memory = workload.quality, workload.speed, workload.memory
+    found = {}
+    if calibrates:
+        found[f"calibration {source.text}"] = bench.calibration_windows(source)
+    if quality is not None:
+        found[f"evaluation {text}"] = bench.evaluation_windows(text, quality.length, quality.documents)
+        check_disjoint(bench.calibration_windows(source), found[f"evaluation {text}"])
+    if speed is not None:
+        decoded = (speed.rounds + speed.warmup) * speed.steps
+        bench.check_context("speed (prompt + the steps of all rounds)", speed.prompt + decoded)
+        found[f"prompt {text} {speed.prompt}"] = bench.evaluation_windows(text, speed.prompt, 1)
+    if memory is not None:
+        bench.check_context("memory (prompt + steps)", memory.prompt + memory.steps)
+        rows = f"{memory.batch} × {memory.prompt}" if memory.batch > 1 else f"{memory.prompt}"
+        found[f"prompt {text} {rows}"] = bench.evaluation_windows(text, memory.prompt, memory.batch)
+    return {name: windows.sha256 for name, windows in found.items()}

@@ -128,7 +128,7 @@ class Runner:
             self.listener.stage("quality", 0, 1)
             settings = workload.quality
             quality = bench.quality(
-                arm, source, settings.text, settings.documents, settings.length, settings.prefix, settings.block
+                arm, settings.text, settings.documents, settings.length, settings.prefix, settings.block
             )
             results["quality"] = _quality_result(quality)
         if workload.speed is not None:
