@@ -70,11 +70,12 @@ class NonUniformQuantizer:
         return [self.levels, *([] if self.channels is None else [self.channels.centre, self.channels.width])]
 
     def _scales(self, inside: Tensor) -> tuple[Tensor, Tensor]:
-        """Static scales, or those (batch, 1, tokens, 1) of the values ``inside`` that are not NaN, rounded as stored."""
+        """Static scales, or those (batch, 1, tokens, 1) of what in ``inside`` is not NaN, rounded as stored."""
         if self.channels is not None:
             return self.channels.centre, self.channels.width
         bounds = torch.finfo(SCALE)
         high = inside.nan_to_num(-torch.inf).amax((1, 3), keepdim=True)
         low = inside.nan_to_num(torch.inf).amin((1, 3), keepdim=True)
-        centre = ((low + high) / 2).clamp(-bounds.max, bounds.max).to(SCALE).float()
+        centre = ((low + high) / 2).nan_to_num(0)  # a token of nothing but outliers has no range
+        centre = centre.clamp(-bounds.max, bounds.max).to(SCALE).float()
         return centre, (high - centre).clamp(bounds.tiny, bounds.max).to(SCALE).float()

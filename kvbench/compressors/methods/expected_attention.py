@@ -15,9 +15,10 @@ class ExpectedAttention(Eviction):
     """Keeps the tokens of largest expected attention times value norm under Gaussian queries.
 
     Based on Devoto et al. 2025, Expected Attention (arXiv 2510.00636), as in kvpress. Query-agnostic. Stored: the kept
-    tokens and their slots. Differences: the mean and covariance of queries come from calibration and belong to the
-    model, not from the prompt; they are those of rotated queries at the calibration's positions, where the paper turns
-    prompt statistics to the next 512 positions; and they pool the query heads of a group.
+    tokens and their slots. Differences: the mean (per query head) and covariance (pooled over the heads of a group) of
+    queries come from calibration, not from the prompt; they are those of rotated queries at the calibration's
+    positions, where the paper turns unrotated ones by the average rotation of the next 512 positions, which damps
+    what turns fast.
     """
 
     name = "expected-attention"
