@@ -17,6 +17,7 @@ DEFAULT_SPECS = {
     "recalkv": "recalkv:rank=0.5,group=2",
     "rope-commuting": "rope-commuting:rank=0.5",
     "matryoshka": "matryoshka:rank=0.5",
+    "mla": "mla:latent=24,rope_dims=8",
     "kvtc": "kvtc:bits=4",
     "ftc": "ftc:bits=4",
     "int": "int:bits=4",

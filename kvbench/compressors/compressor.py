@@ -9,6 +9,7 @@ import hashlib
 import inspect
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 import kvbench
 from kvbench.cache.attach import Plan
@@ -16,7 +17,7 @@ from kvbench.cache.compressed import Spans
 from kvbench.calibration.statistics import Statistics
 from kvbench.compressors import registry
 from kvbench.compressors.draft import Draft
-from kvbench.compressors.part import Part, convert
+from kvbench.compressors.part import Part, Role, convert
 from kvbench.errors import KvbenchError
 from kvbench.models.geometry import ModelGeometry
 
@@ -102,13 +103,20 @@ def parse(spec: str) -> Compressor:
         cls = registry.find(name)
         for key in _SPANS:
             if key in settings:
+                if key in given:
+                    raise KvbenchError(f"{spec}: sets {key} twice; it holds for all parts together")
                 given[key] = convert(f"{name}:{key}", settings.pop(key), int)
         parts.append(cls.parse(settings))
     _check_roles(parts, given)
     spans = replace(Spans(), **given)
     if spans.sinks < 0 or spans.recent < 0 or spans.block < 1:
         raise KvbenchError(f"{spec}: sinks and recent must be at least 0, block at least 1 (tokens)")
-    return Compressor(tuple(parts), spans)
+    return Compressor(tuple(sorted(parts, key=_order)), spans)
+
+
+def _order(part: Part) -> int:
+    """What is kept, in which coordinates, with how many bits: the order in which parts stand and are applied."""
+    return min(get_args(Role).index(role) for role in part.roles)
 
 
 def _settings(text: str, rest: str) -> dict[str, str]:

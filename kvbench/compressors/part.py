@@ -6,6 +6,7 @@ it in a module of your own and name the class under the entry-point group ``kvbe
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 from kvbench.compressors.draft import Draft
 from kvbench.errors import KvbenchError, unknown
 
-Role = Literal["baseline", "transform", "quantizer", "selector"]
+Role = Literal["baseline", "selector", "transform", "quantizer"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ def convert(name: str, text: str, hint: Any) -> Any:
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
-        return kind(text)
+        value = kind(text)
+        if kind is float and not math.isfinite(value):
+            raise ValueError(text)
+        return value
     except (ValueError, KeyError):
         raise KvbenchError(f"{name}={text!r} is not {_article(kind)}") from None
 
@@ -104,4 +108,9 @@ def _default(item: Field[Any]) -> str:
 
 
 def _format(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):  # short where that loses nothing: a canonical spec must give the same compressor
+        short = f"{value:g}"
+        return (short if float(short) == value else repr(value)).replace("e+", "e")  # a plus would start a part
+    return str(value)

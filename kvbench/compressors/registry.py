@@ -69,6 +69,10 @@ def _plugins() -> dict[str, type[Part]]:
             raise KvbenchError(
                 f"compressor plug-in {point.name!r} ({point.value}) is no Part; subclass kvbench.compressors.part.Part"
             )
+        if cls.name != point.name:
+            raise KvbenchError(
+                f"compressor plug-in {point.name!r} ({point.value}) calls itself {cls.name!r}; give both the same name"
+            )
         found[point.name] = cls
     return found
 

@@ -39,7 +39,8 @@ class Kvtc(Part):
     def apply(self, draft: Draft) -> None:
         """Basis, widths and codebook for both sides of every layer."""
         draft.store_keys_before_rope()
-        shift = min(self.shift, self.bits / 2, MAX_BITS - self.bits)
+        most = min(self.bits / 2, MAX_BITS - self.bits)
+        shift = max(-most, min(self.shift, most))
         for layer in draft:
             self._fit(layer, layer.keys, self.bits - shift, draft)
             self._fit(layer, layer.values, self.bits + shift, draft)
