@@ -73,19 +73,23 @@ class Codec:
     """Whether part of a stored key is never rotated: queries then come as rotated and unrotated halves."""
 
     @property
+    def sides(self) -> dict[str, SideCodec]:
+        """The side codecs that store something, by name."""
+        return {"keys": self.keys, "values": self.values}
+
+    @property
     def block(self) -> int:
         """Tokens are encoded in multiples of this."""
-        return math.lcm(self.keys.quantizer.block, self.values.quantizer.block)
+        return math.lcm(*(side.quantizer.block for side in self.sides.values()))
 
     @property
     def joins_heads(self) -> bool:
         """Whether a latent mixes several KV heads, which must then hold the same token."""
-        return any(side.groups < side.kv_heads for side in (self.keys, self.values))
+        return any(side.groups < side.kv_heads for side in self.sides.values())
 
     def encode(self, keys: Tensor, values: Tensor) -> Stored:
         """``keys``, ``values`` (batch, kv heads, tokens, ·), tokens a multiple of ``block``, to one flat dict."""
-        stored = {f"keys.{name}": tensor for name, tensor in self.keys.encode(keys).items()}
-        return stored | {f"values.{name}": tensor for name, tensor in self.values.encode(values).items()}
+        return prefixed("keys", self.keys.encode(keys)) | prefixed("values", self.values.encode(values))
 
     def decode(self, stored: Stored) -> tuple[Tensor, Tensor]:
         """Keys (before RoPE if ``keys_before_rope``) and values, each (batch, kv heads, tokens, ·), in fp32 or fp64."""
@@ -126,16 +130,21 @@ class Codec:
 
     def cost(self, dtype: torch.dtype) -> Cost:
         """Predicted bits per token of keys and values together."""
-        keys, values = self.keys.cost(dtype), self.values.cost(dtype)
-        return Cost(keys.payload + values.payload, keys.scales + values.scales)
+        costs = [side.cost(dtype) for side in self.sides.values()]
+        return Cost(sum(cost.payload for cost in costs), sum(cost.scales for cost in costs))
 
     def tensors(self) -> list[Tensor]:
         """Model-level tensors: bases, codebooks, static scales."""
-        return self.keys.tensors() + self.values.tensors()
+        return [tensor for side in self.sides.values() for tensor in side.tensors()]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Codec:
         """A codec is shared: copying a cache must not copy the bases."""
         return self
+
+
+def prefixed(name: str, stored: Stored) -> Stored:
+    """The stored tensors of one side under its name; the inverse of :func:`side`."""
+    return {f"{name}.{key}": tensor for key, tensor in stored.items()}
 
 
 def side(stored: Stored, name: str) -> Stored:

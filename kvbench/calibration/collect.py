@@ -47,7 +47,7 @@ class _LayerCollector:
             self._moments("key", keys)
             self._moments("rotated_key", turned)
             self._moments("value", values)
-            self._add("key_value_second", (_flatten(keys).T @ _flatten(values)).double())
+            self._add("key_value_second", _second(_flatten(keys), _flatten(values)))
             self._add("query_second", self._query_second(query))
             self._add("rotated_query_second", self._query_second(turned_query))
             self._add("rotated_query_sum", turned_query[:, :, SINKS:].double().sum((0, 2)))
@@ -76,12 +76,8 @@ class _LayerCollector:
 
     def _moments(self, name: str, states: Tensor) -> None:
         flat = _flatten(states)
-        exact = flat.double()
-        mean = exact.mean(0)
-        # Around the mean: key biases hundreds of times the spread would leave only rounding of an fp32 product.
-        centred = (exact - mean).to(flat.dtype)
-        self._add(f"{name}_sum", exact.sum(0))
-        self._add(f"{name}_second", (centred.T @ centred).double() + torch.outer(mean, mean) * len(flat))
+        self._add(f"{name}_sum", flat.double().sum(0))
+        self._add(f"{name}_second", _second(flat, flat))
 
     def _query_second(self, query: Tensor) -> Tensor:
         grouped = query[:, :, SINKS:].unflatten(1, (self.geometry.kv_heads, -1)).transpose(0, 1).flatten(1, 3).float()
@@ -158,6 +154,16 @@ def _flatten(states: Tensor) -> Tensor:
     """(batch, kv heads, tokens, d) → (batch · tokens without sinks, kv heads · d) in at least fp32."""
     kept = states[:, :, SINKS:].transpose(1, 2).flatten(2).flatten(0, 1)
     return kept.to(torch.promote_types(kept.dtype, torch.float32))
+
+
+def _second(left: Tensor, right: Tensor) -> Tensor:
+    """Σ l rᵀ over rows, fp64 from products in the tensors' own dtype.
+
+    Around the means: key biases hundreds of times the spread would leave only rounding of an fp32 product.
+    """
+    means = left.double().mean(0), right.double().mean(0)
+    centred = [(states.double() - mean).to(states.dtype) for states, mean in zip((left, right), means, strict=True)]
+    return (centred[0].T @ centred[1]).double() + torch.outer(*means) * len(left)
 
 
 @contextmanager

@@ -77,7 +77,7 @@ class LayerStatistics:
         return getattr(self, f"fisher_{side}") / self.count
 
     def measured(self, name: str) -> Tensor:
-        """What is known of the projections: ``key_weight``, ``output_gram``, … in fp64.
+        """A field that may be missing, ``key_weight``, ``output_gram``, ``key_value_second``, …, in fp64.
 
         Raises:
             KvbenchError: the model has no such linear projection, or the statistics are of an older kind.

@@ -23,7 +23,7 @@ from kvbench.models.geometry import ModelGeometry
 
 _SPANS = ("sinks", "recent", "block")
 _FLOORS = ("attention", "cache", "calibration", "quantizers", "selectors", "transforms")
-_CODE = (*_FLOORS, "compressors/draft.py", "compressors/low_rank.py")
+_CODE = (*_FLOORS, "compressors/draft.py", "compressors/low_rank.py", "compressors/joint.py")
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.cache.latent import LatentCodec
+from kvbench.cache.latent import DecoupledCodec
 from kvbench.compressors.draft import Draft, LayerDraft
+from kvbench.compressors.joint import join_sides, joint_moment
 from kvbench.compressors.part import Part
 from kvbench.errors import UnsupportedModelError
 from kvbench.transforms.fitting import Basis, weighted_basis
+from kvbench.transforms.joint import balanced, joint_matrix
 from kvbench.transforms.rope import commuting_basis, frequency_pairs
-
-_BALANCE_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,9 @@ class Mla(Part):
         for layer in draft:
             self._check(layer)
             turning = self._turning(layer)
-            layer.codec = LatentCodec
             layer.keys.transform = turning.transform(torch.zeros(len(turning.encoder[0])), self.rope_dims, draft.dtype)
-            layer.values.head_dim += layer.keys.head_dim
-            joint, mean = self._joint(layer, turning.encoder[0, :, : self.rope_dims])
-            layer.values.transform = joint.transform(mean, self.latent, draft.dtype)
+            basis, centre = self._joint(layer, turning.encoder[0, :, : self.rope_dims])
+            join_sides(layer, DecoupledCodec).transform = basis.transform(centre, self.latent, draft.dtype)
 
     def _check(self, layer: LayerDraft) -> None:
         geometry = layer.geometry
@@ -78,19 +76,10 @@ class Mla(Part):
 
     def _joint(self, layer: LayerDraft, turning: Tensor) -> tuple[Basis, Tensor]:
         """Basis of [keys | values] of all heads, blind to the slice ``turning`` (K, rope_dims), and its mean."""
-        statistics, heads = layer.calibrated, layer.geometry.kv_heads
+        heads, values = layer.geometry.kv_heads, layer.calibrated.second("value")
         still = torch.eye(len(turning), dtype=torch.float64) - turning @ turning.T
-        mean, values = statistics.mean("key"), statistics.second("value")
-        keys = still @ statistics.covariance("key") @ still
-        cross = statistics.measured("key_value_second") / statistics.count - torch.outer(mean, statistics.mean("value"))
-        cross = still @ cross
-        moment = torch.cat([torch.cat([keys, cross], 1), torch.cat([cross.T, values], 1)])
-        least = _BALANCE_FLOOR * statistics.second("key").trace()
-        balance = torch.ones(len(moment), dtype=torch.float64)
-        balance[: len(keys)] = values.trace() / keys.trace().clamp_min(least)
-        index = torch.arange(len(keys)).view(heads, -1), len(keys) + torch.arange(len(values)).view(heads, -1)
-        order = torch.cat(index, 1).flatten()
-        basis = weighted_basis(moment[order][:, order], balance[order].diag(), 1)
-        blind = torch.block_diag(still, torch.eye(len(values), dtype=torch.float64))[order][:, order]
-        centre = torch.cat([still @ mean, torch.zeros(len(values), dtype=torch.float64)])[order]
+        moment, centre = joint_moment(layer, still)
+        metric = balanced(still @ layer.calibrated.covariance("key") @ still, values, heads)
+        basis = weighted_basis(moment, metric, 1)
+        blind = joint_matrix(still, torch.eye(len(values), dtype=still.dtype), heads)
         return Basis(basis.values, blind @ basis.encoder, basis.decoder), centre

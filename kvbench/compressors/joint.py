@@ -1,0 +1,33 @@
+"""What the joint-latent methods share: a layer whose keys and values are one side, and its statistics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kvbench.cache.latent import JointCodec
+from kvbench.compressors.draft import LayerDraft, SideDraft
+from kvbench.transforms.joint import joint_matrix, side_by_side
+
+
+def join_sides(layer: LayerDraft, codec: type[JointCodec] = JointCodec) -> SideDraft:
+    """Give ``layer`` a joint codec; the side draft of keys and values together."""
+    layer.codec = codec
+    layer.values.head_dim += layer.keys.head_dim
+    return layer.values
+
+
+def joint_moment(layer: LayerDraft, still: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Second moment (K + V, K + V) and centre (K + V,) of keys before RoPE beside values, head by head.
+
+    Keys are taken around their mean and values around zero (see :mod:`kvbench.transforms.fitting`). ``still`` (K, K)
+    projects the keys first.
+    """
+    statistics, heads = layer.calibrated, layer.geometry.kv_heads
+    mean, keys = statistics.mean("key"), statistics.covariance("key")
+    cross = statistics.measured("key_value_second") / statistics.count - torch.outer(mean, statistics.mean("value"))
+    if still is not None:
+        mean, keys, cross = still @ mean, still @ keys @ still, still @ cross
+    values = statistics.second("value")
+    centre = side_by_side(mean, torch.zeros_like(statistics.mean("value")), heads)
+    return joint_matrix(keys, values, heads, cross), centre
