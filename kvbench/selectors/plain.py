@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -32,13 +33,17 @@ class KeyNormSelector(Selector):
 
 @dataclass(frozen=True)
 class RandomSelector(Selector):
-    """Chance, the same for every row of a batch, different for every head and block of tokens."""
+    """Chance, the same for every row of a batch, different for every layer, head and block of tokens."""
 
     seed: int
+    layer: int
 
     def scores(self, leaving: Leaving) -> Tensor:
-        """Uniform draws seeded by ``seed`` and the first candidate's slot."""
+        """Uniform draws seeded by ``seed``, ``layer`` and the first candidate's slot."""
         keys = leaving.candidates[0]
-        generator = torch.Generator().manual_seed(self.seed << 32 | leaving.start + leaving.begin)
+        name = f"{self.seed} {self.layer} {leaving.start + leaving.begin}"
+        # Torch's generator looks at 32 bits of its seed only, so all three must be mixed into those.
+        mixed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest())
+        generator = torch.Generator().manual_seed(mixed)
         drawn = torch.rand(keys.shape[1:3], generator=generator)
         return drawn.to(keys.device).expand(keys.shape[0], -1, -1)

@@ -24,8 +24,8 @@ class RandomTokens(Eviction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(0 <= self.seed < 2**16, f"seed={self.seed} must be in 0…65535")
+        self.require(self.seed >= 0, f"seed={self.seed} must be at least 0")
 
     def selector(self, layer: LayerDraft, draft: Draft) -> Selector:
-        """A seed of its own for every layer."""
-        return RandomSelector(self.budget, self.seed << 12 | layer.geometry.layer)
+        """Every layer draws for itself."""
+        return RandomSelector(self.budget, self.seed, layer.geometry.layer)
