@@ -3,12 +3,13 @@
 A document's prefix is prefilled and compressed; the rest is teacher-forced through the cache in blocks that attend as
 if decoded token by token, and scored. KLD is mean KL(uncompressed ‖ compressed) per scored token in nats (the
 conventions of llama.cpp's ``--kl-divergence``); the uncompressed side is ``none`` run the same way, computed once per
-document. The noise floor is ``none`` against the stock model's plain forward pass.
+document while memory allows. The noise floor is ``none`` against the stock model's plain forward pass.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +22,10 @@ from kvbench.measure.statistics import cluster_bootstrap
 
 CHUNK = 64
 """Tokens whose distributions are compared at once: bounds the fp64 temporaries."""
+FLOOR = 256
+"""Tokens at a document's end that the noise floor is measured on: a whole plain pass has gigabytes of logits."""
+HELD_BYTES = 2 << 30
+"""Baseline distributions kept for all compressors; those of further documents are computed again for each."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,16 @@ class Quality:
     per_document_kld: tuple[float, ...]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Document:
     ids: Tensor
     prompt: ExactPrompt
-    baseline: Tensor
-    """Log-probabilities (scored tokens, vocabulary) of ``none``, fp32."""
+    nll: Tensor
+    """Negative log-likelihood of the scored tokens under ``none``, fp64."""
     floor: Tensor
-    """KLD of ``none`` against the stock forward pass, per token."""
+    """KLD of ``none`` against the stock forward pass, per token of the document's end."""
+    baseline: list[Tensor] | None
+    """Log-probabilities (block, vocabulary) of ``none``, fp32; None where they are too large to keep."""
 
 
 @dataclass
@@ -79,66 +86,83 @@ class QualityBench:
             KvbenchError: the model's logits are not finite.
         """
         scores = [self._score_document(arm, document) for document in self.documents()]
-        return _pool(scores, list(self.documents()))
+        return _pool(scores, self.documents())
 
     def documents(self) -> list[_Document]:
         """The documents with prompts and baselines, computed on first use."""
         if not self._documents:
-            self._documents = [self._prepare(row[None]) for row in self.ids]
+            scored = self.ids.shape[1] - 1 - self.prefix
+            size = 4 * scored * self.none.model.config.get_text_config().vocab_size
+            self._documents = [
+                self._prepare(row[None], keep=(index + 1) * size <= HELD_BYTES) for index, row in enumerate(self.ids)
+            ]
         return self._documents
 
-    def _prepare(self, ids: Tensor) -> _Document:
-        prompt = exact_prompt(self.none.model, self.none.geometry, ids[:, : self.prefix])
-        baseline = torch.cat(list(self._log_probabilities(self.none, ids, prompt)))
+    def _prepare(self, ids: Tensor, keep: bool) -> _Document:
+        model = self.none.model
+        prompt = exact_prompt(model, self.none.geometry, ids[:, : self.prefix])
         with torch.no_grad():
-            stock = self.none.model(ids, use_cache=False).logits[0, self.prefix : -1]
-        floor = _kld(torch.log_softmax(stock.float(), -1), baseline)
-        return _Document(ids, prompt, baseline, floor)
+            stock = model(ids[:, :-1], use_cache=False, logits_to_keep=FLOOR).logits[0]
+        nll, kept, end = [], [], stock[:0].float()
+        for found, targets in zip(self._blocks(self.none, ids, prompt), self._targets(ids), strict=True):
+            nll.append(_nll(found, targets))
+            end = torch.cat([end, found])[-FLOOR:]
+            if keep:
+                kept.append(found)
+        floor = _kld(torch.log_softmax(stock[-len(end) :].float(), -1), end)
+        return _Document(ids, prompt, torch.cat(nll), floor, kept if keep else None)
 
     def _score_document(self, arm: Arm, document: _Document) -> TokenScores:
-        targets = document.ids[0, self.prefix + 1 :]
-        parts: list[TokenScores] = []
-        start = 0
-        for found in self._log_probabilities(arm, document.ids, document.prompt):
-            stop = start + len(found)
-            parts.append(_compare(document.baseline[start:stop], found, targets[start:stop]))
-            start = stop
+        ids, prompt = document.ids, document.prompt
+        baseline = self._blocks(self.none, ids, prompt) if document.baseline is None else document.baseline
+        parts = [
+            TokenScores(_kld(before, after), _nll(after, targets), (before.argmax(-1) == after.argmax(-1)).double())
+            for before, after, targets in zip(baseline, self._blocks(arm, ids, prompt), self._targets(ids), strict=True)
+        ]
         return TokenScores(
             *(torch.cat([getattr(part, name) for part in parts]) for name in ("kld", "nll", "same_top1"))
         )
 
-    def _log_probabilities(self, arm: Arm, ids: Tensor, prompt: ExactPrompt):  # type: ignore[no-untyped-def]
-        """Yield log-probabilities (tokens, vocabulary) for every token after the prefix that has a successor."""
+    def _targets(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """The tokens that are predicted, block by block: each is the successor of the token fed."""
+        return ids[0, self.prefix + 1 :].split(self.block)
+
+    def _blocks(self, arm: Arm, ids: Tensor, prompt: ExactPrompt) -> Iterator[Tensor]:
+        """Yield log-probabilities (block, vocabulary) for every token after the prefix that has a successor.
+
+        The model is stock between two blocks: arms can take turns, and one that fails leaves no hooks behind.
+        """
         with arm.entered():
             cache = arm.fill(prompt)
-            arm.teacher_forced(cache)
-            for start in range(self.prefix, ids.shape[1] - 1, self.block):
-                block = ids[:, start : min(start + self.block, ids.shape[1] - 1)]
+        arm.teacher_forced(cache)
+        for block in ids[:, self.prefix : -1].split(self.block, dim=1):
+            with arm.entered():
                 logits = arm.forward(block, cache)[0].float()
-                if not bool(logits.isfinite().all()):
-                    raise KvbenchError(f"{arm.name}: the model's logits are not finite; check its weights and dtype")
-                yield torch.log_softmax(logits, -1)
+            if not bool(logits.isfinite().all()):
+                raise KvbenchError(f"{arm.name}: the model's logits are not finite; check its weights and dtype")
+            yield torch.log_softmax(logits, -1)
 
 
-def _compare(baseline: Tensor, found: Tensor, targets: Tensor) -> TokenScores:
-    nll = -found.gather(1, targets[:, None])[:, 0].double()
-    return TokenScores(_kld(baseline, found), nll, (baseline.argmax(-1) == found.argmax(-1)).double())
+def _nll(found: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood (tokens,) fp64 of ``targets`` (tokens,) under log-probabilities (tokens, vocabulary)."""
+    return -found.gather(1, targets[:, None])[:, 0].double()
 
 
 def _kld(baseline: Tensor, found: Tensor) -> Tensor:
-    """KL(baseline ‖ found) per token, (tokens,) fp64, from log-probabilities (tokens, vocabulary)."""
+    """KL(baseline ‖ found) per token, (tokens,) fp64, from log-probabilities (tokens, vocabulary).
+
+    Every term is p·log(p/q) − p + q, which is never negative and has the same sum: the normalisers of fp32
+    log-probabilities are off by 1e-8, and that would be the result where the distributions hardly differ.
+    """
     parts = []
     for start in range(0, len(baseline), CHUNK):
         p, q = baseline[start : start + CHUNK].double(), found[start : start + CHUNK].double()
-        parts.append((p.exp() * (p - q)).sum(-1))
+        parts.append((p.exp() * (p - q - 1) + q.exp()).sum(-1))
     return torch.cat(parts)
 
 
 def _pool(scores: list[TokenScores], documents: list[_Document]) -> Quality:
-    baseline_nll = [
-        -document.baseline.gather(1, document.ids[0, -len(document.baseline) :, None])[:, 0].double()
-        for document in documents
-    ]
+    baseline_nll = [document.nll for document in documents]
     deltas = [score.nll - nll for score, nll in zip(scores, baseline_nll, strict=True)]
     kld = torch.cat([score.kld for score in scores])
     return Quality(

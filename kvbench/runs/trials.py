@@ -37,8 +37,8 @@ class QualityWorkload(Frozen):
 
     @model_validator(mode="after")
     def _leaves_tokens_to_score(self) -> QualityWorkload:
-        if self.prefix >= self.length:
-            raise ValueError(f"prefix ({self.prefix}) must be shorter than length ({self.length})")
+        if self.prefix + 1 >= self.length:
+            raise ValueError(f"prefix ({self.prefix}) must be at least 2 shorter than length ({self.length})")
         return self
 
 
