@@ -18,6 +18,8 @@ DEFAULT_SPECS = {
     "rope-commuting": "rope-commuting:rank=0.5",
     "matryoshka": "matryoshka:rank=0.5",
     "mla": "mla:latent=24,rope_dims=8",
+    "latent": "latent:rank=0.5",
+    "jtc": "jtc:bits=4",
     "kvtc": "kvtc:bits=4",
     "ftc": "ftc:bits=4",
     "int": "int:bits=4",

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from kvbench.quantizers.lloyd import gaussian_levels, laplace_levels
+
 
 class Keep64(TorchFunctionMode):
     """While open, fp64 tensors stay fp64 where model code asks for fp32 (norms, softmax, routers)."""
@@ -30,6 +32,7 @@ class Keep64(TorchFunctionMode):
 @pytest.fixture
 def fp64() -> Iterator[None]:
     """True fp64 inside the models, and no gradients."""
+    laplace_levels(), gaussian_levels()  # made once and kept: not in this mode, or they would be fp64 for everybody
     with Keep64(), torch.no_grad():
         yield
 
