@@ -25,6 +25,7 @@ METHODS = [
     "recalkv:rank={},group=2",
     "rope-commuting:rank={}",
     "matryoshka:rank={}",
+    "latent:rank={}",
 ]
 PROMPT, NEW = 120, 16
 
