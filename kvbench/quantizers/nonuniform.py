@@ -40,14 +40,15 @@ class NonUniformQuantizer:
     def encode(self, latents: Tensor) -> Stored:
         """Latents (batch, groups, tokens, rank) → codes, outliers and their places, scales per token if not static."""
         latents = latents.float()
-        centre, width = self._scales(latents)
-        places = self.outliers.find((latents - centre) / width)
+        places = self.outliers.find(self._standing_out(latents))
         stored = {"outlier_places": places, "outliers": self.outliers.take(latents, places)}
         if self.channels is None:
             nothing = torch.full_like(stored["outliers"], torch.nan)
-            centre, width = self._scales(self.outliers.put(latents, places, nothing))
-            stored |= {"centre": centre.to(SCALE), "width": width.to(SCALE)}
-        codes = nearest((latents - centre) / width, self.levels)
+            centre, width = _range(self.outliers.put(latents, places, nothing))
+            stored |= {"centre": centre, "width": width}
+        else:
+            centre, width = self.channels.centre, self.channels.width
+        codes = nearest((latents - centre.float()) / width.float(), self.levels)
         return {"codes": pack(codes, (self.bits,) * latents.shape[-1])} | stored
 
     def decode(self, stored: Stored) -> Tensor:
@@ -69,13 +70,20 @@ class NonUniformQuantizer:
         """The levels and static scales."""
         return [self.levels, *([] if self.channels is None else [self.channels.centre, self.channels.width])]
 
-    def _scales(self, inside: Tensor) -> tuple[Tensor, Tensor]:
-        """Static scales, or those (batch, 1, tokens, 1) of what in ``inside`` is not NaN, rounded as stored."""
+    def _standing_out(self, latents: Tensor) -> Tensor:
+        """How many deviations each value is away from its channel's mean, or from its token's without channels."""
         if self.channels is not None:
-            return self.channels.centre, self.channels.width
-        bounds = torch.finfo(SCALE)
-        high = inside.nan_to_num(-torch.inf).amax((1, 3), keepdim=True)
-        low = inside.nan_to_num(torch.inf).amin((1, 3), keepdim=True)
-        centre = ((low + high) / 2).nan_to_num(0)  # a token of nothing but outliers has no range
-        centre = centre.clamp(-bounds.max, bounds.max).to(SCALE).float()
-        return centre, (high - centre).clamp(bounds.tiny, bounds.max).to(SCALE).float()
+            return (latents - self.channels.centre) / self.channels.width
+        mean = latents.mean((1, 3), keepdim=True)
+        deviation = latents.sub(mean).square().mean((1, 3), keepdim=True).sqrt()
+        return (latents - mean) / deviation.clamp_min(torch.finfo(SCALE).tiny)
+
+
+def _range(inside: Tensor) -> tuple[Tensor, Tensor]:
+    """Middle and half width (batch, 1, tokens, 1) in fp16 of what in ``inside`` is not NaN."""
+    bounds = torch.finfo(SCALE)
+    high = inside.nan_to_num(-torch.inf).amax((1, 3), keepdim=True)
+    low = inside.nan_to_num(torch.inf).amin((1, 3), keepdim=True)
+    centre = ((low + high) / 2).nan_to_num(0)  # a token of nothing but outliers has no range
+    centre = centre.clamp(-bounds.max, bounds.max).to(SCALE)
+    return centre, (high - centre.float()).clamp(bounds.tiny, bounds.max).to(SCALE)
