@@ -1,0 +1,108 @@
+"""A model on the bench: shared work is done once, and what cannot be measured is refused before it is tried."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from fp64 import one_thread
+
+from kvbench.compressors.compressor import parse
+from kvbench.errors import KvbenchError
+from kvbench.measure import bench as module
+from kvbench.measure.bench import CalibrationSource, ModelBench, dtype_named
+
+__all__ = ["one_thread"]
+
+SOURCE = CalibrationSource("pydoc", 2, 64)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelBench:
+    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
+    return ModelBench("random:llama")
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
+    """Calls of a function that the bench imports."""
+    calls: list[object] = []
+    real: Callable[..., object] = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *given, **named: calls.append(given) or real(*given, **named))
+    return calls
+
+
+def test_statistics_are_collected_once_and_found_on_disk_by_the_next_bench(
+    bench: ModelBench, monkeypatch: pytest.MonkeyPatch
+):
+    reports: list[tuple[str, int, int]] = []
+    bench.report = lambda *seen: reports.append(seen)
+    for spec in ("kvtc:bits=3", "pca:rank=0.5", "kvtc:bits=2"):
+        bench.arm(parse(spec), SOURCE)
+    assert [(done, total) for _, done, total in reports][-1] == (2, 2)
+    assert bench.statistics_folder(SOURCE).is_dir()
+    monkeypatch.setattr("kvbench.calibration.store.collect", lambda *_, **__: pytest.fail("collected again"))
+    ModelBench("random:llama").arm(parse("kvtc:bits=3"), SOURCE)
+
+
+def test_a_compressor_without_calibration_reads_no_text(bench: ModelBench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "windows", lambda *_, **__: pytest.fail("read a text"))
+    bench.arm(parse("int:bits=4"), SOURCE)
+
+
+def test_self_test_runs_once_per_frame_of_the_keys(bench: ModelBench, monkeypatch: pytest.MonkeyPatch):
+    tests = counted(monkeypatch, "self_test")
+    for spec in ("int:bits=4", "kivi:bits=2", "pca:rank=0.5,keys=before", "pca:rank=0.25,keys=before", "hf"):
+        bench.arm(parse(spec), SOURCE)
+    assert [before_rope for *_, before_rope in tests] == [False, True]
+
+
+def test_documents_prompts_and_windows_are_shared(bench: ModelBench, monkeypatch: pytest.MonkeyPatch):
+    qualities, speeds, cuts = (counted(monkeypatch, name) for name in ("QualityBench", "SpeedBench", "windows"))
+    for spec in ("none", "int:bits=4"):
+        arm = bench.arm(parse(spec), SOURCE)
+        bench.quality(arm, "pydoc", documents=1, length=48, prefix=16, block=16)
+        bench.speed(arm, "pydoc", batch=1, prompt=32, steps=1, rounds=1, warmup=0, seed=0)
+        bench.memory(arm, "pydoc", batch=2, prompt=32)
+    assert len(qualities) == len(speeds) == 1 and len(cuts) == 2
+
+
+def test_speed_knows_both_baselines(bench: ModelBench):
+    arm = bench.arm(parse("int:bits=4"), SOURCE)
+    assert {*bench.speed(arm, "pydoc", 1, 32, 1, 2, 0, 0).ratios} == {"none", "hf"}
+
+
+def test_memory_without_a_process_has_no_peaks(bench: ModelBench):
+    found = bench.memory(bench.arm(parse("int:bits=4"), SOURCE), "pydoc", batch=2, prompt=200)
+    assert (found.tokens, found.batch, found.flagged, found.peak_prefill_bytes) == (200, 2, False, None)
+
+
+@pytest.mark.parametrize(
+    ("measure", "what"),
+    [
+        (lambda bench: bench.evaluation_windows("pydoc", 2049, 1), "evaluation length 2049"),
+        (lambda bench: bench.calibration_windows(CalibrationSource("pydoc", 1, 2049)), "calibration length 2049"),
+        (lambda bench: bench.check_context("prompt and steps", 2049), "prompt and steps"),
+    ],
+)
+def test_context_is_the_limit(bench: ModelBench, measure: Callable[[ModelBench], object], what: str):
+    with pytest.raises(KvbenchError, match=f"{what} needs 2049 tokens, but the context of random:llama ends at 2048"):
+        measure(bench)
+    bench.check_context("a whole context", 2048)
+
+
+def test_missing_statistics_are_told():
+    with pytest.raises(KvbenchError, match="needs calibration"):
+        parse("kvtc:bits=3").fit(ModelBench("random:llama").geometry, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp32", torch.float32), ("bfloat16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_dtypes_have_short_names(name: str, dtype: torch.dtype):
+    assert dtype_named(name) is dtype
+
+
+@pytest.mark.parametrize("name", ["int8", "Tensor", "", "__name__"])
+def test_other_dtypes_are_refused(name: str):
+    with pytest.raises(KvbenchError, match=f"unknown dtype {name!r}; known: float32"):
+        dtype_named(name)

@@ -1,0 +1,178 @@
+"""Speed on a clock of our own: every forward pass and fill takes exactly as long as the test says."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import groupby
+from types import SimpleNamespace
+
+import pytest
+import torch
+from driving import subject, token_ids
+from fp64 import one_thread
+from torch import Tensor
+
+from kvbench.compressors.compressor import parse
+from kvbench.measure import speed
+from kvbench.measure.arms import Arm
+from kvbench.measure.speed import FILLS, Speed, SpeedBench
+
+__all__ = ["one_thread"]
+
+PROMPT, STEPS, ROUNDS, WARMUP = 40, 3, 6, 2
+INT4 = "int:bits=4,sinks=2,recent=4,block=4"
+
+
+@dataclass
+class Stopwatch:
+    """A clock that only moves when something is done, and the diary of what was done."""
+
+    step_s: Callable[[str, int], float]
+    """Seconds that an arm (by name) takes in a round, warm-up rounds included."""
+    fill_s: float = 0.5
+    prefill_s: float = 2.0
+    now: float = 0.0
+    steps: list[tuple[str, Tensor]] = field(default_factory=list)
+    prefills: list[int] = field(default_factory=list)
+
+    def stepped(self, arm: Arm, ids: Tensor) -> None:
+        turn = sum(name == arm.name for name, _ in self.steps) // STEPS
+        self.steps.append((arm.name, ids.clone()))
+        self.now += self.step_s(arm.name, turn)
+
+
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Speed]:
+    """Time ``spec`` on a random model under a stopwatch."""
+    forward, fill, prefill = Arm.forward, Arm.fill, speed.exact_prompt
+    one = subject("llama", torch.float32)
+
+    def arm_of(spec: str) -> Arm:
+        plan = None if spec == "hf" else parse(spec).fit(one.geometry)
+        return Arm.of(spec, one.model, one.geometry, plan)
+
+    def run(watch: Stopwatch, spec: str = INT4, seed: int = 0, batch: int = 1, rounds: int = ROUNDS) -> Speed:
+        def timed_forward(arm: Arm, ids: Tensor, *rest: object) -> Tensor:
+            watch.stepped(arm, ids)
+            return forward(arm, ids, *rest)
+
+        def timed_fill(arm: Arm, prompt: object) -> object:
+            watch.now += watch.fill_s
+            return fill(arm, prompt)
+
+        def timed_prefill(model: object, geometry: object, ids: Tensor) -> object:
+            watch.prefills.append(ids.shape[1])
+            watch.now += watch.prefill_s
+            return prefill(model, geometry, ids)
+
+        monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: watch.now))
+        monkeypatch.setattr(Arm, "forward", timed_forward)
+        monkeypatch.setattr(Arm, "fill", timed_fill)
+        monkeypatch.setattr(speed, "exact_prompt", timed_prefill)
+        none, hf = arm_of("none"), arm_of("hf")
+        bench = SpeedBench(none, token_ids(1, PROMPT), batch, STEPS, rounds, WARMUP, seed)
+        return bench.run(arm_of(spec), [none, hf])
+
+    return run
+
+
+def seconds(name: str, turn: int) -> float:
+    return {"none": 0.2, "hf": 0.4, INT4: 0.1}[name]
+
+
+def test_ratios_are_speed_ups_over_both_baselines(measure: Callable[..., Speed]):
+    found = measure(Stopwatch(seconds))
+    assert found.ratios["none"].ratio == pytest.approx(2) and found.ratios["hf"].ratio == pytest.approx(4)
+    assert found.tpot_s == found.tpot_p50_s == pytest.approx(0.1) and found.tokens_per_s == pytest.approx(10)
+
+
+def test_drift_that_all_arms_share_cancels(measure: Callable[..., Speed]):
+    found = measure(Stopwatch(lambda name, turn: seconds(name, turn) * 3**turn))
+    assert found.ratios["none"].ratio == pytest.approx(2)
+    assert (found.ratios["none"].low, found.ratios["none"].high) == pytest.approx((2, 2))
+    assert found.tpot_p99_s > 10 * found.tpot_p50_s
+
+
+def test_one_disturbed_round_does_not_move_the_ratio(measure: Callable[..., Speed]):
+    found = measure(Stopwatch(lambda name, turn: 50 if (name, turn) == (INT4, WARMUP + 1) else seconds(name, turn)))
+    assert found.ratios["none"].ratio == pytest.approx(2) and found.ratios["none"].n == ROUNDS
+    assert found.tpot_p50_s == pytest.approx(0.1) and found.tpot_p99_s > 1
+
+
+def test_warm_up_rounds_do_not_count(measure: Callable[..., Speed]):
+    watch = Stopwatch(lambda name, turn: 1000 if turn < WARMUP else seconds(name, turn))
+    found = measure(watch)
+    assert len(found.raw_step_s) == STEPS * ROUNDS and found.raw_step_s == pytest.approx([0.1] * STEPS * ROUNDS)
+    assert found.ratios["none"].ratio == pytest.approx(2)
+    assert Counter(name for name, _ in watch.steps) == dict.fromkeys(("none", "hf", INT4), STEPS * (ROUNDS + WARMUP))
+
+
+def orders(watch: Stopwatch) -> list[tuple[str, ...]]:
+    """The order of the arms, round by round."""
+    names = [name for name, _ in watch.steps]
+    per_round = 3 * STEPS
+    return [
+        tuple(name for name, _ in groupby(names[start : start + per_round]))
+        for start in range(0, len(names), per_round)
+    ]
+
+
+def test_arms_take_turns_in_an_order_that_the_seed_shuffles(measure: Callable[..., Speed]):
+    found = []
+    for seed in (0, 0, 1):
+        watch = Stopwatch(seconds)
+        measure(watch, seed=seed)
+        found.append(orders(watch))
+    assert all(sorted(turn) == sorted(("none", "hf", INT4)) for turn in found[0])
+    assert len(set(found[0])) > 1, "a fixed order would give one arm the others' warm caches every time"
+    assert found[0] == found[1] != found[2]
+
+
+def test_all_arms_decode_the_same_tokens(measure: Callable[..., Speed]):
+    watch = Stopwatch(seconds)
+    measure(watch, batch=2)
+    by_arm = {name: torch.cat([ids for own, ids in watch.steps if own == name], 1) for name in ("none", "hf", INT4)}
+    assert by_arm["none"].shape == (2, STEPS * (ROUNDS + WARMUP))
+    assert torch.equal(by_arm["none"], by_arm["hf"]) and torch.equal(by_arm["none"], by_arm[INT4])
+
+
+def test_a_baseline_is_not_timed_twice_when_it_is_the_arm_itself(measure: Callable[..., Speed]):
+    watch = Stopwatch(seconds)
+    found = measure(watch, spec="none")
+    assert {name for name, _ in watch.steps} == {"none", "hf"}
+    assert found.ratios["none"].ratio == 1 and found.ratios["hf"].ratio == pytest.approx(2)
+
+
+def test_time_to_first_token_is_prefill_and_compression(measure: Callable[..., Speed]):
+    watch = Stopwatch(seconds, fill_s=0.5, prefill_s=2)
+    found = measure(watch)
+    assert (found.prefill_s, found.compress_s, found.ttft_s) == pytest.approx((2, 0.5, 2.5))
+    assert watch.prefills[-1] == PROMPT and len(watch.prefills) == 2, "one untimed prefill warms up"
+    assert (found.batch, found.prompt, found.steps) == (1, PROMPT, STEPS)
+
+
+def test_rates_count_all_rows(measure: Callable[..., Speed]):
+    found = measure(Stopwatch(seconds), batch=4)
+    assert found.batch == 4 and found.tpot_s == pytest.approx(0.1) and found.tokens_per_s == pytest.approx(40)
+
+
+def test_one_round_has_a_ratio_and_no_interval(measure: Callable[..., Speed]):
+    found = measure(Stopwatch(seconds), rounds=1)
+    assert found.ratios["none"].ratio == pytest.approx(2) and found.ratios["none"].low is None
+
+
+def test_the_prompt_is_prefilled_once_for_all_compressors():
+    one = subject("llama", torch.float32)
+    none = Arm.of("none", one.model, one.geometry, parse("none").fit(one.geometry))
+    bench = SpeedBench(none, token_ids(1, PROMPT), 2, 1, 1, 0, 0)
+    assert bench.prompt() is bench.prompt() and bench.prompt().length == PROMPT
+    assert FILLS % 2, "a median needs a middle"
+    first, second = (bench.run(none, []) for _ in range(2))
+    assert first.prefill_s == second.prefill_s > 0 and first.compress_s > 0
+
+
+def test_the_model_is_stock_afterwards(measure: Callable[..., Speed]):
+    one, ids = subject("llama", torch.float32), token_ids(1, 20)
+    before = one.model(ids).logits
+    measure(Stopwatch(seconds))
+    assert torch.equal(one.model(ids).logits, before)
