@@ -104,7 +104,7 @@ class Draft:
             SideCodec(
                 layer.geometry.kv_heads,
                 side.head_dim,
-                side.transform,
+                side.transform and side.transform.to(self.geometry.device),
                 side.quantizer or Passthrough(self.geometry.dtype),
             )
             for side in layer.sides

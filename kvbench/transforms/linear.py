@@ -33,6 +33,10 @@ class LinearTransform:
         """Latent components per group."""
         return self.encoder.shape[2]
 
+    def to(self, device: torch.device) -> LinearTransform:
+        """The same transform on ``device``."""
+        return LinearTransform(*(tensor.to(device) for tensor in self.tensors()))
+
     def forward(self, states: Tensor) -> Tensor:
         """(batch, kv heads, tokens, head_dim) → latents (batch, groups, tokens, rank), in the basis' dtype."""
         grouped = gather_heads(states, self.groups).to(self.encoder.dtype)

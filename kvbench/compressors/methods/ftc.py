@@ -61,5 +61,5 @@ class Ftc(Part):
         for (layer, side), basis, width in zip(sides, bases, given, strict=True):
             kept = max(1, int((width > 0).sum()))
             side.transform = basis.transform(layer.calibrated.mean(side.moment), kept, draft.dtype)
-            deviation = basis.values[0, :kept].sqrt().clamp_min(1e-9).to(draft.dtype)
+            deviation = basis.values[0, :kept].sqrt().clamp_min(1e-9).to(draft.geometry.device, draft.dtype)
             side.quantizer = CodebookQuantizer(tuple(width[:kept].tolist()), deviation)

@@ -49,7 +49,7 @@ class Jtc(Part):
             kept = max(1, int((width > 0).sum()))
             side = join_sides(layer)
             side.transform = basis.transform(centre, kept, draft.dtype)
-            deviation = basis.values[0, :kept].sqrt().clamp_min(1e-9).to(draft.dtype)
+            deviation = basis.values[0, :kept].sqrt().clamp_min(1e-9).to(draft.geometry.device, draft.dtype)
             side.quantizer = CodebookQuantizer(tuple(width[:kept].tolist()), deviation)
 
     def _fit(self, layer: LayerDraft) -> tuple[Basis, torch.Tensor]:

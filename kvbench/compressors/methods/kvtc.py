@@ -51,5 +51,5 @@ class Kvtc(Part):
         widths = water_fill(variances, round(bits * len(variances)))
         kept = max(1, int((widths > 0).sum()))
         side.transform = orthonormal_transform(axes, statistics.mean(side.moment), kept, draft.dtype)
-        deviation = variances[:kept].sqrt().clamp_min(1e-6).to(draft.dtype)
+        deviation = variances[:kept].sqrt().clamp_min(1e-6).to(draft.geometry.device, draft.dtype)
         side.quantizer = CodebookQuantizer(tuple(widths[:kept].tolist()), deviation)
