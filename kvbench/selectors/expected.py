@@ -28,7 +28,11 @@ class ExpectedAttentionSelector(Selector):
         means = self.mean.unflatten(0, (keys.shape[1], -1))  # (n_kv, g, d)
         expected = torch.matmul(means, keys.transpose(-1, -2))  # (B, n_kv, g, T)
         spread = (torch.matmul(keys, self.covariance) * keys).sum(-1, keepdim=True).transpose(-1, -2)
-        attention = (expected + spread / 2).softmax(-1).mean(2)
+        logits = expected + spread / 2
+        if leaving.first is not None:
+            padding = leaving.slots() < leaving.first[:, None, None, None]
+            logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+        attention = logits.softmax(-1).mean(2)
         return attention * values.to(keys.dtype).norm(dim=-1)
 
     def tensors(self) -> list[Tensor]:
