@@ -24,6 +24,7 @@ DEFAULT_SPECS = {
     "ftc": "ftc:bits=4",
     "int": "int:bits=4",
     "kivi": "kivi:bits=2",
+    "gear": "gear:bits=2,group=32,chunk=32",
     "fp8": "fp8",
     "turboquant": "turboquant:bits=4",
     "kvquant": "kvquant:bits=4",

@@ -32,6 +32,7 @@ _BUILT_IN = {
     "jtc": "jtc:Jtc",
     "int": "integer:Integer",
     "kivi": "kivi:Kivi",
+    "gear": "gear:Gear",
     "fp8": "fp8:Fp8",
     "turboquant": "turboquant:TurboQuant",
     "kvquant": "kvquant:KvQuant",

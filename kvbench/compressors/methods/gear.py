@@ -1,0 +1,49 @@
+"""``gear``: integers whose error is approximated by a low-rank matrix and outliers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvbench.compressors.draft import Draft
+from kvbench.compressors.methods.integer import BITS
+from kvbench.compressors.part import Part
+from kvbench.quantizers.gear import ResidualQuantizer
+from kvbench.quantizers.integer import IntegerQuantizer
+from kvbench.quantizers.outliers import Outliers
+
+
+@dataclass(frozen=True)
+class Gear(Part):
+    """GEAR: KIVI's integers, plus rank-``rank`` factors of the residual and the ``outliers`` share of values exactly.
+
+    Based on Kang et al. 2024, GEAR (arXiv 2403.05527). Stored: ``bits`` per value and fp16 scale and zero per ``group``
+    values (keys along tokens, values along channels); per ``chunk`` tokens and head two fp16 factors of the residual,
+    16 · rank · (1 / head_dim + 1 / chunk) bits per value; 32 bits per outlier. All of it is fitted to the tokens
+    themselves, nothing is calibrated. Differences: one chunk size instead of a whole prompt and 20 tokens of decoding,
+    exact factors instead of power iteration, outliers by distance from the channel's mean, a count per 32 tokens.
+    """
+
+    name = "gear"
+    family = "quantization"
+    roles = ("quantizer",)
+    paper = "arXiv 2403.05527"
+
+    bits: int
+    group: int = 64
+    rank: int = 2
+    chunk: int = 128
+    outliers: float = 0.02
+
+    def __post_init__(self) -> None:
+        self.require(self.bits in BITS, f"bits={self.bits} is not one of {', '.join(map(str, BITS))}")
+        for key in ("group", "rank", "chunk"):
+            self.require(getattr(self, key) >= 1, f"{key}={getattr(self, key)} must be at least 1")
+        self.require(0 <= self.outliers <= 0.5, f"outliers={self.outliers:g} must be in [0, 0.5], a fraction")
+
+    def apply(self, draft: Draft) -> None:
+        """Per-channel keys, per-token values."""
+        outliers = Outliers(self.outliers)
+        backbones = IntegerQuantizer(self.bits, self.group, "token"), IntegerQuantizer(self.bits, self.group, "channel")
+        for layer in draft:
+            for side, backbone in zip(layer.sides, backbones, strict=True):
+                side.quantizer = ResidualQuantizer(backbone, outliers, self.rank, self.chunk)
