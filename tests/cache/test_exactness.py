@@ -29,7 +29,7 @@ from kvbench.quantizers.base import Passthrough, Stored
 pytestmark = pytest.mark.usefixtures("fp64")
 EXACT = 1e-10
 TOKENS = 34
-CHUNKS = (13, 9, *[1] * 12)
+CHUNKS = (13, 11, *[1] * 10)
 PADDING = (9, 2, 0)
 families = pytest.mark.parametrize("family", ALL_FAMILIES)
 variants = pytest.mark.parametrize("variant", VARIANTS)
@@ -215,12 +215,12 @@ def perturbed_plan(one: Subject, before_rope: bool, keys: bool) -> Plan:
 
 @frames
 @pytest.mark.parametrize("keys", [True, False], ids=["keys", "values"])
-@pytest.mark.parametrize("family", [name for name in ALL_FAMILIES if name != "mistral"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "gpt2", "qwen3_moe"])
 def test_control_an_error_of_a_thousandth_is_seen(family: str, before_rope: bool, keys: bool) -> None:
     one, ids = subject(family), token_ids(2, TOKENS)
     stock = one.model(ids, use_cache=False).logits
     with one.attach_untested(perturbed_plan(one, before_rope, keys)) as compressed:
-        error = worst(feed(one.model, compressed.new_cache(), ids, CHUNKS), stock)
+        error = worst(feed(one.model, compressed.new_cache(), ids, [TOKENS - 1, 1]), stock)
     assert 1e4 * EXACT < error < 0.1
 
 
