@@ -17,7 +17,7 @@ from kvbench.cache.codec import Codec, SideCodec
 from kvbench.cache.compressed import CompressedLayer, Spans
 from kvbench.cache.layer import ExactLayer, KVLayer
 from kvbench.cache.rotary import RotaryTable, Rotator
-from kvbench.errors import UnsupportedModelError
+from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.models.geometry import LayerGeometry, ModelGeometry, probe_geometry
 from kvbench.models.intercept import AttentionCall, Interception, Rotation, Takeover, attention_modules
 from kvbench.quantizers.base import Passthrough
@@ -127,7 +127,16 @@ class CompressedModel:
     def record(
         self, layer: int, cache: CompressedCache, seen: int, rotation: Rotation, positions: Tensor | None
     ) -> None:
-        """Note the positions of new tokens, and their rotation in the model-level table."""
+        """Note the positions of new tokens, and their rotation in the model-level table.
+
+        Raises:
+            UnsupportedModelError: rows have rotations of their own, and the model does not say at which positions.
+        """
+        if positions is None and rotation[0].shape[0] > 1:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} does not tell its attention layers the positions of a padded batch, so "
+                "keys stored before RoPE cannot be rotated again; choose keys after RoPE, or batch size 1"
+            )
         if positions is None:
             positions = torch.arange(seen, seen + rotation[0].shape[1], device=rotation[0].device)[None]
         cache.positions.extend(seen, positions)
@@ -176,7 +185,10 @@ def self_test(model: PreTrainedModel, geometry: ModelGeometry, keys_before_rope:
 
     Raises:
         UnsupportedModelError: they do not (norms after RoPE, attention sinks in the softmax, …).
+        KvbenchError: the model is in training mode.
     """
+    if model.training:
+        raise KvbenchError(f"{type(model).__name__} is in training mode, where no two passes agree; call model.eval()")
     vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
     ids = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
     everywhere = torch.ones_like(ids)

@@ -201,6 +201,26 @@ def test_rope_that_depends_on_the_length_forbids_keys_before_rope() -> None:
         assert compressed.rope_table_bytes == 0
 
 
+def test_a_model_in_training_mode_is_told_so() -> None:
+    """Its dropout would look like an unsupported architecture."""
+    one = subject("gpt2")
+    model = copy.deepcopy(one.model).train()
+    with pytest.raises(KvbenchError, match=r"GPT2LMHeadModel is in training mode.*call model\.eval"):
+        self_test(model, one.geometry, keys_before_rope=False)
+
+
+def test_rotations_of_unknown_positions_are_refused() -> None:
+    """A family may keep position_ids from its attention; padded rows would then share one wrong table."""
+    one = subject("llama")
+    compressed = CompressedModel(one.model, one.identity(True), one.geometry)
+    rotation = (torch.ones(2, 5, 16), torch.zeros(2, 5, 16))
+    with pytest.raises(UnsupportedModelError, match="positions of a padded batch"):
+        compressed.record(0, compressed.new_cache(), 0, rotation, None)
+    cache = compressed.new_cache()
+    compressed.record(0, cache, 0, (rotation[0][:1], rotation[1][:1]), None)
+    assert cache.positions.index.tolist() == [[0, 1, 2, 3, 4]]
+
+
 def test_a_module_that_is_no_decoder_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="no attention layers"), Interception(torch.nn.Linear(2, 2), None):
         pass
