@@ -36,8 +36,11 @@ def compress(
         KvbenchError: a bad spec, a model that cannot carry a compressed cache, or the stock baseline ``hf``.
     """
     parsed = parse(compressor) if isinstance(compressor, str) else compressor
-    if parsed.baseline == "hf":
-        raise KvbenchError("hf is transformers' own cache: there is nothing to attach, call generate() without kvbench")
+    if parsed.stock is not None:
+        name = parsed.stock.name
+        raise KvbenchError(
+            f"{name} is transformers' own cache: there is nothing to attach, call generate() without kvbench"
+        )
     geometry = probe_geometry(loaded.model)
     statistics = None
     if parsed.needs_calibration:

@@ -6,6 +6,8 @@ A new method needs a row here; a test says so when it is missing.
 DEFAULT_SPECS = {
     "none": "none",
     "hf": "hf",
+    "hf-quanto": "hf-quanto",
+    "hf-hqq": "hf-hqq",
     "identity": "identity:keys=before",
     "pca": "pca:rank=0.5",
     "palu": "palu:rank=0.5,group=2",
@@ -50,4 +52,6 @@ COMBINED_SPECS = (
 """Parts that compose."""
 
 ALL_SPECS = (*DEFAULT_SPECS.values(), *COMBINED_SPECS)
-LOSSY_SPECS = tuple(spec for spec in ALL_SPECS if spec.partition(":")[0] not in ("none", "hf", "identity"))
+LOSSLESS = ("none", "hf", "hf-quanto", "hf-hqq", "identity")
+"""Transformers' own quantized caches do lose, but not through kvbench's hooks."""
+LOSSY_SPECS = tuple(spec for spec in ALL_SPECS if spec.partition(":")[0] not in LOSSLESS)

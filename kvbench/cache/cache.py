@@ -139,7 +139,9 @@ def reachable_tensors(root: object) -> Iterator[Tensor]:
         if id(item) in seen or isinstance(item, _SHARED):
             continue
         seen.add(id(item))
-        if isinstance(item, Tensor):
+        if hasattr(item, "__tensor_flatten__"):  # a wrapper pretends to a storage; what it wraps has one
+            stack += [getattr(item, name) for name in item.__tensor_flatten__()[0]]
+        elif isinstance(item, Tensor):
             yield item
         elif isinstance(item, FunctionType):  # not its globals
             stack += [item.__closure__, item.__defaults__, item.__kwdefaults__]

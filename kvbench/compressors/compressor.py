@@ -18,12 +18,14 @@ from kvbench.calibration.statistics import Statistics
 from kvbench.compressors import registry
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part, Role, convert
+from kvbench.compressors.stock import StockPart
 from kvbench.errors import KvbenchError
 from kvbench.models.geometry import ModelGeometry
 
 _SPANS = ("sinks", "recent", "block")
 _FLOORS = ("attention", "cache", "calibration", "quantizers", "selectors", "transforms")
-_CODE = (*_FLOORS, "compressors/draft.py", "compressors/low_rank.py", "compressors/joint.py")
+_SHARED = ("draft", "eviction", "fixed_basis", "joint", "low_rank", "stock")
+_CODE = (*_FLOORS, *(f"compressors/{name}.py" for name in _SHARED))
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,13 @@ class Compressor:
 
     @property
     def baseline(self) -> str | None:
-        """ "none" or "hf" for the baselines, else None."""
+        """The name of a baseline ("none", "hf", …), else None."""
         return self.parts[0].name if self.parts[0].roles == ("baseline",) else None
+
+    @property
+    def stock(self) -> StockPart | None:
+        """The baseline that brings transformers' own cache, to be run with kvbench detached; else None."""
+        return self.parts[0] if isinstance(self.parts[0], StockPart) else None
 
     @property
     def needs_calibration(self) -> bool:

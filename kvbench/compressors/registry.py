@@ -14,6 +14,8 @@ ENTRY_POINTS = "kvbench.compressors"
 _BUILT_IN = {
     "none": "none:Uncompressed",
     "hf": "hf:StockCache",
+    "hf-quanto": "hf_quanto:Quanto",
+    "hf-hqq": "hf_hqq:Hqq",
     "identity": "identity:Identity",
     "pca": "pca:Pca",
     "palu": "palu:Palu",

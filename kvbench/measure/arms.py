@@ -1,6 +1,6 @@
 """An arm: one way to keep the context, ready to be entered, filled with a prompt and stepped.
 
-``hf`` runs with kvbench's hooks off; everything else runs attached. Measurements see only this.
+transformers' own caches run with kvbench's hooks off; everything else runs attached. Measurements see only this.
 """
 
 from __future__ import annotations
@@ -12,29 +12,39 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from kvbench.cache.attach import CompressedModel, Plan
 from kvbench.cache.cache import CompressedCache
+from kvbench.compressors.methods.hf import StockCache
+from kvbench.compressors.stock import StockPart
 from kvbench.measure.prompt import ExactPrompt
 from kvbench.models.geometry import ModelGeometry
 
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """``plan`` None is the stock cache and attention of transformers."""
+    """``plan`` None is stock attention on the ``stock`` cache of transformers."""
 
     name: str
     model: PreTrainedModel
     geometry: ModelGeometry
     plan: Plan | None
     attachment: CompressedModel | None
+    stock: StockPart
 
     @classmethod
-    def of(cls, name: str, model: PreTrainedModel, geometry: ModelGeometry, plan: Plan | None) -> Arm:
-        """An arm for a fitted plan, or for the stock cache."""
+    def of(
+        cls,
+        name: str,
+        model: PreTrainedModel,
+        geometry: ModelGeometry,
+        plan: Plan | None,
+        stock: StockPart | None = None,
+    ) -> Arm:
+        """An arm for a fitted plan, or without one for a ``stock`` cache (default: ``hf``)."""
         attachment = None if plan is None else CompressedModel(model, plan, geometry)
-        return cls(name, model, geometry, plan, attachment)
+        return cls(name, model, geometry, plan, attachment, stock or StockCache())
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -49,11 +59,11 @@ class Arm:
         """An empty cache."""
         if self.attachment is not None:
             return self.attachment.new_cache()
-        return DynamicCache(config=self.model.config)
+        return self.stock.new_stock_cache(self.model.config)
 
     def fill(self, prompt: ExactPrompt) -> Cache:
         """A cache that has taken the prompt in, compressed."""
-        return prompt.fill_stock(self.model) if self.attachment is None else prompt.fill(self.attachment)
+        return prompt.fill_stock(self.new_cache()) if self.attachment is None else prompt.fill(self.attachment)
 
     def teacher_forced(self, cache: Cache) -> None:
         """Make blocks of new tokens attend as if decoded one by one."""

@@ -77,8 +77,8 @@ class ModelBench:
 
     def arm(self, compressor: Compressor, source: CalibrationSource) -> Arm:
         """Fit ``compressor`` and make it ready to run; the self-test runs once per frame of the keys."""
-        if compressor.baseline == "hf":
-            return Arm.of(str(compressor), self.loaded.model, self.geometry, None)
+        if compressor.stock is not None:
+            return Arm.of(str(compressor), self.loaded.model, self.geometry, None, compressor.stock)
         plan = self.fit(compressor, source)
         if plan.keys_before_rope not in self._tested:
             self_test(self.loaded.model, self.geometry, plan.keys_before_rope)

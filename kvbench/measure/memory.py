@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, QuantizedCache
 
 from kvbench.cache.cache import CacheBytes, CompressedCache, reachable_tensors
 from kvbench.cache.prediction import body_bits_per_element, predict_bytes
@@ -80,18 +80,24 @@ def measure_filled(arm: Arm, prompt: ExactPrompt) -> Memory:
 
 
 def walk(cache: Cache) -> CacheBytes:
-    """Allocated bytes of any cache, each storage once; a stock cache is exact throughout."""
+    """Allocated bytes of any cache, each storage once.
+
+    Of a stock cache integers are payload and floats are exact, or scales if the cache quantizes: right after a prompt
+    it holds nothing exact.
+    """
     if isinstance(cache, CompressedCache):
         return cache.nbytes()
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in reachable_tensors(cache)
-    }
-    return CacheBytes(exact=sum(storages.values()))
+    floats = "scales" if isinstance(cache, QuantizedCache) else "exact"
+    found: dict[str, dict[int, int]] = {"payload": {}, floats: {}}
+    for tensor in reachable_tensors(cache):
+        storage = tensor.untyped_storage()
+        found[floats if tensor.is_floating_point() else "payload"][storage.data_ptr()] = storage.nbytes()
+    return CacheBytes(**{name: sum(storages.values()) for name, storages in found.items()})
 
 
 def _summary(arm: Arm, allocated: CacheBytes, batch: int, tokens: int, held: dict[str, int]) -> Memory:
     elements = arm.geometry.elements_per_token * tokens * batch
-    stock = elements * arm.geometry.dtype.itemsize
+    stock = round(elements * arm.stock.bits_per_element(arm.geometry.dtype) / 8)
     predicted = stock if arm.plan is None else predict_bytes(arm.plan, arm.geometry, tokens, batch)
     body = None if arm.plan is None else body_bits_per_element(arm.plan, arm.geometry)
     error = (allocated.total - predicted) / allocated.total

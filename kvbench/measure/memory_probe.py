@@ -78,8 +78,8 @@ def _measure(request: Request) -> dict[str, Any]:
     if request.calibration is not None:
         text, count, length = request.calibration
         statistics = calibrate(loaded, geometry, windows(text, "calibration", loaded.tokenizer, length, count))
-    plan = None if compressor.baseline == "hf" else compressor.fit(geometry, statistics)
-    arm = Arm.of(request.compressor, loaded.model, geometry, plan)
+    plan = None if compressor.stock is not None else compressor.fit(geometry, statistics)
+    arm = Arm.of(request.compressor, loaded.model, geometry, plan, compressor.stock)
     ids = windows(request.text, "evaluation", loaded.tokenizer, request.prompt, request.batch).ids
     return as_plain(measure_memory(arm, ids.to(request.device), request.steps))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from kvbench.attention.partial import exact_attention
 from kvbench.cache.attach import CompressedModel
@@ -79,9 +79,8 @@ class ExactPrompt:
             layer.load(keys, prompt.values, prompt.query, prompt.scaling, rotator)
         return cache
 
-    def fill_stock(self, model: PreTrainedModel) -> DynamicCache:
-        """A transformers DynamicCache with this prompt."""
-        cache = DynamicCache(config=model.config)
+    def fill_stock(self, cache: Cache) -> Cache:
+        """``cache``, empty and one of transformers' own, with this prompt."""
         for index, prompt in self.layers.items():
             cache.update(prompt.rotated, prompt.values, index)
         return cache

@@ -1,0 +1,80 @@
+"""transformers' own caches, measured as they are: kvbench's hooks are off while they run."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import ClassVar
+
+import torch
+from transformers import Cache, PreTrainedConfig, QuantizedCache
+
+from kvbench.compressors.draft import Draft
+from kvbench.compressors.part import Part
+from kvbench.errors import KvbenchError
+
+
+@dataclass(frozen=True)
+class StockPart(Part):
+    """Base of baselines that bring a cache object of their own."""
+
+    family = "baseline"
+    roles = ("baseline",)
+
+    def apply(self, draft: Draft) -> None:
+        """Nothing to fill in: kvbench is detached."""
+
+    @abstractmethod
+    def new_stock_cache(self, config: PreTrainedConfig) -> Cache:
+        """An empty cache for a model of this ``config``.
+
+        Raises:
+            KvbenchError: the model or this installation cannot have one.
+        """
+
+    @abstractmethod
+    def bits_per_element(self, dtype: torch.dtype) -> float:
+        """Bits of a K or V element right after a prompt in ``dtype``, scales included: predicted."""
+
+
+@dataclass(frozen=True)
+class QuantizedStock(StockPart):
+    """Base of transformers' QuantizedCache with one of its group-wise backends.
+
+    The whole prompt is quantized; while decoding, exact tokens gather until there are ``residual`` of them, and then
+    everything is decoded and quantized anew. Attention runs on the decoded whole. A block of new tokens is not attended
+    as if decoded one by one, so teacher forcing flatters it by up to a block.
+    """
+
+    package: ClassVar[str]
+    backend: ClassVar[str]
+    axis: ClassVar[int]
+    """The axis that transformers' documentation recommends for this backend, for keys and values alike."""
+    widths: ClassVar[tuple[int, ...]]
+
+    bits: int = 4
+    group: int = 64
+    residual: int = 128
+
+    def __post_init__(self) -> None:
+        self.require(self.bits in self.widths, f"bits={self.bits} is not one of {', '.join(map(str, self.widths))}")
+        self.require(self.group >= 1, f"group={self.group} must be at least 1 value")
+        self.require(self.residual >= 1, f"residual={self.residual} must be at least 1 token")
+
+    def new_stock_cache(self, config: PreTrainedConfig) -> Cache:
+        """A QuantizedCache; models with sliding windows have none."""
+        try:
+            version(self.package)
+        except PackageNotFoundError:
+            raise KvbenchError(
+                f"{self.name} needs the package {self.package}, which is not installed; pip install 'kvbench[hf-quant]'"
+            ) from None
+        try:
+            return QuantizedCache(self.backend, config, self.bits, self.axis, self.axis, self.group, self.residual)
+        except (ImportError, ValueError) as error:
+            raise KvbenchError(f"{self.name}: {error}") from error
+
+    def bits_per_element(self, dtype: torch.dtype) -> float:
+        """Codes, and scale and zero in the model's dtype per group."""
+        return self.bits + 2 * dtype.itemsize * 8 / self.group
