@@ -74,16 +74,17 @@ def run(
     Finished trials are kept in the results folder and never redone: run the same command again to resume.
     Exit codes: 0 ok, 2 usage, 4 some trials failed, 130 interrupted.
     """
-    from kvbench.progress import RunProgress
-    from kvbench.report.tables import summary_table
-    from kvbench.runs.frontier import solve_suite
-    from kvbench.runs.runner import Runner
-    from kvbench.runs.store import RunStore
     from kvbench.runs.suites import load_suite
 
     chosen = load_suite(suite or ("frontier" if at else "quick")).narrowed(
         model=model, compressors=compressor, dtype=dtype
     )
+    from kvbench.progress import RunProgress  # torch comes with these: a misspelt suite need not wait for it
+    from kvbench.report.tables import summary_table
+    from kvbench.runs.frontier import solve_suite
+    from kvbench.runs.runner import Runner
+    from kvbench.runs.store import RunStore
+
     folder = out_dir or Path("runs") / chosen.name
     with RunProgress(err, quiet) as progress:
         runner = Runner(RunStore(folder), progress, device, threads)
@@ -155,10 +156,10 @@ def report(
     from kvbench.report.html import write_report
     from kvbench.runs.store import RunStore, read_records
 
+    records = read_records(results)
     status = RunStore(results).status() if results.is_dir() else None
-    for path in write_report(
-        read_records(results), out_dir or (results if results.is_dir() else results.parent), status
-    ):
+    folder = out_dir or (results if results.is_dir() else results.parent)
+    for path in write_report(records, folder, status):
         print(path)
     return EXIT_OK
 

@@ -1,28 +1,34 @@
-"""Lists and explanations for the terminal: what exists, what a compressor is, how two completions differ."""
+"""Lists and explanations for the terminal: what exists, what a compressor is, how two completions differ.
+
+What needs torch is imported where it is used: a list of suites should not wait for it.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from kvbench.compressors import registry as compressors
-from kvbench.compressors.compressor import parse
-from kvbench.compressors.part import Part
-from kvbench.measure.conformance import Check
-from kvbench.measure.generation import Completion, SideBySide
 from kvbench.models import registry as models
 from kvbench.runs.suites import load_suite, suite_names
 from kvbench.texts import registry as texts
+
+if TYPE_CHECKING:
+    from kvbench.compressors.part import Part
+    from kvbench.measure.conformance import Check
+    from kvbench.measure.generation import Completion, SideBySide
 
 Rows = list[dict[str, str]]
 
 
 def _compressors() -> Rows:
+    from kvbench.compressors import registry as compressors
+
     return [
         {
             "name": name,
@@ -83,6 +89,9 @@ def describe(spec: str) -> RenderableType:
     Raises:
         KvbenchError: the spec does not parse.
     """
+    from kvbench.compressors import registry as compressors
+    from kvbench.compressors.compressor import parse
+
     classes = (
         [compressors.find(spec)] if ":" not in spec and "+" not in spec else [type(part) for part in parse(spec).parts]
     )
@@ -103,6 +112,8 @@ def describe(spec: str) -> RenderableType:
 
 def completion_view(result: SideBySide, spec: str) -> RenderableType:
     """Both completions side by side, where they part, and the bytes of each cache."""
+    from kvbench.compressors.compressor import parse
+
     at = result.diverges_at
     verdict = "the same tokens" if at is None else f"they part at token {at + 1}"
     ratio = result.uncompressed.cache_bytes / max(1, result.compressed.cache_bytes)

@@ -44,7 +44,8 @@ def load(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu", fet
     model, tokenizer, sha256 = _SOURCES[entry.source](entry, dtype, fetch)
     _check_finite(model, name)
     model.requires_grad_(False).eval().to(device)
-    context_length = entry.context_length or int(model.config.max_position_embeddings)
+    configured = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # absent with ALiBi
+    context_length = int(entry.context_length or configured or tokenizer.model_max_length)
     return LoadedModel(name, model, tokenizer, sha256, context_length)
 
 
