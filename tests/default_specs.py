@@ -21,7 +21,6 @@ DEFAULT_SPECS = {
     "matryoshka": "matryoshka:rank=0.5",
     "mla": "mla:latent=24,rope_dims=8",
     "latent": "latent:rank=0.5",
-    "jtc": "jtc:bits=4",
     "kvtc": "kvtc:bits=4",
     "ftc": "ftc:bits=4",
     "int": "int:bits=4",

@@ -31,7 +31,6 @@ _BUILT_IN = {
     "latent": "latent:Latent",
     "kvtc": "kvtc:Kvtc",
     "ftc": "ftc:Ftc",
-    "jtc": "jtc:Jtc",
     "int": "integer:Integer",
     "kivi": "kivi:Kivi",
     "gear": "gear:Gear",

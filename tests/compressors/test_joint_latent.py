@@ -1,4 +1,4 @@
-"""Keys and values in one latent: mla, latent, jtc."""
+"""Keys and values in one latent: mla, latent, ftc."""
 
 import pytest
 import torch
@@ -83,7 +83,7 @@ def test_more_latent_is_less_error(llama):
         ("mla:rope_dims=8,latent=24+int:bits=4", 4 / 2 + 2 * 32 / 64),
         ("latent:rank=0.5", 32),
         ("latent:rank=0.5+int:bits=8", 8 / 2 + 32 / 64),
-        ("jtc:bits=3", 3),
+        ("ftc:bits=3", 3),
     ],
 )
 def test_bytes_are_predicted_and_allocated(llama, spec, bits):
@@ -109,7 +109,7 @@ def test_what_keys_and_values_share_is_stored_once():
     tied = Calibrated(layers=2, hidden=96, heads=4, kv_heads=2, head_dim=16, tie=True)
     # One more component than keys have: values keep their mean, which keys are rid of.
     assert tied.error(f"latent:rank={33 / 64}") < 1e-10 < 0.1 < tied.error(f"pca:rank={33 / 64}")
-    assert tied.error("jtc:bits=2") < 0.5 * tied.error("ftc:bits=2")
+    assert tied.error("ftc:bits=2") < 0.5 * tied.error("ftc:bits=2,basis=split")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_what_keys_and_values_share_is_stored_once():
         ("mla:rope_dims=3,latent=8", "must be even"),
         ("mla:rope_dims=64,latent=8", "rotates 32"),
         ("mla:rope_dims=8,latent=100", "have 64 dimensions"),
-        ("jtc:bits=9", "bits=9"),
+        ("ftc:bits=9", "bits=9"),
     ],
 )
 def test_what_does_not_fit_is_refused(llama, spec, message):

@@ -6,14 +6,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from kvbench.compressors.draft import Draft
+from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
+from kvbench.compressors.joint import join_sides, joint_moment
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
 from kvbench.quantizers.allocation import water_fill
 from kvbench.quantizers.codebook import CodebookQuantizer
 from kvbench.quantizers.lloyd import MAX_BITS
-from kvbench.transforms.fitting import weighted_basis
+from kvbench.transforms.fitting import Basis, weighted_basis
+from kvbench.transforms.joint import joint_matrix
+
+Fitted = tuple[SideDraft, Basis, Tensor]
+"""A side to fill in, its coordinates, and the point they are taken around."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +29,16 @@ class Ftc(Part):
     Method. For a small error e in a layer's keys or values, KL(p ‖ p̂) ≈ ½ eᵀ F e with F the Fisher information of the
     logits, estimated in one backward pass per calibration window with labels drawn from the model.
 
-    1. Joint-heads coordinates per layer and side that whiten F and decorrelate the data (eigenvectors of F^½ C F^½).
-    2. In these coordinates a unit of squared error costs the same in every layer, in keys and in values, so one global
-       reverse water-filling hands out all bits; no split between layers or sides is tuned.
+    1. Coordinates per layer that whiten F and decorrelate the data (eigenvectors of F^½ C F^½), over all KV heads, and
+       over keys and values together: both are linear in the same input, and what they share is stored once
+       (``basis=split`` codes them apart, for comparison).
+    2. In these coordinates a unit of squared error costs the same everywhere, so one global reverse water-filling over
+       all layers hands out all bits; no split between layers, keys or values is tuned.
     3. Static Laplace Lloyd–Max levels per width, packed without padding. Nothing else is stored per token.
 
-    Keys are taken before RoPE and rotated when they are read (``keys=after`` stores rotated keys, so that decode can
-    absorb them, at a cost in quality). ``bits`` is the mean over all K and V elements of the body.
+    Keys are taken before RoPE, around their mean, and rotated when they are read; values around zero, which is what
+    tokens that soak up attention carry. ``keys=after`` stores rotated keys instead, so that decode can absorb them, at
+    a cost in quality; their basis is split. ``bits`` is the mean over all K and V elements of the body.
     """
 
     name = "ftc"
@@ -39,6 +48,7 @@ class Ftc(Part):
     absorbs = "values; keys with keys=after"
 
     bits: float
+    basis: Literal["joint", "split"] = "joint"
     keys: Literal["before", "after"] = "before"
 
     def __post_init__(self) -> None:
@@ -48,18 +58,31 @@ class Ftc(Part):
         """Fisher coordinates everywhere, then one allocation over all of them."""
         if self.keys == "before":
             draft.store_keys_before_rope()
-        sides = [(layer, side) for layer in draft for side in layer.sides]
-        if not all(layer.calibrated.has_fisher for layer, _ in sides):
-            raise KvbenchError("ftc needs statistics with Fisher information; calibrate with the Fisher pass")
-        bases = [
-            weighted_basis(layer.calibrated.covariance(side.moment), layer.calibrated.fisher(side.moment), 1)
-            for layer, side in sides
-        ]
-        variances = torch.cat([basis.values[0] for basis in bases])
+        fitted = [own for layer in draft for own in self._fit(layer)]
+        variances = torch.cat([basis.values[0] for _, basis, _ in fitted])
         widths = water_fill(variances, round(self.bits * len(variances)))
-        given = widths.split([basis.values.shape[1] for basis in bases])
-        for (layer, side), basis, width in zip(sides, bases, given, strict=True):
+        given = widths.split([basis.values.shape[1] for _, basis, _ in fitted])
+        for (side, basis, centre), width in zip(fitted, given, strict=True):
             kept = max(1, int((width > 0).sum()))
-            side.transform = basis.transform(layer.calibrated.mean(side.moment), kept, draft.dtype)
+            side.transform = basis.transform(centre, kept, draft.dtype)
             deviation = basis.values[0, :kept].sqrt().clamp_min(1e-9).to(draft.geometry.device, draft.dtype)
             side.quantizer = CodebookQuantizer(tuple(width[:kept].tolist()), deviation)
+
+    def _fit(self, layer: LayerDraft) -> list[Fitted]:
+        statistics = layer.calibrated
+        if not statistics.has_fisher:
+            raise KvbenchError("ftc needs statistics with Fisher information; calibrate with the Fisher pass")
+        if self.basis == "joint" and self.keys == "before":
+            moment, centre = joint_moment(layer)
+            metric = joint_matrix(statistics.fisher("key"), statistics.fisher("value"), layer.geometry.kv_heads)
+            return [(join_sides(layer), weighted_basis(moment, metric, 1), centre)]
+        keys, values = layer.keys.moment, layer.values.moment
+        centre = torch.zeros_like(statistics.mean(values))
+        return [
+            (
+                layer.keys,
+                weighted_basis(statistics.covariance(keys), statistics.fisher(keys), 1),
+                statistics.mean(keys),
+            ),
+            (layer.values, weighted_basis(statistics.second(values), statistics.fisher(values), 1), centre),
+        ]

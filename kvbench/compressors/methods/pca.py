@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
 from kvbench.compressors.part import Part
 from kvbench.transforms.fitting import orthonormal_transform, principal_axes
@@ -13,7 +15,7 @@ from kvbench.transforms.ranks import rank_for_energy
 
 @dataclass(frozen=True)
 class Pca(Part):
-    """Principal components of calibrated keys and values around their mean; the first ``rank`` of them are stored.
+    """Principal components of calibrated keys (around their mean) and values (around zero), the first ``rank`` kept.
 
     The same subspace as a whitened SVD of the projection weights (Palu, Eigen Attention), with the mean kept apart so
     that QKV biases cost no rank. ``rank`` is a fraction of the width; ``energy`` instead picks each layer's rank by the
@@ -48,10 +50,13 @@ class Pca(Part):
     def _fit(self, layer: LayerDraft, side: SideDraft, draft: Draft) -> None:
         statistics = layer.calibrated
         groups = 1 if self.heads == "joint" else layer.geometry.kv_heads
-        values, axes = principal_axes(statistics.covariance(side.moment), groups)
+        mean, moment = statistics.mean(side.moment), statistics.covariance(side.moment)
+        if side is layer.values:  # around zero: see kvbench.transforms.fitting
+            mean, moment = torch.zeros_like(mean), statistics.second(side.moment)
+        values, axes = principal_axes(moment, groups)
         width = axes.shape[-1]
         if self.energy is not None:
             rank = rank_for_energy(values, self.energy)
         else:
             rank = max(1, round((self.rank or 0) * width))
-        side.transform = orthonormal_transform(axes, statistics.mean(side.moment), rank, draft.dtype)
+        side.transform = orthonormal_transform(axes, mean, rank, draft.dtype)
