@@ -24,6 +24,9 @@ from rich.progress import (
 from kvbench.runs.records import Record
 from kvbench.runs.trials import Trial
 
+BAR = 20
+"""Characters of a bar: specs are long, terminals are not."""
+
 
 class RunProgress:
     """Listener of :class:`kvbench.runs.runner.Runner`; a context manager around the run."""
@@ -32,7 +35,7 @@ class RunProgress:
         self._console, self._quiet = console, quiet
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(BAR),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -57,6 +60,7 @@ class RunProgress:
         """Draw the bar; finished trials of an earlier run count as done."""
         self._ended, self._total = finished, len(trials)
         self._task = self._bar.add_task("trials", total=len(trials), completed=finished)
+        self._bar.advance(self._task, 0)  # starts the clock, so that one trial is enough for an estimate
         if finished:
             self._say(f"{finished} of {len(trials)} trials are already done")
 
@@ -92,7 +96,7 @@ class RunProgress:
 @contextmanager
 def counted(console: Console, title: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar for one long step; yields the callback that moves it, and stays invisible if nothing is ever counted."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(BAR), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task: TaskID | None = None
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from fp64 import one_thread
 from rich.console import Console
 
 from kvbench import cli
+from kvbench.progress import RunProgress
 from kvbench.runs.runner import Runner
 from kvbench.runs.store import read_records
 
@@ -188,6 +191,18 @@ def test_failed_trials_are_told_in_one_line_each(kvbench: Cli, suite: Path, tmp_
     )
     assert len(told) == 2 and told[0].endswith("x" * 200)
     assert kvbench("run", "--suite", suite, "--out", tmp_path / "r", "--threads", 1, "--json").code == 4
+
+
+def test_a_terminal_sees_an_estimate_after_the_first_trial(ran: Path):
+    records = read_records(ran)
+    console = Console(file=StringIO(), force_terminal=True, width=100)
+    with RunProgress(console) as progress:
+        progress.planned([record.trial for record in records], 0)
+        progress.started(records[0].trial)
+        progress.stage("calibrating", 1, 8)
+        progress.ended(records[0])
+    shown = console.file.getvalue()
+    assert "none: calibrating 1/8" in shown and "1/2" in shown and re.search(r"left.*0:00:\d\d", shown)
 
 
 def test_interrupt_says_how_to_resume(kvbench: Cli, suite: Path, tmp_path: Path, monkeypatch):
