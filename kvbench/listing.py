@@ -120,7 +120,8 @@ def completion_view(result: SideBySide, spec: str) -> RenderableType:
     lines = [f"prompt {result.prompt_tokens} tokens · {verdict} · cache of none ÷ cache of {spec} = {ratio:.2f}"]
     if result.compressed.body_tokens == 0 and parse(spec).baseline is None:
         lines.append(
-            "nothing was compressed: all tokens still fit the exact spans; add recent=0 or write a longer prompt"
+            "nothing was compressed: all tokens still fit the exact spans; lower them with recent=0,block=8 or "
+            "write a longer prompt"
         )
     panels = Table.grid(expand=True)
     for _ in range(2):
