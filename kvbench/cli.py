@@ -342,7 +342,7 @@ def _exit_code(given: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except OSError as error:  # full disks, folders that cannot be written: the machine's fault, not the program's
-        return _refuse(f"{error.filename or 'file'}: {error.strerror or error}", EXIT_USAGE)
+        return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error), EXIT_USAGE)
     return code if isinstance(code, int) else EXIT_OK
 
 
