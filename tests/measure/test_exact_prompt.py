@@ -17,8 +17,6 @@ pytestmark = pytest.mark.usefixtures("fp64", "one_thread")
 EXACT = 1e-10
 PROMPT, NEW = 110, 6
 ATTACHED_SPECS = [spec for spec in ALL_SPECS if parse(spec).baseline in (None, "none")]
-    spec for spec in ALL_SPECS if parse(spec).baseline != "hf" and not getattr(parse(spec), "stock", False)
-]
 
 
 def both_ways(family: str, spec: str, rows: int) -> tuple[float, object, object, int]:
