@@ -44,7 +44,7 @@ class Solver:
     def bits(self, compressor: Compressor) -> float:
         """All predicted bits per K or V element right after a prefill of ``tokens``."""
         plan = compressor.fit(self.geometry, self.statistics if compressor.needs_calibration else None)
-        return 8 * predict_bytes(plan, self.geometry, self.tokens) / (self.geometry.elements_per_token * self.tokens)
+        return 8 * predict_bytes(plan, self.geometry, self.tokens) / self.geometry.elements(self.tokens)
 
     def solve(self, method: str, target: float) -> Compressor:
         """``method`` (a name, or a spec whose knob is left open, as in ``pca+int:bits=4``) at ``target`` bits.

@@ -96,7 +96,7 @@ def walk(cache: Cache) -> CacheBytes:
 
 
 def _summary(arm: Arm, allocated: CacheBytes, batch: int, tokens: int, held: dict[str, int]) -> Memory:
-    elements = arm.geometry.elements_per_token * tokens * batch
+    elements = arm.geometry.elements(tokens) * batch
     stock = round(elements * arm.stock.bits_per_element(arm.geometry.dtype) / 8)
     predicted = stock if arm.plan is None else predict_bytes(arm.plan, arm.geometry, tokens, batch)
     body = None if arm.plan is None else body_bits_per_element(arm.plan, arm.geometry)

@@ -59,10 +59,12 @@ class ModelGeometry:
         """The full-attention layers; sliding-window layers stay exact."""
         return tuple(layer for layer in self.layers if layer.sliding_window is None)
 
-    @property
-    def elements_per_token(self) -> int:
-        """K and V elements per token over all layers; twice this is the 16-bit reference in bytes."""
-        return sum(layer.elements_per_token for layer in self.layers)
+    def elements(self, tokens: int) -> int:
+        """K and V elements of one row of ``tokens`` over all layers; twice this is the 16-bit reference in bytes.
+
+        A sliding-window layer counts no more tokens than it has to keep.
+        """
+        return sum(layer.elements_per_token * min(tokens, layer.sliding_window or tokens) for layer in self.layers)
 
 
 class _Probe:
