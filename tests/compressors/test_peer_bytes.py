@@ -58,7 +58,7 @@ def test_evicted_memory_is_gone(spec: str) -> None:
     """No tensor that the cache can reach is as large as a layer's prompt, nor are all of them together."""
     one, tokens = subject("llama", torch.float32), 2000
     cache = filled(one, fitted(one, spec), tokens, rows=1)
-    prompt = tokens * one.geometry.elements_per_token * 4
+    prompt = one.geometry.elements(tokens) * 4
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in reachable_tensors(cache)
     }

@@ -39,7 +39,7 @@ def test_hf_is_a_dynamic_cache() -> None:
     cache = arm.new_cache()
     arm.forward(ids, cache)
     allocated = walk(cache)
-    assert allocated.exact == allocated.total == 2 * 64 * arm.geometry.elements_per_token * 4
+    assert allocated.exact == allocated.total == 2 * arm.geometry.elements(64) * 4
 
 
 @pytest.mark.parametrize("spec", QUANTIZED)
@@ -51,7 +51,7 @@ def test_a_quantized_cache_takes_what_is_predicted(spec: str, dtype: torch.dtype
     found = measure_filled(arm, exact_prompt(arm.model, arm.geometry, token_ids(1, 256)).repeat(2))
     assert not found.flagged, (found.allocated, found.predicted_bytes)
     bits = parse(spec).parts[0].bits  # type: ignore[attr-defined]
-    assert found.allocated.payload == 2 * 256 * arm.geometry.elements_per_token * bits // 8
+    assert found.allocated.payload == 2 * arm.geometry.elements(256) * bits // 8
     assert found.allocated.exact == 0
 
 
