@@ -50,7 +50,10 @@ COMBINED_SPECS = (
 )
 """Parts that compose."""
 
-ALL_SPECS = (*DEFAULT_SPECS.values(), *COMBINED_SPECS)
+CODED_SPECS = ("ftc:bits=4,coder=entropy",)
+"""Another coder behind a default spec."""
+
+ALL_SPECS = (*DEFAULT_SPECS.values(), *COMBINED_SPECS, *CODED_SPECS)
 LOSSLESS = ("none", "hf", "hf-quanto", "hf-hqq", "identity")
 """Transformers' own quantized caches do lose, but not through kvbench's hooks."""
 LOSSY_SPECS = tuple(spec for spec in ALL_SPECS if spec.partition(":")[0] not in LOSSLESS)
