@@ -184,8 +184,8 @@ BASES = Column(
 )
 PEAK_PREFILL = Column(
     "peak MiB\nprefill",
-    "Highest memory during prefill above what was in use before it (weights, runtime): the resident memory of a process "
-    "of the trial's own on a CPU, torch's allocator on a GPU.",
+    "Highest memory during prefill above what was in use before it (weights, runtime): the resident memory of the "
+    "trial's own process on a CPU, torch's allocator on a GPU.",
     _memory(lambda memory: _size(memory.peak_prefill_bytes)),
 )
 PEAK_DECODE = Column(
