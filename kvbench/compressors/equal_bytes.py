@@ -8,9 +8,10 @@ element are all predicted bytes of the cache at the workload's length, exact spa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import get_type_hints
 
+from kvbench.cache.attach import Plan
 from kvbench.cache.compressed import Spans
 from kvbench.cache.prediction import predict_bytes
 from kvbench.calibration.statistics import Statistics
@@ -27,8 +28,13 @@ TOLERANCE = 0.02
 _BODY = ",recent=0,block=8"
 _HIGHEST = {"bits": 8.0}
 _LOWEST = 1 / 64
-_GRID = 12
-_HALVINGS = 12
+_GRID = (1.0, 0.75, 0.55, 0.45, 0.35, 0.25, 0.18, 0.12, 0.06, _LOWEST)
+"""Settings tried from the top, as shares of the knob's highest, until one stays within the target."""
+_STEPS = 6
+_KEPT = 12
+"""Fitted plans held at once; a plan's bases take megabytes."""
+_CLOSE = 0.004
+"""A size this share below the target is as good as on it."""
 _COMPLETED = {"cast": "cast:to=fp8", "hadamard": "hadamard+int"}
 """Methods that need a word more than their name before their knob can be solved."""
 
@@ -40,10 +46,16 @@ class Solver:
     geometry: ModelGeometry
     statistics: Statistics | None
     tokens: int
+    _plans: dict[tuple[Part, ...], Plan] = field(default_factory=dict)
 
     def bits(self, compressor: Compressor) -> float:
         """All predicted bits per K or V element right after a prefill of ``tokens``."""
-        plan = compressor.fit(self.geometry, self.statistics if compressor.needs_calibration else None)
+        if compressor.parts not in self._plans:  # spans change nothing about the fit
+            if len(self._plans) >= _KEPT:
+                self._plans.clear()
+            statistics = self.statistics if compressor.needs_calibration else None
+            self._plans[compressor.parts] = compressor.fit(self.geometry, statistics)
+        plan = replace(self._plans[compressor.parts], spans=compressor.spans)
         return 8 * predict_bytes(plan, self.geometry, self.tokens) / self.geometry.elements(self.tokens)
 
     def solve(self, method: str, target: float) -> Compressor:
@@ -76,18 +88,24 @@ class Solver:
 
     def _bisect(self, make: Callable[[float], Compressor], name: str, target: float) -> Compressor:
         """The largest number that stays within the target; bytes need not grow at the low end (eviction blocks)."""
-        top = _HIGHEST.get(name, 1.0)
-        grid = [_LOWEST + (top - _LOWEST) * index / _GRID for index in range(_GRID + 1)]
-        sizes = [self.bits(make(value)) for value in grid]
-        start = max((index for index, size in enumerate(sizes) if size <= target), default=None)
-        if start is None:
-            return make(grid[sizes.index(min(sizes))])
-        if start == _GRID:
-            return make(top)
-        low, high = grid[start], grid[start + 1]
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.bits(make(middle)) <= target else (low, middle)
+        sizes: dict[float, float] = {}
+        for value in (share * _HIGHEST.get(name, 1.0) for share in _GRID):
+            sizes[value] = self.bits(make(value))
+            if sizes[value] <= target:
+                break
+        else:
+            return make(min(sizes, key=lambda value: sizes[value]))
+        low = high = value
+        if len(sizes) > 1:
+            high = list(sizes)[-2]
+        for _ in range(_STEPS):
+            if low == high or sizes[low] >= target * (1 - _CLOSE):
+                break
+            # Bytes are close to linear in the knob: aim a little below the target on the line through both ends.
+            share = (target * (1 - _CLOSE / 2) - sizes[low]) / (sizes[high] - sizes[low])
+            middle = low + (high - low) * min(max(share, 0.05), 0.95)
+            sizes[middle] = self.bits(make(middle))
+            low, high = (middle, high) if sizes[middle] <= target else (low, middle)
         return make(low)
 
     def _fill_window(self, compressor: Compressor, target: float) -> Compressor:
