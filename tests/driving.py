@@ -77,8 +77,8 @@ class Subject:
 
 @lru_cache(maxsize=64)
 def subject(family: str, dtype: torch.dtype = torch.float64, **geometry: int) -> Subject:
-    """A model of ``family``; ``geometry`` as in ``random:<family>?key=value``."""
-    model = build(family, dtype, 0, **geometry)
+    """A model of ``family`` with two layers, one of each kind; ``geometry`` as in ``random:<family>?key=value``."""
+    model = build(family, dtype, 0, **{"layers": 2} | geometry)
     model.requires_grad_(False)
     return Subject(family, model, probe_geometry(model))
 

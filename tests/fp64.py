@@ -11,6 +11,12 @@ from torch.overrides import TorchFunctionMode
 
 from kvbench.quantizers.lloyd import gaussian_levels, laplace_levels
 
+_CASTS = (torch.Tensor.float, torch.Tensor.to)
+
+
+def _is_fp64(args: tuple) -> bool:
+    return bool(args) and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64
+
 
 class Keep64(TorchFunctionMode):
     """While open, fp64 tensors stay fp64 where model code asks for fp32 (norms, softmax, routers)."""
@@ -18,14 +24,15 @@ class Keep64(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
-            if function is torch.Tensor.float:
-                return args[0]
-            if function is torch.Tensor.to:
-                args = (args[0], *(torch.float64 if arg is torch.float32 else arg for arg in args[1:]))
-            if kwargs.get("dtype") is torch.float32:
-                kwargs["dtype"] = torch.float64
+        kwargs = kwargs or {}
+        if not (function in _CASTS or "dtype" in kwargs) or not _is_fp64(args):
+            return function(*args, **kwargs)
+        if function is torch.Tensor.float:
+            return args[0]
+        if function is torch.Tensor.to:
+            args = (args[0], *(torch.float64 if arg is torch.float32 else arg for arg in args[1:]))
+        if kwargs.get("dtype") is torch.float32:
+            kwargs = kwargs | {"dtype": torch.float64}
         return function(*args, **kwargs)
 
 

@@ -104,7 +104,7 @@ def test_fitting_is_deterministic_and_leaves_the_statistics_alone(spec: str) -> 
 
 
 def test_sliding_layers_get_no_plan() -> None:
-    assert list(parse("int:bits=4").fit(subject("gemma3").geometry).layers) == [1, 3]
+    assert list(parse("int:bits=4").fit(subject("gemma3", layers=4).geometry).layers) == [1, 3]
     assert parse("int:bits=4").fit(subject("mistral").geometry).layers == {}
     assert parse("none").fit(subject("llama").geometry).layers == {}
 

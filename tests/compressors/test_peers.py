@@ -152,7 +152,9 @@ def test_the_budget_holds_while_decoding(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", [*HALVES, *MIXED, "turboquant:bits=3", "kvquant:bits=3", "fp8"])
 def test_a_row_is_the_same_alone_and_in_a_batch(spec: str) -> None:
-    one, ids = subject("llama"), token_ids(3, 90)
+    generator = torch.Generator().manual_seed(0)
+    # No token twice in a row: in the first layer its values would tie for a place among the outliers.
+    one, ids = subject("llama"), torch.stack([3 + torch.randperm(256, generator=generator)[:90] for _ in range(3)])
     with attached(one, spec) as compressed:
         together = feed(one.model, compressed.new_cache(), ids, [60, *[1] * 30])
         for row in range(3):
