@@ -108,7 +108,7 @@ def test_probe_is_a_process_of_its_own_with_peaks():
     assert (found.tokens, found.batch, found.dtype, found.flagged) == (200, 2, "float32", False)
     assert found.baseline_rss_bytes is not None and found.baseline_rss_bytes > 50 << 20, "an interpreter with torch"
     assert found.peak_prefill_bytes is not None and found.peak_decode_bytes is not None
-    one = subject("llama", torch.float32)
+    one = subject("llama", torch.float32, layers=3)  # random:llama has three
     assert found.allocated.total == measure_memory(arm_of(one, "int:bits=4"), token_ids(2, 200), 0).allocated.total
 
 
