@@ -38,7 +38,7 @@ class Ftc(Part):
        all layers hands out all bits; no split between layers, keys or values is tuned.
     3. Static Laplace Lloyd–Max levels per width, packed without padding. Nothing else is stored per token.
        ``coder=entropy`` quantizes with a trellis and codes the indices with rANS instead, every block of 32 tokens in a
-       fixed number of bytes: half the divergence at equal bits, and slower.
+       fixed number of bytes: less than half of the divergence at equal bits, for a slower encoder. It needs numba.
 
     Keys are taken before RoPE, around their mean, and rotated when they are read; values around zero, which is what
     tokens that soak up attention carry. ``keys=after`` stores rotated keys instead, so that decode can absorb them, at
