@@ -16,12 +16,13 @@ class Body:
     """``entries`` encoded tokens per KV head.
 
     ``slots`` (batch, kv heads, entries) int32 names the token of every entry; None when nothing was evicted, and the
-    entries are the consecutive slots from the body's start.
+    entries are the consecutive slots from the body's start. ``fitted`` is what the codec keeps per row (batch, …).
     """
 
     stored: dict[str, GrowingTensor] = field(default_factory=dict)
     slots: GrowingTensor | None = None
     entries: int = 0
+    fitted: Stored = field(default_factory=dict)
 
     def append(self, stored: Stored, count: int, slots: Tensor | None) -> None:
         """Add ``count`` freshly encoded entries."""
@@ -45,6 +46,7 @@ class Body:
         """Keep the first ``entries``, a multiple of the codec's block."""
         if entries == 0:
             self.stored.clear()
+            self.fitted = {}
             self.slots = None
         else:
             for buffer in self.stored.values():
@@ -57,6 +59,7 @@ class Body:
         """Select or repeat rows."""
         for buffer in self.buffers().values():
             buffer.map_rows(function)
+        self.fitted = {name: function(tensor) for name, tensor in self.fitted.items()}
 
     def buffers(self) -> dict[str, GrowingTensor]:
         """Every buffer by name; ``slots`` among them."""

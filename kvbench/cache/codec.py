@@ -1,14 +1,15 @@
 """The codec of one layer: a transform and a quantizer for keys, another pair for values.
 
 A codec is a pure function pair over blocks of tokens. It owns model-level tensors (bases, codebooks) that every cache
-shares; what it returns from :meth:`Codec.encode` is all that a cache keeps per token.
+shares; what it returns from :meth:`Codec.encode` is all that a cache keeps per token, and what it returns from
+:meth:`Codec.fit` (nothing, for most) all that it keeps per row: bases that are fitted to the sequence itself.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from kvbench.attention.partial import Partial, merge, partial_attention
 from kvbench.quantizers.base import Cost, Quantizer, Stored
 from kvbench.transforms.linear import LinearTransform
+from kvbench.transforms.online import PromptBasis
 
 TILE = 1024
 """Tokens decoded at once while attending: the body is never expanded as a whole."""
@@ -27,22 +29,36 @@ Rotate = Callable[[Tensor, int, int], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class SideCodec:
-    """Keys or values of one layer: ``transform`` (None: the heads as they are), then ``quantizer``."""
+    """Keys or values of one layer: ``transform`` (None: the heads as they are), then ``quantizer``.
+
+    With ``online`` the transform is fitted to every sequence by itself: :meth:`fit` and :meth:`bound` come first.
+    """
 
     kv_heads: int
     head_dim: int
     transform: LinearTransform | None
     quantizer: Quantizer
+    online: PromptBasis | None = None
 
     @property
     def groups(self) -> int:
         """Head groups of the latents."""
-        return self.kv_heads if self.transform is None else self.transform.groups
+        basis = self.online or self.transform
+        return self.kv_heads if basis is None else basis.groups
 
     @property
     def rank(self) -> int:
         """Latent components per head group."""
-        return self.head_dim if self.transform is None else self.transform.rank
+        basis = self.online or self.transform
+        return self.head_dim if basis is None else basis.rank
+
+    def fit(self, states: Tensor, real: Tensor | None) -> Stored:
+        """What a cache keeps per row for ``states``; see :meth:`Codec.fit`."""
+        return {} if self.online is None else self.online.fit(states, real)
+
+    def bound(self, fitted: Stored) -> SideCodec:
+        """The side codec with the transform that ``fitted`` holds."""
+        return self if self.online is None else replace(self, transform=self.online.transform(fitted), online=None)
 
     def encode(self, states: Tensor) -> Stored:
         """(batch, kv heads, tokens, head_dim) → stored tensors (batch, groups, entries, …)."""
@@ -86,6 +102,27 @@ class Codec:
     def joins_heads(self) -> bool:
         """Whether a latent mixes several KV heads, which must then hold the same token."""
         return any(side.groups < side.kv_heads for side in self.sides.values())
+
+    def fit(self, keys: Tensor, values: Tensor, real: Tensor | None = None) -> Stored:
+        """What a cache keeps per row (batch, …) beside its tokens, fitted to the first tokens it encodes.
+
+        ``real`` (batch, 1 or kv heads, tokens) is False for padding and sinks, which must not count.
+        """
+        states = {"keys": keys, "values": values}
+        fitted = [prefixed(name, own.fit(states[name], real)) for name, own in self.sides.items()]
+        return {name: tensor for own in fitted for name, tensor in own.items()}
+
+    def bound(self, fitted: Stored) -> Codec:
+        """The codec of the sequence that ``fitted`` came from."""
+        if not fitted:
+            return self
+        keys, values = self.keys.bound(side(fitted, "keys")), self.values.bound(side(fitted, "values"))
+        return replace(self, keys=keys, values=values)
+
+    @property
+    def row_bits(self) -> float:
+        """Predicted bits per row, whatever its length: what :meth:`fit` returns."""
+        return sum(own.online.bits for own in self.sides.values() if own.online is not None)
 
     def encode(self, keys: Tensor, values: Tensor) -> Stored:
         """``keys``, ``values`` (batch, kv heads, tokens, ·), tokens a multiple of ``block``, to one flat dict."""

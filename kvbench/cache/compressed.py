@@ -155,7 +155,7 @@ class CompressedLayer(KVLayer):
 
         if self.codec.decoupled:
             query = torch.cat([query, call.query], -1)
-        return self.codec.attend(query, self.body.view(), entries, turn, call.scaling, mask, call.softcap)
+        return self._bound.attend(query, self.body.view(), entries, turn, call.scaling, mask, call.softcap)
 
     def _limits(self, past: int, query: Tensor) -> Tensor:
         """(queries,): where the body ended for each new token, had they been decoded one by one."""
@@ -199,8 +199,11 @@ class CompressedLayer(KVLayer):
             self.first, self.first_max = padded, int(padded.max())
 
     def _settle_as_decoded(self, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
-        """Encode as decoding would have; a selector sees each block alone, with the query that made it leave."""
-        if self.selector is None:
+        """Encode as decoding would have.
+
+        A selector sees each block alone, with the query that made it leave; an online basis is fitted to the first one.
+        """
+        if self.selector is None and (self.body.entries or not self.codec.row_bits):
             self._settle(query, scaling, rotator)
             return
         past = self.seen - query.shape[AXIS]
@@ -259,7 +262,23 @@ class CompressedLayer(KVLayer):
                     f"the model's {name} hold NaN or infinite values in {states.dtype}, which no codec can store; "
                     "check its weights, or use a dtype with more range (float32, bfloat16)"
                 )
-        self.body.append(self.codec.encode(keys, values), keys.shape[AXIS], slots)
+        if not self.body.entries:
+            self.body.fitted = self.codec.fit(keys, values, self._real(keys, slots))
+        self.body.append(self._bound.encode(keys, values), keys.shape[AXIS], slots)
+
+    @property
+    def _bound(self) -> Codec:
+        """The codec as it was fitted to this sequence."""
+        return self.codec.bound(self.body.fitted)
+
+    def _real(self, keys: Tensor, slots: Tensor | None) -> Tensor | None:
+        """(batch, 1 or kv heads, tokens): which of the body's first ``keys`` are neither padding nor sinks."""
+        if self.first is None:
+            return None
+        start = self.spans.sinks
+        if slots is None:
+            slots = torch.arange(start, start + keys.shape[AXIS], device=keys.device)[None, None]
+        return slots >= (self.first + start).view(-1, 1, 1)
 
     # ---- cache surgery ---------------------------------------------------------------------------------------------
 
@@ -324,7 +343,7 @@ class CompressedLayer(KVLayer):
         if not self.body.entries:
             assert self.sink_keys is not None and self.sink_values is not None
             return self.sink_keys[:, :, :0], self.sink_values[:, :, :0]
-        keys, values = self.codec.decode(self.body.view())
+        keys, values = self._bound.decode(self.body.view())
         return keys.to(self.dtype), values.to(self.dtype)
 
     def _set_tail(self, keys: Tensor, values: Tensor) -> None:
@@ -349,6 +368,8 @@ class CompressedLayer(KVLayer):
             yield "positions", self.first
         for name, buffer in self.body.buffers().items():
             yield kind(name), buffer
+        for tensor in self.body.fitted.values():
+            yield "scales", tensor
 
     def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
         """Rows of sinks, body, tail and padding alike."""

@@ -18,7 +18,10 @@ def predict_bytes(plan: Plan, geometry: ModelGeometry, tokens: int, batch: int =
 
 
 def body_bits_per_element(plan: Plan, geometry: ModelGeometry) -> float | None:
-    """Bits per K or V element of the compressed body, scales included; None when nothing is compressed."""
+    """Bits per K or V element of the compressed body, scales included; None when nothing is compressed.
+
+    What a row keeps whatever its length (bases fitted online) is left out: its share depends on the tokens.
+    """
     bits = elements = 0.0
     for layer in geometry.compressible:
         own = plan.layers.get(layer.layer)
@@ -50,8 +53,8 @@ def _layer_bytes(plan: Plan, layer: LayerGeometry, dtype: torch.dtype, tokens: i
 def _body_bytes(own: LayerPlan, layer: LayerGeometry, dtype: torch.dtype, tokens: int, spans: Spans) -> float:
     assert own.codec is not None
     cost = own.codec.cost(dtype)
-    bits = cost.payload + cost.scales
+    bits, row = cost.payload + cost.scales, own.codec.row_bits / 8 if tokens else 0.0
     if own.selector is None:
-        return tokens * bits / 8
+        return row + tokens * bits / 8
     kept = kept_tokens(own.selector.budget, tokens, own.codec.block)
-    return kept * (bits / 8 + 4 * layer.kv_heads)
+    return (row if kept else 0.0) + kept * (bits / 8 + 4 * layer.kv_heads)

@@ -16,7 +16,8 @@ from torch import Tensor
 class LinearTransform:
     """``encoder`` (groups, in, rank), ``decoder`` (groups, rank, in), ``mean`` (groups, in).
 
-    ``in`` is heads_per_group · head_dim; the groups together cover all KV heads in order.
+    ``in`` is heads_per_group · head_dim; the groups together cover all KV heads in order. A leading batch axis on all
+    three gives every row a map of its own.
     """
 
     encoder: Tensor
@@ -26,12 +27,12 @@ class LinearTransform:
     @property
     def groups(self) -> int:
         """Head groups, each with latents of its own."""
-        return self.encoder.shape[0]
+        return self.encoder.shape[-3]
 
     @property
     def rank(self) -> int:
         """Latent components per group."""
-        return self.encoder.shape[2]
+        return self.encoder.shape[-1]
 
     def to(self, device: torch.device) -> LinearTransform:
         """The same transform on ``device``."""
@@ -40,11 +41,11 @@ class LinearTransform:
     def forward(self, states: Tensor) -> Tensor:
         """(batch, kv heads, tokens, head_dim) → latents (batch, groups, tokens, rank), in the basis' dtype."""
         grouped = gather_heads(states, self.groups).to(self.encoder.dtype)
-        return torch.matmul(grouped - self.mean.unsqueeze(1), self.encoder)
+        return torch.matmul(grouped - self.mean.unsqueeze(-2), self.encoder)
 
     def inverse(self, latents: Tensor, kv_heads: int) -> Tensor:
         """Latents (batch, groups, tokens, rank) → states (batch, kv heads, tokens, head_dim)."""
-        grouped = torch.matmul(latents.to(self.decoder.dtype), self.decoder) + self.mean.unsqueeze(1)
+        grouped = torch.matmul(latents.to(self.decoder.dtype), self.decoder) + self.mean.unsqueeze(-2)
         return scatter_heads(grouped, kv_heads)
 
     def tensors(self) -> list[Tensor]:
