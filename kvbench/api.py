@@ -41,6 +41,8 @@ def compress(
         raise KvbenchError(
             f"{name} is transformers' own cache: there is nothing to attach, call generate() without kvbench"
         )
+    if parsed.saved is not None:
+        parsed.saved.check_weights(loaded.name, loaded.weights_sha256)
     geometry = probe_geometry(loaded.model)
     statistics = None
     if parsed.needs_calibration:

@@ -31,6 +31,10 @@ class FetchError(KvbenchError):
     """A model or text could not be fetched, verified or stored."""
 
 
+class PluginError(KvbenchError):
+    """A compressor of another package broke in its own code; the message names it, the cause has its traceback."""
+
+
 class UndecidedError(KvbenchError):
     """A comparison that cannot be decided: baseline missing, corrupt or incomparable, nothing measured. Exit code 3."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
@@ -17,6 +18,8 @@ from kvbench.cache.compressed import Spans
 from kvbench.calibration.statistics import Statistics
 from kvbench.compressors import registry
 from kvbench.compressors.draft import Draft
+from kvbench.compressors.foreign import blaming, check_codecs
+from kvbench.compressors.methods.saved import Saved
 from kvbench.compressors.part import Part, Role, convert
 from kvbench.compressors.stock import StockPart
 from kvbench.errors import KvbenchError
@@ -24,7 +27,7 @@ from kvbench.models.geometry import ModelGeometry
 
 _SPANS = ("sinks", "recent", "block")
 _FLOORS = ("attention", "cache", "calibration", "quantizers", "selectors", "transforms")
-_SHARED = ("draft", "eviction", "fixed_basis", "joint", "low_rank", "stock")
+_SHARED = ("draft", "eviction", "fixed_basis", "joint", "low_rank", "plan_file", "stock")
 _CODE = (*_FLOORS, *(f"compressors/{name}.py" for name in _SHARED))
 
 
@@ -46,12 +49,17 @@ class Compressor:
         return self.parts[0] if isinstance(self.parts[0], StockPart) else None
 
     @property
+    def saved(self) -> Saved | None:
+        """The plan that was fitted before and is only loaded; else None."""
+        return self.parts[0] if isinstance(self.parts[0], Saved) else None
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether fitting needs statistics."""
         return any(part.needs_calibration for part in self.parts)
 
     def __str__(self) -> str:
-        default = Spans()
+        default = _default_spans(self.parts)
         extra = [
             f"{name}={getattr(self.spans, name)}"
             for name in _SPANS
@@ -67,6 +75,7 @@ class Compressor:
 
         Raises:
             KvbenchError: statistics are missing or belong to another geometry, or a rank or width does not fit.
+            PluginError: a part of another package fails, or its codecs give back other shapes than they got.
         """
         if self.baseline:
             return Plan({}, self.spans)
@@ -75,8 +84,11 @@ class Compressor:
         _check_statistics(geometry, statistics)
         draft = Draft(geometry, statistics)
         for part in self.parts:
-            part.apply(draft)
-        return draft.finish(self.spans)
+            with blaming(type(part), "does not fit"):
+                part.apply(draft)
+        plan = draft.finish(self.spans)
+        check_codecs(self.parts, geometry, plan.layers)
+        return plan
 
     def code_hash(self) -> str:
         """sha256 over the sources that decide what this compressor stores and computes."""
@@ -89,6 +101,8 @@ class Compressor:
         digest = hashlib.sha256()
         for file in [*files, *sorted({Path(inspect.getfile(type(part))) for part in self.parts})]:
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        if self.saved is not None:
+            digest.update(self.saved.content())
         return digest.hexdigest()
 
 
@@ -113,12 +127,18 @@ def parse(spec: str) -> Compressor:
                 if key in given:
                     raise KvbenchError(f"{spec}: sets {key} twice; it holds for all parts together")
                 given[key] = convert(f"{name}:{key}", settings.pop(key), int)
-        parts.append(cls.parse(settings))
+        with blaming(cls, f"refuses {text.strip()!r}"):
+            parts.append(cls.parse(settings))
     _check_roles(parts, given)
-    spans = replace(Spans(), **given)
+    spans = replace(_default_spans(parts), **given)
     if spans.sinks < 0 or spans.recent < 0 or spans.block < 1:
         raise KvbenchError(f"{spec}: sinks and recent must be at least 0, block at least 1 (tokens)")
     return Compressor(tuple(sorted(parts, key=_order)), spans)
+
+
+def _default_spans(parts: Sequence[Part]) -> Spans:
+    """What ``sinks``, ``recent`` and ``block`` are unless the spec says otherwise."""
+    return parts[0].spans if isinstance(parts[0], Saved) else Spans()
 
 
 def _order(part: Part) -> int:

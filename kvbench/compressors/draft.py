@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -37,7 +37,8 @@ class LayerDraft:
     keys: SideDraft
     values: SideDraft
     selector: Selector | None = None
-    codec: type[Codec] = Codec
+    codec: Callable[..., Codec] = Codec
+    """Called with both side codecs and whether keys are stored before RoPE."""
 
     @property
     def sides(self) -> tuple[SideDraft, SideDraft]:

@@ -26,7 +26,8 @@ TOLERANCE = 0.02
 """Share of the target that the solved cache may be off."""
 
 _BODY = ",recent=0,block=8"
-_HIGHEST = {"bits": 8.0}
+HIGHEST = {"bits": 8.0}
+"""The largest value of a knob that is not a share of something."""
 _LOWEST = 1 / 64
 _GRID = (1.0, 0.75, 0.55, 0.45, 0.35, 0.25, 0.18, 0.12, 0.06, _LOWEST)
 """Settings tried from the top, as shares of the knob's highest, until one stays within the target."""
@@ -89,7 +90,7 @@ class Solver:
     def _bisect(self, make: Callable[[float], Compressor], name: str, target: float) -> Compressor:
         """The largest number that stays within the target; bytes need not grow at the low end (eviction blocks)."""
         sizes: dict[float, float] = {}
-        for value in (share * _HIGHEST.get(name, 1.0) for share in _GRID):
+        for value in (share * HIGHEST.get(name, 1.0) for share in _GRID):
             sizes[value] = self.bits(make(value))
             if sizes[value] <= target:
                 break
@@ -161,16 +162,21 @@ def _choices(cls: type[Part], name: str) -> tuple[int, ...]:
     return tuple(value for value in range(1, 17) if accepted(value))
 
 
+def turned(method: str, name: str, value: float) -> str:
+    """The spec of ``method`` with its open knob ``name`` set to ``value``."""
+    parts = method.split("+")
+    place = next(index for index, text in enumerate(parts) if _opens(text, name))
+    parts[place] += ("," if ":" in parts[place] else ":") + f"{name}={value:g}"
+    return "+".join(parts)
+
+
 def _with(method: str, name: str | None, value: float | None) -> str:
     """The spec of ``method`` with its open knob set, and no window unless the method states one."""
-    first, plus, rest = method.partition("+")
-    parts = [first, *(rest.split("+") if plus else [])]
-    if name is not None:
-        place = next(index for index, text in enumerate(parts) if _opens(text, name))
-        parts[place] += ("," if ":" in parts[place] else ":") + f"{name}={value:g}"
-    if "recent=" not in method:
-        parts[0] += _BODY if ":" in parts[0] else ":" + _BODY.lstrip(",")
-    return "+".join(parts)
+    spec = method if name is None or value is None else turned(method, name, value)
+    if "recent=" in method:
+        return spec
+    first, *rest = spec.split("+")
+    return "+".join([first + (_BODY if ":" in first else ":" + _BODY.lstrip(",")), *rest])
 
 
 def _opens(text: str, name: str) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+from dataclasses import is_dataclass
 from functools import cache, lru_cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from kvbench.compressors.part import Part
-from kvbench.errors import KvbenchError, unknown
+from kvbench.errors import KvbenchError, PluginError, unknown
 
 ENTRY_POINTS = "kvbench.compressors"
 
@@ -50,35 +52,44 @@ _BUILT_IN = {
 }
 
 
+_UNLISTED = {"saved": "saved:Saved"}
+"""Reads what `kvbench fit` wrote: no method of its own, and nothing to compare without a folder."""
+
+
 @cache
 def _built_in(name: str) -> type[Part]:
     """Imported one by one: a spec pays only for its own method."""
-    module, _, cls = _BUILT_IN[name].partition(":")
+    module, _, cls = (_BUILT_IN | _UNLISTED)[name].partition(":")
     return getattr(importlib.import_module(f"kvbench.compressors.methods.{module}"), cls)
 
 
 @lru_cache(maxsize=1)
-def _plugins() -> dict[str, type[Part]]:
-    found: dict[str, type[Part]] = {}
-    for point in entry_points(group=ENTRY_POINTS):
-        if point.name in _BUILT_IN:
-            raise KvbenchError(
-                f"plug-in {point.value!r} takes the name of the built-in compressor {point.name!r}; rename it"
-            )
-        try:
-            cls = point.load()
-        except Exception as error:
-            raise KvbenchError(f"compressor plug-in {point.name!r} ({point.value}) does not load: {error}") from error
-        if not (isinstance(cls, type) and issubclass(cls, Part)):
-            raise KvbenchError(
-                f"compressor plug-in {point.name!r} ({point.value}) is no Part; subclass kvbench.compressors.part.Part"
-            )
-        if cls.name != point.name:
-            raise KvbenchError(
-                f"compressor plug-in {point.name!r} ({point.value}) calls itself {cls.name!r}; give both the same name"
-            )
-        found[point.name] = cls
+def _plugins() -> dict[str, EntryPoint]:
+    """What installed packages offer, not imported yet: a broken package must not take the others with it."""
+    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    for name in found.keys() & (_BUILT_IN | _UNLISTED).keys():
+        raise KvbenchError(
+            f"plug-in {found[name].value!r} takes the name of the built-in compressor {name!r}; rename it"
+        )
     return found
+
+
+@cache
+def _plugin(point: EntryPoint) -> type[Part]:
+    where = f"compressor plug-in {point.name!r} ({point.value})"
+    try:
+        cls = point.load()
+    except Exception as error:  # a plug-in may do anything while it is imported
+        raise PluginError(f"{where} does not load: {type(error).__name__}: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, Part)):
+        raise PluginError(f"{where} is no Part; subclass kvbench.compressors.part.Part")
+    if getattr(cls, "name", None) != point.name:
+        raise PluginError(f"{where} calls itself {getattr(cls, 'name', None)!r}; give both the same name")
+    missing = [name for name in ("family", "roles") if not hasattr(cls, name)]
+    if missing or not is_dataclass(cls) or inspect.isabstract(cls):
+        lacks = f"has no {missing[0]}" if missing else "has no apply() or is no dataclass"
+        raise PluginError(f"{where} {lacks}; see kvbench.compressors.part.Part")
+    return cls
 
 
 def names() -> list[str]:
@@ -86,14 +97,19 @@ def names() -> list[str]:
     return [*_BUILT_IN, *sorted(_plugins())]
 
 
+def plugin_packages() -> set[str]:
+    """The top-level packages that installed plug-ins live in."""
+    return {point.module.partition(".")[0] for point in _plugins().values()}
+
+
 def find(name: str) -> type[Part]:
     """The part class called ``name``.
 
     Raises:
-        KvbenchError: no such compressor; lists what exists and the nearest match.
+        KvbenchError: no such compressor (lists what exists and the nearest match), or a plug-in that does not load.
     """
-    if name in _BUILT_IN:
+    if name in _BUILT_IN or name in _UNLISTED:
         return _built_in(name)
     if name not in _plugins():
         raise unknown("compressor", name, names())
-    return _plugins()[name]
+    return _plugin(_plugins()[name])

@@ -87,6 +87,8 @@ class ModelBench:
 
     def fit(self, compressor: Compressor, source: CalibrationSource) -> Plan:
         """The compressor's plan for this model."""
+        if compressor.saved is not None:
+            compressor.saved.check_weights(self.name, self.loaded.weights_sha256)
         return compressor.fit(self.geometry, self._statistics(source) if compressor.needs_calibration else None)
 
     def baselines(self) -> list[Arm]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from kvbench.compressors.compressor import parse
-from kvbench.errors import KvbenchError
+from kvbench.errors import KvbenchError, PluginError
 from kvbench.hardware.environment import provenance
 from kvbench.measure.arms import Arm
 from kvbench.measure.bench import ModelBench, dtype_named
@@ -206,6 +206,6 @@ def _classify(error: Exception) -> Status:
 
 
 def _failure(error: Exception) -> Failure:
-    known = isinstance(error, KvbenchError | MemoryError | TimeoutError)
+    known = isinstance(error, KvbenchError | MemoryError | TimeoutError) and not isinstance(error, PluginError)
     trace = None if known else "".join(traceback.format_exception(error))
     return Failure(type=type(error).__name__, message=str(error) or type(error).__name__, traceback=trace)

@@ -37,6 +37,10 @@ class NotAPart:
     pass
 
 
+class Idle(Part):
+    name, family, roles = "other", "quantization", ("quantizer",)
+
+
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Pretend that a package with these entry points is installed."""
@@ -74,15 +78,25 @@ def test_its_errors_are_kvbenchs(install: Install) -> None:
 @pytest.mark.parametrize(
     ("points", "reason"),
     [
-        ({"pca": f"{__name__}:Halver"}, "takes the name of the built-in compressor 'pca'"),
         ({"other": f"{__name__}:NotAPart"}, "is no Part; subclass kvbench.compressors.part.Part"),
-        ({"other": "no.such.module:Thing"}, "does not load: No module named 'no'"),
+        ({"other": "no.such.module:Thing"}, "does not load: ModuleNotFoundError: No module named 'no'"),
         ({"other": f"{__name__}:Halver"}, "calls itself 'halver'; give both the same name"),
+        ({"other": f"{__name__}:Idle"}, r"has no apply\(\) or is no dataclass"),
     ],
 )
-def test_broken_plugins_are_named(install: Install, points: dict[str, str], reason: str) -> None:
-    install(**points)
+def test_broken_plugins_are_named_and_leave_the_others_alone(
+    install: Install, points: dict[str, str], reason: str
+) -> None:
+    install(halver=f"{__name__}:Halver", **points)
     with pytest.raises(KvbenchError, match=reason):
+        registry.find("other")
+    assert registry.names()[-2:] == ["halver", "other"]
+    assert registry.find("halver") is Halver
+
+
+def test_no_plugin_takes_the_name_of_a_built_in(install: Install) -> None:
+    install(pca=f"{__name__}:Halver")
+    with pytest.raises(KvbenchError, match="takes the name of the built-in compressor 'pca'"):
         registry.names()
 
 
