@@ -23,6 +23,8 @@ DEFAULT_SPECS = {
     "latent": "latent:rank=0.5",
     "kvtc": "kvtc:bits=4",
     "ftc": "ftc:bits=4",
+    "shadowkv": "shadowkv:rank=0.5",
+    "svdq": "svdq:bits=3,group=32",
     "int": "int:bits=4",
     "kivi": "kivi:bits=2",
     "gear": "gear:bits=2,group=32,chunk=32",

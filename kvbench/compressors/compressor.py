@@ -27,7 +27,7 @@ from kvbench.models.geometry import ModelGeometry
 
 _SPANS = ("sinks", "recent", "block")
 _FLOORS = ("attention", "cache", "calibration", "quantizers", "selectors", "transforms")
-_SHARED = ("draft", "eviction", "fixed_basis", "joint", "low_rank", "plan_file", "stock")
+_SHARED = ("draft", "eviction", "fixed_basis", "joint", "low_rank", "online", "plan_file", "stock")
 _CODE = (*_FLOORS, *(f"compressors/{name}.py" for name in _SHARED))
 
 

@@ -16,16 +16,21 @@ from kvbench.models.geometry import LayerGeometry, ModelGeometry
 from kvbench.quantizers.base import Passthrough, Quantizer
 from kvbench.selectors.base import Selector
 from kvbench.transforms.linear import LinearTransform
+from kvbench.transforms.online import PromptBasis
 
 
 @dataclass
 class SideDraft:
-    """Keys or values of one layer so far. ``moment`` names their statistics: key, rotated_key or value."""
+    """Keys or values of one layer so far. ``moment`` names their statistics: key, rotated_key or value.
+
+    ``online`` stands for a transform that every sequence fits for itself.
+    """
 
     head_dim: int
     moment: str
     transform: LinearTransform | None = None
     quantizer: Quantizer | None = None
+    online: PromptBasis | None = None
 
 
 @dataclass
@@ -107,6 +112,7 @@ class Draft:
                 side.head_dim,
                 side.transform and side.transform.to(self.geometry.device),
                 side.quantizer or Passthrough(self.geometry.dtype),
+                side.online,
             )
             for side in layer.sides
         )

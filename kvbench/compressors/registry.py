@@ -33,6 +33,8 @@ _BUILT_IN = {
     "latent": "latent:Latent",
     "kvtc": "kvtc:Kvtc",
     "ftc": "ftc:Ftc",
+    "shadowkv": "shadowkv:ShadowKv",
+    "svdq": "svdq:SvdQ",
     "int": "integer:Integer",
     "kivi": "kivi:Kivi",
     "gear": "gear:Gear",

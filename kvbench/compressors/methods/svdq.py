@@ -1,0 +1,64 @@
+"""``svdq``: keys in the principal axes of their own prompt, with fewer bits from axis to axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvbench.compressors.draft import Draft
+from kvbench.compressors.methods.integer import BITS
+from kvbench.compressors.online import prompt_basis
+from kvbench.compressors.part import Part
+from kvbench.quantizers.integer import IntegerQuantizer
+from kvbench.quantizers.sections import Sections
+
+
+@dataclass(frozen=True)
+class SvdQ(Part):
+    """SVDq: an SVD of the prompt's keys around their mean, with 8, 4, 2 and 0 bits down the singular directions.
+
+    Based on Hong et al. 2025, SVDq (arXiv 2502.15304). ``bits`` is the mean over the keys' channels, by the paper's
+    schedule: of the directions kept, a quarter has 8 bits, a quarter 4 and half of them 2, so 2 bits keep half of all
+    directions (8, 4, 2, 2, 0, 0, 0, 0 by eighths) and 1 bit a quarter; above 4 bits all are kept and more of them get
+    8. Values are group-wise integers of the nearest width, or ``values``. Stored: packed codes; fp16 scale and zero per
+    ``group`` tokens of a key direction, and per ``group`` channels of a value; per sequence and layer the fp16 basis
+    and mean, which weigh on short prompts. Differences: keys before RoPE, scales per ``group`` tokens instead of one
+    per direction, decoded tokens join the prompt's basis, and no sparse attention on top.
+    """
+
+    name = "svdq"
+    family = "transform coding"
+    roles = ("transform", "quantizer")
+    paper = "arXiv 2502.15304"
+
+    bits: float
+    values: int | None = None
+    group: int = 64
+
+    def __post_init__(self) -> None:
+        self.require(0 < self.bits <= 8, f"bits={self.bits:g} must be in (0, 8]")
+        self.require(
+            self.values in (None, *BITS), f"values={self.values} is not one of {', '.join(map(str, BITS))} bits"
+        )
+        self.require(self.group >= 1, f"group={self.group} must be at least 1 value")
+
+    def apply(self, draft: Draft) -> None:
+        """An online basis and descending widths for the keys, integers for the values."""
+        draft.store_keys_before_rope()
+        values = IntegerQuantizer(self.values or min(BITS, key=lambda width: abs(width - self.bits)), self.group)
+        for layer in draft:
+            width = layer.geometry.kv_heads * layer.keys.head_dim
+            runs = [(count, bits) for bits, count in directions(self.bits, width).items() if count]
+            layer.keys.online = prompt_basis(width, sum(count for count, _ in runs), draft)
+            layer.keys.quantizer = Sections(
+                tuple((count, IntegerQuantizer(bits, self.group, "token")) for count, bits in runs)
+            )
+            layer.values.quantizer = values
+
+
+def directions(bits: float, width: int) -> dict[int, int]:
+    """How many of ``width`` directions get 8, 4 and 2 bits, the strongest first, for a mean of ``bits``."""
+    kept = max(1, round(width * min(bits / 4, 1)))
+    # A quarter, a quarter and a half have 4 bits on average; beyond, 8 bits spread and the rest stay 1 : 2.
+    eight = kept / 4 if bits <= 4 else width * (bits - 8 / 3) / (8 - 8 / 3)
+    ends = round(eight), round(eight + (kept - eight) / 3)
+    return {8: ends[0], 4: ends[1] - ends[0], 2: kept - ends[1]}

@@ -1,0 +1,42 @@
+"""What the online methods share: a rank, and bases that every prompt fits for itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from kvbench.compressors.draft import Draft
+from kvbench.compressors.part import Part
+from kvbench.transforms.online import PromptBasis
+
+
+@dataclass(frozen=True)
+class Online(Part):
+    """Base of parts that keep ``rank`` principal axes of the prompt: up to 1 a share of the width, else a count."""
+
+    family = "low rank"
+    roles = ("transform",)
+
+    rank: float
+
+    def __post_init__(self) -> None:
+        self.require(
+            0 < self.rank <= 1 or self.rank == int(self.rank) > 1,
+            f"rank={self.rank:g} must be a fraction in (0, 1] or a whole number of components",
+        )
+
+    def basis(self, width: int, draft: Draft) -> PromptBasis:
+        """The basis of ``width`` channels with this rank.
+
+        Raises:
+            KvbenchError: there are fewer channels than the rank asks for.
+        """
+        self.require(self.rank <= 1 or self.rank <= width, f"rank={self.rank:g}, but there are {width} channels")
+        return prompt_basis(width, max(1, round(self.rank * width)) if self.rank <= 1 else int(self.rank), draft)
+
+
+def prompt_basis(width: int, rank: int, draft: Draft) -> PromptBasis:
+    """``rank`` axes of ``width`` channels, kept in fp16 (in fp64 for an fp64 model)."""
+    kept = torch.float64 if draft.dtype == torch.float64 else torch.float16
+    return PromptBasis(width, rank, kept, draft.dtype)
