@@ -1,14 +1,18 @@
-"""Codes of 1 to 8 bits packed without waste, in a layout that unpacks with vector operations only.
+"""Codes of 1 to 8 bits packed without waste, in the layout that the decode kernels read.
 
-A width is the sum of the fields of its binary representation (3 = 2 + 1, 5 = 4 + 1), and each field has a section of
-its own: in the section of field size f, 8/f consecutive tokens share a byte. Eight tokens of a component of width w
-thus take exactly w bytes, and unpacking is a shift and a mask per field, with no bit addressing.
+Components of equal width stand side by side in *runs*. A width is the sum of the fields of its binary representation
+(3 = 2 + 1, 5 = 4 + 1), and each field of a run has a section of its own, so eight tokens of a component of width w take
+exactly w bytes. Within a section four tokens of one component fill a 32-bit word (a *quad*), in which tokens 0-3, then
+4-7, of ``4 // field`` components lie side by side: unpacking a word is a shift and a mask and yields a quad of bytes,
+the operand of a four-way dot product (AVX512-VNNI, ``dp4a``). Components that fill no whole word end the section.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,18 +20,55 @@ from torch import Tensor
 TOKENS_PER_GROUP = 8
 """Packed tensors hold whole groups of this many tokens."""
 
+_QUAD = 4
 _FIELDS = (8, 4, 2, 1)
 
 
+class Run(NamedTuple):
+    """``count`` adjacent components of one ``width`` > 0: the ``first`` of them, and the first ``byte`` in a group."""
+
+    width: int
+    first: int
+    count: int
+    byte: int
+
+
+class _Section(NamedTuple):
+    """One field of a run: ``whole`` components in words, ``words`` of them, the rest in bytes of their own."""
+
+    field: int
+    shift: int
+    first: int
+    whole: int
+    words: int
+    rest: int
+    byte: int
+
+
 @lru_cache(maxsize=4096)
-def _sections(widths: tuple[int, ...]) -> tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...]:
-    """Per non-empty field: (field bits, columns that have it, how far the field sits above the code's lowest bit)."""
+def runs(widths: tuple[int, ...]) -> tuple[Run, ...]:
+    """The runs of equal widths, in order."""
+    found, first, byte = [], 0, 0
+    for width, members in groupby(widths):
+        count = len(list(members))
+        if width:
+            found.append(Run(width, first, count, byte))
+        first += count
+        byte += width * count
+    return tuple(found)
+
+
+@lru_cache(maxsize=4096)
+def _sections(widths: tuple[int, ...]) -> tuple[_Section, ...]:
     sections = []
-    for field in _FIELDS:
-        columns = tuple(index for index, width in enumerate(widths) if width & field)
-        shifts = tuple(widths[index] & (field - 1) for index in columns)
-        if columns:
-            sections.append((field, columns, shifts))
+    for width, first, count, byte in runs(widths):
+        for field in _FIELDS:
+            if width & field:
+                shared = max(1, _QUAD // field)
+                whole = count // shared * shared
+                words = whole * field // _QUAD
+                sections.append(_Section(field, width & (field - 1), first, whole, words, count - whole, byte))
+                byte += count * field
     return tuple(sections)
 
 
@@ -47,49 +88,62 @@ def pack(codes: Tensor, widths: Sequence[int]) -> Tensor:
         raise ValueError(f"packing needs a multiple of {TOKENS_PER_GROUP} tokens, got {tokens}")
     if len(widths) != components or any(not 0 <= width <= 8 for width in widths):
         raise ValueError(f"packing needs one width in 0..8 per component ({components}), got {list(widths)}")
-    lead = codes.shape[:-2]
-    groups = tokens // TOKENS_PER_GROUP
-    parts = []
-    for field, columns, shifts in _sections(tuple(widths)):
-        per_byte = 8 // field
-        section = _select(codes, columns)
-        section = (section >> _vector(shifts, codes.device)) & (2**field - 1)
-        section = section.reshape(*lead, groups, field, per_byte, len(columns))
-        places = torch.arange(per_byte, dtype=torch.uint8, device=codes.device) * field
-        packed = (section << places[:, None]).sum(-2, dtype=torch.uint8)  # disjoint bits: the sum is an or
-        parts.append(packed.reshape(*lead, groups, field * len(columns)))
-    return torch.cat(parts, -1) if parts else codes.new_empty(*lead, groups, 0)
+    groups = codes.unflatten(-2, (tokens // TOKENS_PER_GROUP, TOKENS_PER_GROUP)).transpose(-1, -2)
+    packed = codes.new_empty(*groups.shape[:-2], packed_bytes(widths))  # (…, groups, bytes)
+    for section in _sections(tuple(widths)):
+        _pack_section(groups, packed, section)
+    return packed
 
 
 def unpack(packed: Tensor, widths: Sequence[int]) -> Tensor:
     """The inverse of :func:`pack`: (…, groups, Σ widths) → (…, groups · 8, components) uint8."""
-    *lead, groups, _ = packed.shape
-    tokens = groups * TOKENS_PER_GROUP
-    sections = _sections(tuple(widths))
-    whole = len(sections) == 1 and len(sections[0][1]) == len(widths)
-    codes = None if whole else packed.new_zeros(*lead, tokens, len(widths))
-    start = 0
-    for field, columns, shifts in sections:
-        per_byte, size = 8 // field, field * len(columns)
-        section = packed[..., start : start + size].reshape(*lead, groups * field, 1, len(columns))
-        start += size
-        if per_byte > 1:
-            places = torch.arange(per_byte, dtype=torch.uint8, device=packed.device) * field
-            section = (section >> places[:, None]) & (2**field - 1)
-        section = section.reshape(*lead, tokens, len(columns))
-        if codes is None:
-            return section
-        section = section << _vector(shifts, packed.device)
-        if columns == tuple(range(len(columns))):  # sorted widths: a slice instead of an index
-            codes[..., : len(columns)] |= section
+    codes = packed.new_zeros(*packed.shape[:-1], TOKENS_PER_GROUP, len(widths))
+    for section in _sections(tuple(widths)):
+        _unpack_section(packed, codes, section)
+    return codes.flatten(-3, -2)
+
+
+def _pack_section(groups: Tensor, packed: Tensor, section: _Section) -> None:
+    """``groups`` (…, components, 8 tokens)."""
+    field, shift, first, whole, words, rest, byte = section
+    mask = 2**field - 1
+    if whole:
+        # (…, components of a word, words, halves, 4 tokens); disjoint bits: the sum is an or
+        codes = ((groups[..., first : first + whole, :] >> shift) & mask).unflatten(-1, (2, _QUAD))
+        if field == 8:
+            quads = codes.transpose(-2, -3)  # the first half of all components, then the second
         else:
-            codes[..., list(columns)] |= section
-    return packed.new_zeros(*lead, tokens, len(widths)) if codes is None else codes
+            codes = codes.unflatten(-3, (whole // words, words))
+            quads = (codes << _places(field, whole // words, codes.device)).sum((-4, -2), dtype=torch.uint8)
+        packed[..., byte : byte + whole * field] = quads.flatten(-3 if field == 8 else -2)
+    if rest:
+        last = first + whole
+        codes = ((groups[..., last : last + rest, :] >> shift) & mask).unflatten(-1, (field, 8 // field))
+        steps = torch.arange(8 // field, dtype=torch.uint8, device=codes.device) * field
+        start = byte + whole * field
+        packed[..., start : start + rest * field] = (codes << steps).sum(-1, dtype=torch.uint8).flatten(-2)
 
 
-def _select(codes: Tensor, columns: tuple[int, ...]) -> Tensor:
-    return codes if len(columns) == codes.shape[-1] else codes[..., list(columns)]
+def _unpack_section(packed: Tensor, codes: Tensor, section: _Section) -> None:
+    """``codes`` (…, 8 tokens, components) receive one field."""
+    field, shift, first, whole, words, rest, byte = section
+    mask = 2**field - 1
+    if whole:
+        quads = packed[..., byte : byte + whole * field]
+        if field == 8:
+            parts = quads.unflatten(-1, (2, whole, _QUAD)).transpose(-2, -3)
+        else:
+            shared = quads.unflatten(-1, (1, words, 1, _QUAD))
+            parts = ((shared >> _places(field, whole // words, packed.device)) & mask).flatten(-4, -3)
+        codes[..., first : first + whole] |= parts.flatten(-2).transpose(-1, -2) << shift
+    if rest:
+        last, start = first + whole, byte + whole * field
+        shared = packed[..., start : start + rest * field].unflatten(-1, (rest, field, 1))
+        steps = torch.arange(8 // field, dtype=torch.uint8, device=packed.device) * field
+        parts = ((shared >> steps) & mask).flatten(-2).transpose(-1, -2)
+        codes[..., last : last + rest] |= parts << shift
 
 
-def _vector(shifts: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(shifts, dtype=torch.uint8, device=device)
+def _places(field: int, shared: int, device: torch.device) -> Tensor:
+    """(components of a word, 1, halves, 1): where in a byte each of them lies."""
+    return (torch.arange(2 * shared, dtype=torch.uint8, device=device) * field).view(shared, 1, 2, 1)
