@@ -25,6 +25,7 @@ DEFAULT_SPECS = {
     "ftc": "ftc:bits=4",
     "shadowkv": "shadowkv:rank=0.5",
     "svdq": "svdq:bits=3,group=32",
+    "xkv": "xkv:rank=0.5,layers=2",
     "int": "int:bits=4",
     "kivi": "kivi:bits=2",
     "gear": "gear:bits=2,group=32,chunk=32",

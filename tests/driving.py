@@ -13,7 +13,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from kvbench.cache.attach import CompressedModel, LayerPlan, Plan, attach, identity_plan
 from kvbench.cache.codec import Codec, SideCodec
-from kvbench.cache.compressed import Spans
+from kvbench.cache.spans import Spans
 from kvbench.calibration.collect import collect
 from kvbench.calibration.statistics import Statistics
 from kvbench.models.geometry import ModelGeometry, probe_geometry

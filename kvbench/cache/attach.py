@@ -14,9 +14,11 @@ from transformers import DynamicCache, PreTrainedModel
 
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.codec import Codec, SideCodec
-from kvbench.cache.compressed import CompressedLayer, Spans
+from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import ExactLayer, KVLayer
 from kvbench.cache.rotary import RotaryTable, Rotator
+from kvbench.cache.shared import MemberCodec, SharedLayer
+from kvbench.cache.spans import Spans
 from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.models.geometry import LayerGeometry, ModelGeometry, probe_geometry
 from kvbench.models.intercept import AttentionCall, Interception, Rotation, Takeover, attention_modules
@@ -100,16 +102,19 @@ class CompressedModel:
     def new_cache(self) -> CompressedCache:
         """An empty cache; layers that are not full attention keep what the architecture needs, exactly."""
         stock = DynamicCache(config=self.model.config).layers
+        groups: dict[tuple[int, ...], list[SharedLayer]] = {}
         layers = [
-            self._new_layer(self._by_layer[index]) if index in self._by_layer else stock[index]
+            self._new_layer(self._by_layer[index], groups) if index in self._by_layer else stock[index]
             for index in range(max(len(stock), max(self._by_layer) + 1))
         ]
         return CompressedCache(layers, self)
 
-    def _new_layer(self, geometry: LayerGeometry) -> KVLayer:
+    def _new_layer(self, geometry: LayerGeometry, groups: dict[tuple[int, ...], list[SharedLayer]]) -> KVLayer:
         plan = self.plan.layers.get(geometry.layer)
         if geometry.sliding_window is not None or plan is None or plan.codec is None:
             return ExactLayer(geometry.sliding_window)
+        if isinstance(plan.codec, MemberCodec):
+            return SharedLayer(plan.codec, self.plan.spans, groups.setdefault(plan.codec.members, []))
         return CompressedLayer(plan.codec, self.plan.spans, plan.selector)
 
     @property

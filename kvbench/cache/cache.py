@@ -68,6 +68,12 @@ class CompressedCache(Cache):
             if isinstance(layer, CompressedLayer):
                 layer.as_decoded = value
 
+    def pieces(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """``ids`` (rows, new tokens) in the largest pieces that this cache takes at once."""
+        limits = [layer.most_at_once for layer in self.layers if isinstance(layer, CompressedLayer)]
+        most = min((limit for limit in limits if limit is not None), default=ids.shape[1])
+        return ids.split(most, 1) if self.as_decoded else (ids,)
+
     def nbytes(self) -> CacheBytes:
         """Walk the storages that this cache holds on to."""
         return cache_bytes(self)

@@ -8,7 +8,6 @@ frame (before or after RoPE) and attention merges the three parts by log-sum-exp
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,36 +18,20 @@ from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.codec import Codec
 from kvbench.cache.layer import Held, KVLayer, gather_slots
 from kvbench.cache.rotary import Rotator
+from kvbench.cache.spans import Spans
 from kvbench.errors import KvbenchError
 from kvbench.models.intercept import AttentionCall, rotate
+from kvbench.quantizers.base import Stored
 from kvbench.selectors.base import Leaving, Selector, kept_tokens, leaving_block, pick
-
-
-@dataclass(frozen=True)
-class Spans:
-    """How a layer divides its context. ``recent`` and ``block`` in tokens; ``block`` leave the window at a time."""
-
-    sinks: int = 4
-    recent: int = 64
-    block: int = 32
-
-    def boundary(self, tokens: int, first: int = 0) -> int:
-        """Slots [0, boundary) have left the tail once ``tokens`` are cached; sinks end at slot ``first`` + sinks.
-
-        Zero while that is not enough for the sinks of every row.
-        """
-        leaving = tokens - self.sinks - self.recent
-        if leaving < 0:
-            return 0
-        boundary = self.sinks + leaving // self.block * self.block
-        return boundary if boundary >= first + self.sinks else 0
 
 
 class CompressedLayer(KVLayer):
     """One layer's compressed cache.
 
     ``as_decoded`` makes a block of new tokens attend as if it had been decoded token by token: each query sees
-    compressed what would have left the window by then. Teacher forcing uses it, so that its block size is no knob.
+    compressed what would have left the window by then. Teacher forcing uses it, so that its block size is no knob; such
+    a block holds ``most_at_once`` tokens (None: any number). ``owns_body`` is False where a later layer has a say in
+    the body: that one cuts it and arranges its rows.
     """
 
     def __init__(self, codec: Codec, spans: Spans, selector: Selector | None = None) -> None:
@@ -58,10 +41,12 @@ class CompressedLayer(KVLayer):
         self.codec, self.selector = codec, selector
         self.spans = Spans(spans.sinks, spans.recent, block)
         self.as_decoded = False
+        self.most_at_once: int | None = None
+        self.body, self.owns_body = Body(), True
         self._clear()
 
     def _clear(self) -> None:
-        self.body = Body()
+        self.body.truncate(0)
         self.tail_start = 0  # slot of the tail's first token
         self.sink_keys: Tensor | None = None
         self.sink_values: Tensor | None = None
@@ -222,11 +207,7 @@ class CompressedLayer(KVLayer):
         assert self.tail_keys is not None and self.tail_values is not None
         held, leaving = seen - self.tail_start, boundary - self.tail_start
         keys, values = self.tail_keys.view[:, :, :held], self.tail_values.view[:, :, :held]
-        begin = 0
-        if self.tail_start == 0:
-            slots = self._sink_slots(keys.device).expand(keys.shape[0], -1)
-            self.sink_keys, self.sink_values = gather_slots(keys, slots), gather_slots(values, slots)
-            begin = self.spans.sinks
+        begin = 0 if self.tail_start else self.spans.sinks
         if begin < leaving and self.selector is None:
             self._append(keys[:, :, begin:leaving], values[:, :, begin:leaving])
         elif begin < leaving:
@@ -234,8 +215,17 @@ class CompressedLayer(KVLayer):
             first = self.first if self.tail_start == 0 else None  # padding leaves with the first block
             candidates = Leaving(turned, values, query, scaling, self.tail_start, begin, leaving, first)
             self._keep(candidates, keys[:, :, begin:leaving], values[:, :, begin:leaving])
+        self._leave(boundary)
+
+    def _leave(self, boundary: int) -> None:
+        """Drop the tail's exact copies before slot ``boundary``; the rows' sinks are kept."""
+        tails = self._tail(self.tail_keys), self._tail(self.tail_values)
+        if self.tail_start == 0:
+            slots = self._sink_slots(tails[0].device).expand(tails[0].shape[0], -1)
+            self.sink_keys, self.sink_values = (gather_slots(tail, slots) for tail in tails)
         for tail in (self.tail_keys, self.tail_values):
-            tail.drop_front(leaving, self.spans.recent + self.spans.block)
+            assert tail is not None
+            tail.drop_front(boundary - self.tail_start, self.spans.recent + self.spans.block)
         self.tail_start = boundary
 
     def _keep(self, leaving: Leaving, keys: Tensor, values: Tensor) -> None:
@@ -264,7 +254,10 @@ class CompressedLayer(KVLayer):
                 )
         if not self.body.entries:
             self.body.fitted = self.codec.fit(keys, values, self._real(keys, slots))
-        self.body.append(self._bound.encode(keys, values), keys.shape[AXIS], slots)
+        self.body.append(self._encode(keys, values), keys.shape[AXIS], slots)
+
+    def _encode(self, keys: Tensor, values: Tensor) -> Stored:
+        return self._bound.encode(keys, values)
 
     @property
     def _bound(self) -> Codec:
@@ -316,7 +309,7 @@ class CompressedLayer(KVLayer):
             whole = before // block * block
             assert self.tail_keys is not None and self.tail_values is not None
             keys, values = self.tail_keys.view[:, :, :0], self.tail_values.view[:, :, :0]
-        self.body.truncate(whole)
+        self._cut(whole)
         self.tail_start = keep
         self._set_tail(keys, values)
 
@@ -334,10 +327,14 @@ class CompressedLayer(KVLayer):
             for slots, states in ((self._body_slots(device), decoded), (self._sink_slots(device)[:, None], exact)):
                 whole.scatter_(2, slots.long().unsqueeze(-1).expand_as(states), states)
             rebuilt.append(whole[:, :, :length])
-        self.body.truncate(0)
+        self._cut(0)
         self.sink_keys = self.sink_values = None
         self.tail_start = 0
         self._set_tail(rebuilt[0], rebuilt[1])
+
+    def _cut(self, entries: int) -> None:
+        if self.owns_body:
+            self.body.truncate(entries)
 
     def _decode_body(self) -> tuple[Tensor, Tensor]:
         if not self.body.entries:
@@ -380,7 +377,8 @@ class CompressedLayer(KVLayer):
             self.sink_keys, self.sink_values = function(self.sink_keys), function(self.sink_values)
         if self.first is not None:
             self.first = function(self.first)
-        self.body.map_rows(function)
+        if self.owns_body:
+            self.body.map_rows(function)
 
 
 def _mask_at(mask: Tensor, slots: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from kvbench.cache.attach import LayerPlan, Plan
-from kvbench.cache.compressed import CompressedLayer, Spans
+from kvbench.cache.compressed import CompressedLayer
+from kvbench.cache.spans import Spans
 from kvbench.models.geometry import LayerGeometry, ModelGeometry
 from kvbench.selectors.base import kept_tokens
 

@@ -14,7 +14,7 @@ from typing import get_args
 
 import kvbench
 from kvbench.cache.attach import Plan
-from kvbench.cache.compressed import Spans
+from kvbench.cache.spans import Spans
 from kvbench.calibration.statistics import Statistics
 from kvbench.compressors import registry
 from kvbench.compressors.draft import Draft

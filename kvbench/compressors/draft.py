@@ -9,7 +9,7 @@ import torch
 
 from kvbench.cache.attach import LayerPlan, Plan
 from kvbench.cache.codec import Codec, SideCodec
-from kvbench.cache.compressed import Spans
+from kvbench.cache.spans import Spans
 from kvbench.calibration.statistics import LayerStatistics, Statistics
 from kvbench.errors import KvbenchError
 from kvbench.models.geometry import LayerGeometry, ModelGeometry

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import get_type_hints
 
 from kvbench.cache.attach import Plan
-from kvbench.cache.compressed import Spans
 from kvbench.cache.prediction import predict_bytes
+from kvbench.cache.spans import Spans
 from kvbench.calibration.statistics import Statistics
 from kvbench.compressors import registry
 from kvbench.compressors.compressor import Compressor, parse

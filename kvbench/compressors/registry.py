@@ -35,6 +35,7 @@ _BUILT_IN = {
     "ftc": "ftc:Ftc",
     "shadowkv": "shadowkv:ShadowKv",
     "svdq": "svdq:SvdQ",
+    "xkv": "xkv:Xkv",
     "int": "integer:Integer",
     "kivi": "kivi:Kivi",
     "gear": "gear:Gear",

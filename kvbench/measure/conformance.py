@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from kvbench.cache.attach import CompressedModel, Plan
@@ -77,7 +78,8 @@ class Bench:
     @torch.no_grad()
     def feed(self, cache: CompressedCache, ids: Tensor) -> Tensor:
         """Logits of ``ids`` (rows, tokens) on top of ``cache``."""
-        return self.model(ids, past_key_values=cache, use_cache=True).logits
+        pieces = cache.pieces(ids)
+        return torch.cat([self.model(piece, past_key_values=cache, use_cache=True).logits for piece in pieces], 1)
 
     def filled(self, attached: CompressedModel, rows: Tensor, tokens: int = TOKENS) -> CompressedCache:
         """A cache after a prefill of the first ``tokens`` of ``rows``."""
@@ -284,12 +286,12 @@ def _ladder(compressor: Compressor) -> Iterable[str]:
 
 
 def _body(cache: CompressedCache) -> dict[str, Tensor]:
-    """Views of every tensor of every layer's body."""
+    """Views of every tensor of every body; layers may share one."""
     return {
         f"{index}.{name}": tensor
         for index, layer in enumerate(cache.layers)
-        if isinstance(layer, CompressedLayer)
-        for name, tensor in layer.body.view().items()
+        if isinstance(layer, CompressedLayer) and layer.owns_body
+        for name, tensor in (layer.body.view() | layer.body.fitted).items()
     }
 
 
@@ -300,13 +302,18 @@ def _same(a: Tensor, b: Tensor, what: str) -> str:
 
 
 class _Largest(TorchDispatchMode):
-    """Remembers the largest floating-point tensor that any operation returned."""
+    """Remembers the largest floating-point tensor that any operation made; views and in-place results are none."""
 
     elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor._base is None:
+        given = {_address(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and _address(tensor) not in given:
                 self.elements = max(self.elements, tensor.numel())
         return result
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -7,7 +7,7 @@ from default_specs import LOSSY_SPECS
 from driving import Subject, calibrated, feed, left_padding, subject, token_ids, worst
 
 from kvbench.cache.attach import Plan
-from kvbench.cache.compressed import Spans
+from kvbench.cache.spans import Spans
 from kvbench.compressors.compressor import parse
 
 pytestmark = pytest.mark.usefixtures("fp64")

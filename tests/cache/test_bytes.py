@@ -15,8 +15,8 @@ from torch import Tensor
 
 from kvbench.cache.attach import _LayerContext
 from kvbench.cache.cache import CacheBytes, reachable_tensors
-from kvbench.cache.compressed import Spans
 from kvbench.cache.prediction import body_bits_per_element, predict_bytes
+from kvbench.cache.spans import Spans
 from kvbench.compressors.compressor import parse
 
 pytestmark = pytest.mark.usefixtures("no_grad")

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from kvbench.attention.partial import exact_attention
 from kvbench.cache.codec import Codec, SideCodec
-from kvbench.cache.compressed import CompressedLayer, Spans
+from kvbench.cache.compressed import CompressedLayer
+from kvbench.cache.spans import Spans
 from kvbench.models.intercept import AttentionCall
 from kvbench.quantizers.base import Passthrough, Stored
 from kvbench.quantizers.integer import IntegerQuantizer

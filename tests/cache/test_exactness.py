@@ -22,7 +22,8 @@ from torch import Tensor
 
 from kvbench.cache.attach import LayerPlan, Plan
 from kvbench.cache.codec import Codec, SideCodec
-from kvbench.cache.compressed import CompressedLayer, Spans
+from kvbench.cache.compressed import CompressedLayer
+from kvbench.cache.spans import Spans
 from kvbench.errors import KvbenchError
 from kvbench.quantizers.base import Passthrough, Stored
 

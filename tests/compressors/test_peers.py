@@ -11,7 +11,8 @@ from transformers import DynamicCache
 
 from kvbench.cache.attach import CompressedModel, Plan
 from kvbench.cache.cache import CompressedCache
-from kvbench.cache.compressed import CompressedLayer, Spans
+from kvbench.cache.compressed import CompressedLayer
+from kvbench.cache.spans import Spans
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 

@@ -9,7 +9,7 @@ from default_specs import ALL_SPECS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvbench.cache.compressed import Spans
+from kvbench.cache.spans import Spans
 from kvbench.compressors.compressor import Compressor, parse
 from kvbench.compressors.methods.kvtc import Kvtc
 from kvbench.errors import KvbenchError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvbench.cache.codec import Codec
-from kvbench.cache.compressed import Spans
+from kvbench.cache.spans import Spans
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
 from kvbench.compressors.plan_file import PlanFile, open_plan

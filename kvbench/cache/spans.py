@@ -1,0 +1,25 @@
+"""How a compressed layer divides its context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Spans:
+    """How a layer divides its context. ``recent`` and ``block`` in tokens; ``block`` leave the window at a time."""
+
+    sinks: int = 4
+    recent: int = 64
+    block: int = 32
+
+    def boundary(self, tokens: int, first: int = 0) -> int:
+        """Slots [0, boundary) have left the tail once ``tokens`` are cached; sinks end at slot ``first`` + sinks.
+
+        Zero while that is not enough for the sinks of every row.
+        """
+        leaving = tokens - self.sinks - self.recent
+        if leaving < 0:
+            return 0
+        boundary = self.sinks + leaving // self.block * self.block
+        return boundary if boundary >= first + self.sinks else 0
