@@ -229,6 +229,56 @@ def calibrate(
 
 
 @app.command
+def fit(
+    *,
+    method: Annotated[
+        str, Parameter(help="A spec with its bits, rank or budget left out: kvtc:recent=0, pca+int:bits=4.")
+    ],
+    target: Annotated[str, Parameter(help="bits=3, bytes=3MiB or kld=0.02.")],
+    model: Model = DEFAULT_MODEL,
+    tokens: Annotated[int, Parameter(help="Length that bytes are counted at and KLD is measured on.")] = 1024,
+    text: Annotated[str, Parameter(help="Text to calibrate on, and to search a KLD on (other documents).")] = "essays",
+    windows: Annotated[int, Parameter(help="Calibration windows.")] = 8,
+    length: Annotated[int, Parameter(help="Tokens per calibration window.")] = 1024,
+    documents: Annotated[int, Parameter(help="Documents that KLD is measured on.")] = 2,
+    save: Annotated[Path | None, Parameter(help="Folder to write to; default runs/fits/<model-method-target>.")] = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    json_: Json = False,
+) -> int:
+    """Find a method's setting for a target, and save the fitted plan: bases, bit widths and ranks of every layer.
+
+    bits=3: all allocated bytes of the cache at --tokens, per K or V element.
+    bytes=3MiB: the same, of one sequence (B, kB, MB, GB, KiB, MiB, GiB).
+    kld=0.02: the cheapest setting whose measured KLD (nats per token) is not above it.
+
+    Use the folder like any compressor, without calibration, on the same weights: --compressor saved:path=FOLDER.
+    An interrupted search goes on where it stopped. Exit code 2, and the nearest setting, if nothing reaches the target.
+    """
+    from kvbench.compressors.equal_bytes import open_knob
+    from kvbench.listing import fit_view
+    from kvbench.measure.bench import ModelBench
+    from kvbench.progress import counted
+    from kvbench.runs.fit import Fitter, Request, default_folder, parse_target
+
+    wanted = parse_target(target)
+    open_knob(method)  # a misspelt method need not wait for the model
+    with counted(err, "fitting") as report:
+        bench = ModelBench(model, dtype, device, report)
+        request = Request.of(bench, method, wanted, tokens, text, windows, length, documents)
+        folder = save or default_folder(request)
+        found = Fitter(bench, request, folder).run()
+    if json_:
+        print(found.model_dump_json())
+    else:
+        out.print(fit_view(found))
+        _say(
+            f"saved: {folder} · use it: kvbench run --model {model} --compressor {shlex.quote(f'saved:path={folder}')}"
+        )
+    return EXIT_OK
+
+
+@app.command
 def generate(
     prompt: Annotated[str, Parameter(help="Text to continue.")],
     /,
@@ -264,12 +314,7 @@ def generate(
 
 
 @app.command
-def validate(
-    specs: list[str],
-    /,
-    *,
-    json_: Json = False,
-) -> int:
+def validate(specs: list[str], /, *, json_: Json = False) -> int:
     """Run the conformance kit on compressors: bytes, no full copy, monotonic error, batches, crop, beams, canary, …
 
     Exit codes: 0 all checks pass, 1 one fails.
@@ -336,7 +381,7 @@ def _exit_code(given: list[str]) -> int:
         return _refuse(f"{error} Help: {' '.join(['kvbench', *(error.command_chain or ())])} --help", EXIT_USAGE)
     except KeyboardInterrupt:
         resume = f"; what is finished is kept, resume with: {shlex.join(['kvbench', *given])}"
-        _say("interrupted" + (resume if given[:1] == ["run"] else ""))
+        _say("interrupted" + (resume if given[:1] in (["run"], ["fit"]) else ""))
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

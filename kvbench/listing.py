@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kvbench.compressors.part import Part
     from kvbench.measure.conformance import Check
     from kvbench.measure.generation import Completion, SideBySide
+    from kvbench.runs.fit import Fit
 
 Rows = list[dict[str, str]]
 
@@ -136,6 +137,37 @@ def checks_table(spec: str, checks: list[Check]) -> Table:
     for check in checks:
         mark = "[green]✓[/green]" if check.passed else "[bold red]✗ FAILED[/bold red]"
         table.add_row(mark, check.name, Text(check.detail))
+    return table
+
+
+def fit_view(fit: Fit) -> RenderableType:
+    """What ``kvbench fit`` found, and what every layer got."""
+    asked = fit.request
+    told = Table.grid(padding=(0, 2))
+    told.add_row("spec", Text(fit.spec, style="bold"))
+    told.add_row("bits per element", f"{fit.measured_bits:.3f} measured, {fit.predicted_bits:.3f} predicted")
+    told.add_row("bytes", f"{fit.measured_bytes:,} measured, {fit.predicted_bytes:,} predicted")
+    if fit.kld is not None:
+        told.add_row("KLD", f"{fit.kld:.4g} measured on {asked.documents} × {asked.tokens} tokens of {asked.text}")
+        tried = ", ".join(f"{probe.kld:.2g} ({probe.spec})" for probe in fit.probes)
+        told.add_row("settings tried", Text(tried))
+    title = Text(f"{asked.method} for {asked.target} at {asked.tokens} tokens on {asked.model}\n", style="bold")
+    return Group(title, told, Text(), _allocation(fit))
+
+
+def _allocation(fit: Fit) -> Table:
+    """A row per layer: bits per element and rank of each side."""
+    names = list(dict.fromkeys(side.side for side in fit.allocation))
+    table = Table("layer", box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        for column in (f"{name}: bits", "rank"):
+            table.add_column(column, justify="right")
+    rows: dict[int, dict[str, tuple[str, str]]] = {}
+    for side in fit.allocation:
+        groups = f"{side.groups} × " if side.groups > 1 else ""
+        rows.setdefault(side.layer, {})[side.side] = (f"{side.bits:.2f}", f"{groups}{side.rank}")
+    for layer, sides in rows.items():
+        table.add_row(str(layer), *(text for name in names for text in sides.get(name, ("", ""))))
     return table
 
 

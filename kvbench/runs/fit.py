@@ -1,0 +1,311 @@
+"""``kvbench fit``: a method and a target in, a fitted plan in a folder out.
+
+The folder holds ``plan.safetensors`` (bases, bit widths, spans: what ``saved:path=FOLDER`` loads), ``fit.json`` (what
+was asked, found and measured; written last, so a folder with it is complete) and, for a target in KLD,
+``probes.json``: measurements that the next try after an interruption does not make again.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from pydantic import PositiveInt, ValidationError
+
+from kvbench.cache.attach import Plan
+from kvbench.compressors import registry
+from kvbench.compressors.compressor import Compressor
+from kvbench.compressors.methods.saved import PLAN, Saved
+from kvbench.compressors.plan_file import dump_plan
+from kvbench.errors import KvbenchError
+from kvbench.measure.bench import CalibrationSource, ModelBench
+from kvbench.measure.quality import QualityBench
+from kvbench.measure.search import Search
+from kvbench.runs.files import replace_file
+from kvbench.runs.trials import Frozen
+from kvbench.texts.windows import check_disjoint, windows
+
+FIT, PROBES = "fit.json", "probes.json"
+RESERVED = 16_384
+"""Tokens at the evaluation split's end that are never searched on: there are the documents that suites score."""
+
+_UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+Stored = TypeVar("Stored", bound=Frozen)
+_TARGET = re.compile(r"\s*(bits|bytes|kld)\s*=\s*([0-9.eE+-]+)\s*([A-Za-z]*)\s*")
+
+
+class Target(Frozen):
+    """What the compressor shall take (bits per element, bytes of one row's cache) or cost (nats per token)."""
+
+    quantity: Literal["bits", "bytes", "kld"]
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.quantity}={self.value:.10g}"
+
+
+class Request(Frozen):
+    """What is asked; a folder belongs to one request.
+
+    ``windows`` of ``length`` tokens of the calibration split of ``text`` feed the fit; ``documents`` of ``tokens`` of
+    its evaluation split feed a search for a KLD.
+    """
+
+    model: str
+    weights_sha256: str
+    dtype: str
+    method: str
+    target: Target
+    tokens: PositiveInt
+    text: str
+    windows: PositiveInt
+    length: PositiveInt
+    documents: PositiveInt
+
+    @classmethod
+    def of(
+        cls,
+        bench: ModelBench,
+        method: str,
+        target: Target,
+        tokens: int = 1024,
+        text: str = "essays",
+        windows: int = 8,
+        length: int = 1024,
+        documents: int = 2,
+    ) -> Request:
+        """A request to the model on the ``bench``. Raises KvbenchError for counts below 1."""
+        counts = {"tokens": tokens, "windows": windows, "length": length, "documents": documents}
+        for name, count in counts.items():
+            if count < 1:
+                raise KvbenchError(f"{name} must be at least 1, got {count}")
+        return cls(
+            model=bench.name,
+            weights_sha256=bench.loaded.weights_sha256,
+            dtype=str(bench.loaded.model.dtype).removeprefix("torch."),
+            method=method,
+            target=target,
+            text=text,
+            **counts,
+        )
+
+
+class SideFit(Frozen):
+    """What one layer's keys, values or ``joint`` latent got; ``bits`` are per element of the side, scales included.
+
+    ``rank`` components for each of ``groups`` head groups; ``widths`` are their bits where they differ by component.
+    """
+
+    layer: int
+    side: str
+    groups: int
+    rank: int
+    bits: float
+    widths: tuple[int, ...] | None = None
+
+
+class Probe(Frozen):
+    """One measured setting; ``code`` is the hash of the sources it ran with."""
+
+    spec: str
+    code: str
+    kld: float
+
+
+class Probes(Frozen):
+    """All settings measured for one request."""
+
+    request: Request
+    probes: tuple[Probe, ...] = ()
+
+
+class Fit(Frozen):
+    """What was found. Bits and bytes are of one row's whole cache after ``request.tokens`` tokens."""
+
+    request: Request
+    spec: str
+    code: str
+    predicted_bytes: int
+    measured_bytes: int
+    predicted_bits: float
+    measured_bits: float
+    kld: float | None
+    probes: tuple[Probe, ...]
+    allocation: tuple[SideFit, ...]
+
+
+def parse_target(text: str) -> Target:
+    """``bits=3``, ``kld=0.02`` or ``bytes=3MiB``.
+
+    Raises:
+        KvbenchError: anything else.
+    """
+    found = _TARGET.fullmatch(text)
+    try:
+        if found is None or (found[3] if found[1] != "bytes" else found[3] not in _UNITS):
+            raise ValueError(text)
+        value = float(found[2]) * (_UNITS[found[3]] if found[1] == "bytes" else 1)
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(text)
+    except ValueError:
+        raise KvbenchError(
+            f"cannot read --target {text!r}; write bits=3 (per K or V element, all bytes), bytes=3MiB (of the cache) "
+            "or kld=0.02 (nats per token)"
+        ) from None
+    return Target(quantity=found[1], value=value)  # type: ignore[index,arg-type]
+
+
+def default_folder(request: Request) -> Path:
+    """Where a fit is saved unless the user says otherwise."""
+    name = f"{request.model}-{request.method}-{request.target}"
+    return Path("runs") / "fits" / re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+@dataclass
+class Fitter:
+    """Fits one request into ``folder``."""
+
+    bench: ModelBench
+    request: Request
+    folder: Path
+
+    def run(self) -> Fit:
+        """Find, measure and save; a folder that already holds this fit is only read.
+
+        Raises:
+            KvbenchError: the target cannot be reached (says the nearest), the folder holds something else, or a name,
+                text or spec that does not exist.
+        """
+        known = self._known()
+        if known is not None:
+            return known
+        name = self.request.method.partition("+")[0].partition(":")[0]
+        if registry.find(name).roles == ("baseline",):
+            raise KvbenchError(f"{name} is a baseline: there is nothing to fit; see `kvbench ls compressors`")
+        Saved(str(self.folder))  # a folder that no spec could name is refused before anything is measured
+        compressor = self._search() if self.request.target.quantity == "kld" else self._solve()
+        return self._save(compressor, self.bench.fit(compressor, self._source))
+
+    @property
+    def _source(self) -> CalibrationSource:
+        return CalibrationSource(self.request.text, self.request.windows, self.request.length)
+
+    def _known(self) -> Fit | None:
+        known = _read(self.folder / FIT, Fit)
+        if known is None:
+            return None
+        if known.request != self.request:
+            was = known.request
+            raise KvbenchError(
+                f"{self.folder} holds another fit ({was.method} for {was.target} on {was.model} at {was.tokens} "
+                "tokens); choose another folder with --save"
+            )
+        return known
+
+    # ---- bits and bytes: arithmetic --------------------------------------------------------------------------------
+
+    def _solve(self) -> Compressor:
+        target, tokens = self.request.target, self.request.tokens
+        solver = self.bench.solver(self._source, tokens)
+        if target.quantity == "bits":
+            return solver.solve(self.request.method, target.value)
+        bits = 8 * target.value / self.bench.geometry.elements(tokens)
+        try:
+            return solver.solve(self.request.method, bits)
+        except KvbenchError as error:
+            raise KvbenchError(f"{target.value:.0f} bytes are {bits:.3g} bits per element: {error}") from error
+
+    # ---- KLD: measurements -----------------------------------------------------------------------------------------
+
+    def _search(self) -> Compressor:
+        known = _read(self.folder / PROBES, Probes)
+        found = {probe.spec: probe for probe in known.probes} if known and known.request == self.request else {}
+        quality: QualityBench | None = None
+
+        def measure(compressor: Compressor) -> float:
+            nonlocal quality
+            spec, code = str(compressor), compressor.code_hash()
+            if spec not in found or found[spec].code != code:
+                self.bench.report(f"measuring {spec}", len(found), len(found) + 1)
+                quality = quality or self._documents()
+                kld = quality.score(self.bench.arm(compressor, self._source)).kld_mean
+                found[spec] = Probe(spec=spec, code=code, kld=kld)
+                _write(self.folder / PROBES, Probes(request=self.request, probes=tuple(found.values())))
+            return found[spec].kld
+
+        return Search(self.request.method, measure).solve(self.request.target.value)
+
+    def _documents(self) -> QualityBench:
+        """Documents of the evaluation split that calibration never saw and suites do not score."""
+        tokens, count = self.request.tokens, self.request.documents
+        self.bench.check_context(f"documents of {tokens} tokens", tokens)
+        seed = max(1, math.ceil(RESERVED / (tokens * count)))
+        tokenizer = self.bench.loaded.tokenizer
+        found = windows(self.request.text, "evaluation", tokenizer, tokens, count, seed)
+        check_disjoint(self.bench.calibration_windows(self._source), found)
+        none = self.bench.baselines()[0]
+        return QualityBench(none, found.ids.to(self.bench.loaded.model.device), tokens // 4, max(1, tokens // 4))
+
+    # ---- the result ------------------------------------------------------------------------------------------------
+
+    def _save(self, compressor: Compressor, plan: Plan) -> Fit:
+        asked, geometry = self.request, self.bench.geometry
+        memory = self.bench.memory(self.bench.arm(compressor, self._source), asked.text, 1, asked.tokens)
+        probes = _read(self.folder / PROBES, Probes) if asked.target.quantity == "kld" else None
+        measured = probes.probes if probes is not None else ()
+        fit = Fit(
+            request=asked,
+            spec=str(compressor),
+            code=compressor.code_hash(),
+            predicted_bytes=memory.predicted_bytes,
+            measured_bytes=memory.allocated.total,
+            predicted_bits=8 * memory.predicted_bytes / geometry.elements(asked.tokens),
+            measured_bits=memory.bits_per_element,
+            kld=next((probe.kld for probe in measured if probe.spec == str(compressor)), None),
+            probes=measured,
+            allocation=allocation(plan, geometry.dtype),
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(self.folder / PLAN, dump_plan(plan, geometry, asked.model, asked.weights_sha256))
+        _write(self.folder / FIT, fit)
+        return fit
+
+
+def allocation(plan: Plan, dtype: torch.dtype) -> tuple[SideFit, ...]:
+    """What every layer and side of ``plan`` got; ``dtype`` is the model's."""
+    found = []
+    for layer, own in plan.layers.items():
+        if own.codec is None:
+            continue
+        sides = own.codec.sides
+        for name, side in sides.items():
+            cost = side.cost(dtype)
+            found.append(
+                SideFit(
+                    layer=layer,
+                    side=name if len(sides) > 1 else "joint",
+                    groups=side.groups,
+                    rank=side.rank,
+                    bits=(cost.payload + cost.scales) / (side.kv_heads * side.head_dim),
+                    widths=getattr(side.quantizer, "widths", None),
+                )
+            )
+    return tuple(found)
+
+
+def _read(path: Path, kind: type[Stored]) -> Stored | None:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise KvbenchError(f"{path} cannot be read ({str(error).splitlines()[0]}); delete it to fit again") from error
+
+
+def _write(path: Path, value: Frozen) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, value.model_dump_json(indent=1).encode() + b"\n")
