@@ -19,7 +19,7 @@ class PromptBasis:
     """The first ``rank`` principal axes of a sequence, over all its heads together (``width`` channels).
 
     By Eckart and Young this is the truncated SVD of the states around their mean. Basis and mean are kept in the dtype
-    ``kept`` and used in ``working``.
+    ``kept`` and used in ``working``. Axes beyond the number of tokens are arbitrary: there is nothing to fit them to.
     """
 
     width: int
