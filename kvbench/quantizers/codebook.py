@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kvbench.quantizers.base import Cost, Stored
+from kvbench.quantizers.coded import Coded
 from kvbench.quantizers.lloyd import laplace_levels, look_up, nearest
 from kvbench.quantizers.packing import TOKENS_PER_GROUP, pack, packed_bytes, unpack
 
@@ -49,6 +50,10 @@ class CodebookQuantizer:
             if width:
                 latents[..., columns] = look_up(codes[..., columns], self.levels[width])
         return latents.mul_(self.deviation)
+
+    def coded(self, stored: Stored) -> Coded:
+        """The codes, the level tables and the deviations."""
+        return Coded(stored["codes"], self.widths, len(self.widths), self.levels, component=self.deviation)
 
     def cost(self, groups: int, rank: int, dtype: torch.dtype) -> Cost:
         """The widths, and nothing beside them."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kvbench.quantizers.base import Cost, Stored
+from kvbench.quantizers.coded import Coded
 from kvbench.quantizers.lloyd import gaussian_levels, look_up, nearest
 from kvbench.quantizers.packing import TOKENS_PER_GROUP, pack, unpack
 
@@ -42,6 +43,12 @@ class GaussianQuantizer:
         rank = stored["codes"].shape[-1] // self.bits
         codes = unpack(stored["codes"], (self.bits,) * rank)
         return look_up(codes, self.levels).mul_((stored["norm"].float() / rank**0.5).unsqueeze(-1))
+
+    def coded(self, stored: Stored) -> Coded:
+        """The codes and the level table, scaled by each token's norm."""
+        rank = stored["codes"].shape[-1] // self.bits
+        levels, each = {self.bits: self.levels}, self.levels.new_full((rank,), rank**-0.5)
+        return Coded(stored["codes"], (self.bits,) * rank, rank, levels, stored["norm"].unsqueeze(-1), component=each)
 
     def cost(self, groups: int, rank: int, dtype: torch.dtype) -> Cost:
         """bits per component, 16 bits per token and group."""

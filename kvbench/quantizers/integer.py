@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kvbench.quantizers.base import Cost, Stored
+from kvbench.quantizers.coded import Coded
 from kvbench.quantizers.packing import TOKENS_PER_GROUP, pack, unpack
 
 SCALE = torch.float16
@@ -54,6 +55,13 @@ class IntegerQuantizer:
         grouped = self._grouped(codes).float()
         axis = self._reduced
         return self._flat(torch.addcmul(zero.unsqueeze(axis), grouped, scale.unsqueeze(axis)), rank)
+
+    def coded(self, stored: Stored) -> Coded | None:
+        """The codes with a scale and zero per token and channel group; None with groups along tokens."""
+        if self.axis == "token":
+            return None
+        rank = stored["codes"].shape[-1] // self.bits
+        return Coded(stored["codes"], (self.bits,) * rank, self._channels(rank), None, stored["scale"], stored["zero"])
 
     def cost(self, groups: int, rank: int, dtype: torch.dtype) -> Cost:
         """bits per value, plus two fp16 per group."""

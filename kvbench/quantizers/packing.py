@@ -25,11 +25,11 @@ _FIELDS = (8, 4, 2, 1)
 
 
 class Run(NamedTuple):
-    """``count`` adjacent components of one ``width`` > 0: the ``first`` of them, and the first ``byte`` in a group."""
+    """``components`` adjacent ones of one ``width`` > 0: the ``first`` of them, and the first ``byte`` in a group."""
 
     width: int
     first: int
-    count: int
+    components: int
     byte: int
 
 

@@ -1,0 +1,95 @@
+"""Decode attention on stored codes: what the CPU kernel needs to know, and its results as tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvbench.attention import coded_kernel as kernel
+from kvbench.attention.layout import Layout, layout
+from kvbench.attention.partial import Partial
+from kvbench.attention.threads import share
+from kvbench.attention.units import gather_splits, mask_bytes, splits_for
+from kvbench.quantizers.coded import Coded
+
+
+def readable(coded: Coded) -> bool:
+    """Whether the CPU kernel can read ``coded``: scales in fp16, channel groups of whole vectors."""
+    whole = coded.scale is None or coded.scale.shape[-1] == 1 or coded.channel % 16 == 0
+    return whole and all(scale is None or scale.dtype == torch.float16 for scale in (coded.scale, coded.zero))
+
+
+def coded_attention(
+    query: Tensor, keys: Coded, values: Coded, tokens: int, scaling: float, mask: Tensor | None = None
+) -> Partial:
+    """Attention of ``query`` (batch, groups, rows, key rank) fp32 over ``tokens`` stored tokens.
+
+    ``mask`` is boolean, broadcastable to (batch, groups or 1, 1, tokens). The output is (batch, groups, rows, value
+    rank): latents, to be brought back by whoever took the query into the keys' latents.
+    """
+    batch, groups, rows, _ = query.shape
+    key_layout, value_layout = layout(keys), layout(values)
+    latent = _columns(query, keys, key_layout, scaling)
+    splits = splits_for(batch * groups, tokens)
+    units = batch * groups * splits
+    out = torch.empty(units, rows, len(value_layout.sources))
+    lse = torch.empty(units, rows)
+    key_side, value_side = _side(keys, key_layout), _side(values, value_layout)
+    mask_at, mask_row, mask_head, mask = mask_bytes(mask, batch, groups)
+
+    def work(first: int, last: int) -> None:
+        kernel.attend_coded(
+            first, last, splits, tokens, groups, rows, latent.data_ptr(),
+            key_side, key_layout.runs, key_layout.levels, _affine(key_layout),
+            value_side, value_layout.runs, value_layout.levels, _affine(value_layout),
+            mask_at, mask_row, mask_head, out.data_ptr(), lse.data_ptr(),
+        )  # fmt: skip
+
+    share(work, units)
+    return _components(gather_splits(out, lse, batch, groups, splits), values, value_layout)
+
+
+def _columns(query: Tensor, keys: Coded, own: Layout, scaling: float) -> Tensor:
+    """The query (batch, groups, rows, columns) as the unpacked bytes meet it."""
+    factors = own.factors * scaling
+    if keys.component is not None:
+        factors = factors * keys.component[own.sources]
+    return (query[..., own.sources] if _reorders(own, query.shape[-1]) else query).float().mul(factors).contiguous()
+
+
+def _components(part: Partial, values: Coded, own: Layout) -> Partial:
+    """Sums over bytes (batch, groups, rows, columns) → latents (batch, groups, rows, rank)."""
+    factors = own.factors if values.component is None else own.factors * values.component[own.sources]
+    output, rank = part.output * factors, len(values.widths)
+    if _reorders(own, rank):
+        output = output.new_zeros(*output.shape[:-1], rank).index_add_(-1, own.sources, output)
+    return Partial(output, part.lse)
+
+
+def _reorders(own: Layout, rank: int) -> bool:
+    return len(own.sources) != rank or bool((own.sources.diff() != 1).any())
+
+
+def _affine(own: Layout) -> Any:
+    return np.array([1.0, -own.middle, own.middle], np.float32)
+
+
+def _side(coded: Coded, own: Layout) -> Any:
+    """What the kernel asks of stored keys or values; see the field numbers there."""
+    side = np.zeros(kernel.FIELDS, np.int64)
+    codes = coded.codes
+    channels = 1 if coded.scale is None else coded.scale.shape[-1]
+    side[[kernel.CODES, kernel.ROW, kernel.HEAD]] = codes.data_ptr(), codes.stride(0), codes.stride(1)
+    side[[kernel.GROUP_BYTES, kernel.RANK, kernel.PADDED]] = own.group_bytes, len(own.sources), own.columns
+    if coded.scale is not None:
+        side[[kernel.SCALE, kernel.SCALE_ROW, kernel.SCALE_HEAD]] = (
+            coded.scale.data_ptr(), coded.scale.stride(0), coded.scale.stride(1)
+        )  # fmt: skip
+    if coded.zero is not None:
+        side[kernel.ZERO] = coded.zero.data_ptr()
+    side[[kernel.CHANNELS, kernel.PER_CHANNEL_GROUP]] = channels, coded.channel if channels > 1 else own.columns
+    side[[kernel.DIRECT, kernel.LOOKED_UP]] = own.direct, own.looked_up
+    return side

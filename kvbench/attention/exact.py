@@ -1,0 +1,44 @@
+"""Decode attention over exact fp32 tensors through the CPU kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvbench.attention import exact_kernel as kernel
+from kvbench.attention.partial import Partial
+from kvbench.attention.threads import share
+from kvbench.attention.units import gather_splits, mask_bytes, splits_for
+
+
+def exact_decode(query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None = None) -> Partial:
+    """Attention of ``query`` (batch, groups, rows, rank) over ``keys``, ``values`` (batch, groups, tokens, ·), all fp32.
+
+    ``mask`` is boolean, broadcastable to (batch, groups or 1, 1, tokens).
+    """
+    batch, groups, rows, _ = query.shape
+    tokens = keys.shape[2]
+    scaled = (query * scaling).contiguous()
+    splits = splits_for(batch * groups, tokens)
+    units = batch * groups * splits
+    out, lse = torch.empty(units, rows, values.shape[-1]), torch.empty(units, rows)
+    key_side, value_side = _side(keys), _side(values)
+    mask_at, mask_row, mask_head, mask = mask_bytes(mask, batch, groups)
+
+    def work(first: int, last: int) -> None:
+        kernel.attend_exact(
+            first, last, splits, tokens, groups, rows, scaled.data_ptr(), key_side, value_side,
+            mask_at, mask_row, mask_head, out.data_ptr(), lse.data_ptr(),
+        )  # fmt: skip
+
+    share(work, units)
+    return gather_splits(out, lse, batch, groups, splits)
+
+
+def _side(states: Tensor) -> Any:
+    states = states if states.stride(-1) == 1 else states.contiguous()
+    row, head, token, _ = (4 * step for step in states.stride())
+    return np.array([states.data_ptr(), row, head, token, states.shape[-1]], np.int64)
