@@ -10,9 +10,9 @@ from rich.console import Console
 
 from kvbench.cache.attach import CompressedModel, attach
 from kvbench.calibration.statistics import Statistics
-from kvbench.calibration.store import calibrate
 from kvbench.compressors.compressor import Compressor, parse
 from kvbench.errors import KvbenchError
+from kvbench.measure.sensitivity import calibrated
 from kvbench.models.geometry import probe_geometry
 from kvbench.models.loading import LoadedModel
 from kvbench.progress import RunProgress
@@ -49,7 +49,7 @@ def compress(
         statistics = calibration if isinstance(calibration, Statistics) else None
         if statistics is None:
             found = windows(str(calibration), "calibration", loaded.tokenizer, 1024, 8)
-            statistics = calibrate(loaded, geometry, found)
+            statistics = calibrated(loaded, geometry, found)
     with attach(loaded.model, parsed.fit(geometry, statistics), geometry) as attached:
         yield attached
 

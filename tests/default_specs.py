@@ -50,6 +50,8 @@ COMBINED_SPECS = (
     "snapkv:budget=0.25+int:bits=8",
     "knorm:budget=0.5+kvtc:bits=3",
     "int:bits=3,side=keys",
+    "snapkv:tokens=24,query_aware=true+int:bits=8",
+    "tova:tokens=16",
 )
 """Parts that compose."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -19,7 +19,7 @@ from kvbench.calibration.statistics import Statistics
 from kvbench.models.geometry import ModelGeometry, probe_geometry
 from kvbench.models.random_models import FAMILIES, build
 from kvbench.quantizers.base import Passthrough
-from kvbench.selectors.base import Leaving, Selector
+from kvbench.selectors.base import Budget, Leaving, Selector
 
 ALL_FAMILIES = tuple(FAMILIES)
 VARIANTS = ("plain", "blocks", "all")
@@ -31,7 +31,7 @@ SMALL_SPANS = Spans(sinks=2, recent=4, block=4)
 class KeepAll(Selector):
     """A selector that evicts nothing: every entry goes through slots, and nothing may change."""
 
-    budget: float = 1.0
+    budget: Budget = field(default_factory=Budget)
 
     def scores(self, leaving: Leaving) -> Tensor:
         return leaving.candidates[0].new_zeros(*leaving.candidates[0].shape[:3])

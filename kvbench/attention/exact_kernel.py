@@ -1,4 +1,4 @@
-"""Decode attention over exact fp32 keys and values on the CPU: every byte is read once, for all queries of a head group."""
+"""Decode attention over exact fp32 keys and values on the CPU: a byte is read once for all queries of a head group."""
 
 from __future__ import annotations
 

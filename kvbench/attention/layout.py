@@ -97,7 +97,7 @@ def _layout(widths: tuple[int, ...], levels: _Levels | None) -> Layout:
 
 
 def _byte_levels(table: Tensor, out: Any) -> tuple[float, bool]:
-    """Fill ``out`` (2, 256) with a table's high and low bytes; what a high byte is worth, and whether low ones count."""
+    """Fill ``out`` (2, 256) with a table's high and low bytes; what a high byte is worth, and if low ones count."""
     values = table.double().numpy()
     unit = float(np.abs(values).max()) / GRID or 1.0
     high = np.rint(values / unit)

@@ -22,7 +22,7 @@ from kvbench.cache.spans import Spans
 from kvbench.errors import KvbenchError
 from kvbench.models.intercept import AttentionCall, rotate
 from kvbench.quantizers.base import Stored
-from kvbench.selectors.base import Leaving, Selector, kept_tokens, leaving_block, pick
+from kvbench.selectors.base import OBSERVED, Leaving, Selector, pick
 
 
 class CompressedLayer(KVLayer):
@@ -36,7 +36,7 @@ class CompressedLayer(KVLayer):
 
     def __init__(self, codec: Codec, spans: Spans, selector: Selector | None = None) -> None:
         super().__init__()
-        stride = codec.block if selector is None else leaving_block(selector.budget, codec.block)
+        stride = codec.block if selector is None else selector.budget.leaving(codec.block)
         block = -(-spans.block // stride) * stride
         self.codec, self.selector = codec, selector
         self.spans = Spans(spans.sinks, spans.recent, block)
@@ -213,7 +213,8 @@ class CompressedLayer(KVLayer):
         elif begin < leaving:
             turned = keys if rotator is None else rotator.slots(keys, self.tail_start, seen)
             first = self.first if self.tail_start == 0 else None  # padding leaves with the first block
-            candidates = Leaving(turned, values, query, scaling, self.tail_start, begin, leaving, first)
+            observed = query[:, :, -OBSERVED:]
+            candidates = Leaving(turned, values, observed, scaling, self.tail_start, begin, leaving, first)
             self._keep(candidates, keys[:, :, begin:leaving], values[:, :, begin:leaving])
         self._leave(boundary)
 
@@ -233,7 +234,7 @@ class CompressedLayer(KVLayer):
         assert self.selector is not None
         block, tokens = self.codec.block, keys.shape[AXIS]
         body = leaving.start + leaving.end - self.spans.sinks
-        allowed = kept_tokens(self.selector.budget, body, block) - self.body.entries
+        allowed = self.selector.budget.kept(body, block) - self.body.entries
         count = min(allowed, tokens // block * block)
         if count > 0:
             picks = pick(self.selector, leaving, count, self.spans.sinks, self.codec.joins_heads)

@@ -8,7 +8,6 @@ from kvbench.cache.attach import LayerPlan, Plan
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.spans import Spans
 from kvbench.models.geometry import LayerGeometry, ModelGeometry
-from kvbench.selectors.base import kept_tokens
 
 
 def predict_bytes(plan: Plan, geometry: ModelGeometry, tokens: int, batch: int = 1) -> int:
@@ -21,7 +20,8 @@ def predict_bytes(plan: Plan, geometry: ModelGeometry, tokens: int, batch: int =
 def body_bits_per_element(plan: Plan, geometry: ModelGeometry) -> float | None:
     """Bits per K or V element of the compressed body, scales included; None when nothing is compressed.
 
-    What a row keeps whatever its length (bases fitted online) is left out: its share depends on the tokens.
+    None too with a budget in tokens, whose share depends on the length; what a row keeps whatever its length (bases
+    fitted online) is left out.
     """
     bits = elements = 0.0
     for layer in geometry.compressible:
@@ -29,7 +29,9 @@ def body_bits_per_element(plan: Plan, geometry: ModelGeometry) -> float | None:
         if own is None or own.codec is None:
             continue
         cost = own.codec.cost(geometry.dtype)
-        kept = 1.0 if own.selector is None else own.selector.budget
+        if own.selector is not None and own.selector.budget.most is not None:
+            return None
+        kept = 1.0 if own.selector is None else own.selector.budget.share
         bits += kept * (cost.payload + cost.scales + (32 * layer.kv_heads if own.selector is not None else 0))
         elements += layer.elements_per_token
     return bits / elements if elements else None
@@ -57,5 +59,5 @@ def _body_bytes(own: LayerPlan, layer: LayerGeometry, dtype: torch.dtype, tokens
     bits, row = cost.payload + cost.scales, own.codec.row_bits / 8 if tokens else 0.0
     if own.selector is None:
         return row + tokens * bits / 8
-    kept = kept_tokens(own.selector.budget, tokens, own.codec.block)
+    kept = own.selector.budget.kept(tokens, own.codec.block)
     return (row if kept else 0.0) + kept * (bits / 8 + 4 * layer.kv_heads)

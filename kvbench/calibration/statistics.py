@@ -6,11 +6,13 @@ sinks are left out: their keys are outliers by orders of magnitude and stay exac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
 
+from kvbench.calibration.sensitivity import Sensitivity
 from kvbench.errors import KvbenchError
 
 
@@ -93,12 +95,32 @@ class LayerStatistics:
 
 @dataclass
 class Statistics:
-    """Statistics of all full-attention layers by layer index, and what they were collected from."""
+    """Statistics of all full-attention layers by layer index, and what they were collected from.
+
+    ``measure_sensitivity`` runs the model, so it waits until a compressor wants to know: see :meth:`sensitivity`.
+    """
 
     layers: dict[int, LayerStatistics]
     model: str
     weights_sha256: str
     text_sha256: str
+    measure_sensitivity: Callable[[], Sensitivity] | None = None
+    _sensitivity: Sensitivity | None = None
+
+    def sensitivity(self) -> Sensitivity:
+        """Measured KLD per layer and side, measured now if it was not yet.
+
+        Raises:
+            KvbenchError: these statistics came without a model to measure.
+        """
+        if self._sensitivity is None:
+            if self.measure_sensitivity is None:
+                raise KvbenchError(
+                    "allocate=sensitivity needs statistics that can run the model; take them from "
+                    "kvbench.measure.sensitivity.calibrated(), or name a text as calibration"
+                )
+            self._sensitivity = self.measure_sensitivity()
+        return self._sensitivity
 
     def tensors(self) -> dict[str, Tensor]:
         """Flat names for storage: ``<layer>.<field>``."""

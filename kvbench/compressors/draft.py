@@ -95,6 +95,13 @@ class Draft:
         """The dtype of bases: fp32, or fp64 for an fp64 model."""
         return torch.promote_types(self.geometry.dtype, torch.float32)
 
+    @property
+    def calibrated(self) -> Statistics:
+        """The statistics. Raises KvbenchError when fitted without calibration."""
+        if self.statistics is None:
+            raise KvbenchError("this compressor needs calibration; pass calibration=… or run `kvbench calibrate`")
+        return self.statistics
+
     def store_keys_before_rope(self) -> None:
         """Keep keys unrotated; their statistics are those before RoPE."""
         self.keys_before_rope = True
@@ -117,4 +124,10 @@ class Draft:
             for side in layer.sides
         )
         before = self.keys_before_rope and layer.geometry.rotary_dims > 0
-        return LayerPlan(layer.codec(keys, values, before), layer.selector)
+        codec = layer.codec(keys, values, before)
+        most = None if layer.selector is None else layer.selector.budget.most
+        if most is not None and most < codec.block:
+            raise KvbenchError(
+                f"tokens={most} keeps nothing: what is stored comes in blocks of {codec.block}; keep at least one"
+            )
+        return LayerPlan(codec, layer.selector)

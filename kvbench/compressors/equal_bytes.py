@@ -127,9 +127,17 @@ def open_knob(method: str) -> tuple[str, tuple[int, ...]] | None:
         cls = registry.find(name)
         hints = get_type_hints(cls)
         for item in fields(cls):
-            if item.name in KNOBS and f"{item.name}=" not in given:
+            if item.name in KNOBS and f"{item.name}=" not in given and not (item.default is None and _complete(text)):
                 return item.name, _choices(cls, item.name) if hints[item.name] is int else ()
     return None
+
+
+def _complete(text: str) -> bool:
+    """Whether a part says enough without the settings it leaves out: ``pca:energy=0.9`` needs no rank."""
+    try:
+        return bool(parse(text))
+    except KvbenchError:
+        return False
 
 
 def all_methods() -> Iterator[str]:

@@ -3,38 +3,56 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.part import Part
-from kvbench.selectors.base import Selector
+from kvbench.selectors.base import Budget, Selector
 
 
 @dataclass(frozen=True)
 class Eviction(Part):
-    """Base of methods that keep ``budget`` of the body's tokens per KV head and never encode the rest.
+    """Base of methods that keep ``budget`` of the body's tokens per KV head, or ``tokens`` of them, and drop the rest.
 
     Stored beside the kept tokens: the slot of each, 32 bits per KV head. Sinks and recent window stay exact; evicted
     tokens never come back, and what was kept once is never evicted later. The budget holds for the whole body, block by
-    block as tokens leave the window.
+    block as tokens leave the window; a number of ``tokens`` that the prompt has used up leaves nothing for what comes.
     """
 
     family = "eviction"
     roles = ("selector",)
-    query_aware: ClassVar[bool] = False
-    """Whether the choice depends on queries, so that a prompt compressed for one question may fail another."""
 
-    budget: float
+    budget: float | None = None
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
-        self.require(0 < self.budget <= 1, f"budget={self.budget:g} must be in (0, 1], a fraction of the body's tokens")
+        self.require(
+            (self.budget is None) != (self.tokens is None),
+            f"give either budget or tokens, as in {self.name}:budget=0.5 or {self.name}:tokens=512",
+        )
+        if self.budget is not None:
+            self.require(0 < self.budget <= 1, f"budget={self.budget:g} must be in (0, 1], a share of the body")
+        if self.tokens is not None:
+            self.require(self.tokens >= 1, f"tokens={self.tokens} must be at least 1 token of the body")
 
     def apply(self, draft: Draft) -> None:
         """One selector per layer."""
+        budget = Budget() if self.budget is None else Budget(self.budget)
         for layer in draft:
-            layer.selector = self.selector(layer, draft)
+            layer.selector = self.selector(layer, draft, replace(budget, most=self.tokens))
 
     @abstractmethod
-    def selector(self, layer: LayerDraft, draft: Draft) -> Selector:
+    def selector(self, layer: LayerDraft, draft: Draft, budget: Budget) -> Selector:
         """The selector of one layer."""
+
+
+@dataclass(frozen=True)
+class Observing(Eviction):
+    """Base of methods that look at attention which has happened. Query-agnostic unless ``query_aware`` is set.
+
+    The question that a prompt ends with sits in the recent window, and only ``query_aware`` lets the queries there
+    choose: a cache compressed for one question may fail the next. Otherwise the tokens that leave choose among
+    themselves. Only a prompt's last 256 queries are at hand: with a longer window the oldest of them choose.
+    """
+
+    query_aware: bool = False

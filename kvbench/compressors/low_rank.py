@@ -31,22 +31,15 @@ class LowRank(Part):
         return max(1, round(self.rank * width))
 
 
-def allocate(
-    how: Allocation, rank: float, sides: Sequence[tuple[LayerDraft, SideDraft]], spectra: Sequence[Tensor]
-) -> list[int]:
+def allocate(how: Allocation, rank: float, draft: Draft, sides: Sequence[Side], spectra: Sequence[Tensor]) -> list[int]:
     """Ranks of all ``sides`` that keep ``rank`` of everything, from their ``spectra`` (groups, n) of squared errors.
 
-    ``uniform``: every side alike. ``energy``: the largest eigenvalues anywhere win. ``fisher``: the same, every side
-    weighted by its mean Fisher information, which makes keys, values and layers comparable.
+    ``uniform``: every side alike. ``energy``: the largest eigenvalues anywhere win. ``fisher`` and ``sensitivity``: the
+    same, every side weighted as in :func:`kvbench.compressors.allocation.side_weights`.
 
     Raises:
-        KvbenchError: ``fisher``, and the statistics were collected without it.
+        KvbenchError: the statistics do not know what ``how`` asks for.
     """
     if how == "uniform":
         return uniform_ranks(spectra, rank)
-    if how == "energy":
-        return global_ranks(spectra, rank)
-    if not all(layer.calibrated.has_fisher for layer, _ in sides):
-        raise KvbenchError("allocate=fisher needs statistics with Fisher information; use allocate=energy")
-    weights = [float(layer.calibrated.fisher(side.moment).diagonal().mean()) for layer, side in sides]
-    return global_ranks(spectra, rank, weights)
+    return global_ranks(spectra, rank, side_weights(how, draft, sides))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kvbench.cache.attach import Plan, self_test
 from kvbench.calibration.statistics import Statistics
-from kvbench.calibration.store import calibrate, statistics_folder
+from kvbench.calibration.store import statistics_folder
 from kvbench.compressors.compressor import Compressor, parse
 from kvbench.compressors.equal_bytes import Solver
 from kvbench.errors import KvbenchError
@@ -24,6 +24,7 @@ from kvbench.measure.arms import Arm
 from kvbench.measure.memory import Memory, measure_filled
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
 from kvbench.measure.quality import Quality, QualityBench
+from kvbench.measure.sensitivity import calibrated
 from kvbench.measure.speed import Speed, SpeedBench
 from kvbench.models.geometry import ModelGeometry, probe_geometry
 from kvbench.models.loading import LoadedModel, load
@@ -141,8 +142,8 @@ class ModelBench:
 
     def _collect(self, source: CalibrationSource) -> Statistics:
         found = self.calibration_windows(source)
-        return calibrate(
-            self.loaded, self.geometry, found, progress=lambda done, total: self.report("calibrating", done, total)
+        return calibrated(
+            self.loaded, self.geometry, found, lambda done, total: self.report("calibrating", done, total)
         )
 
     def _quality_bench(self, text: str, documents: int, length: int, prefix: int, block: int) -> QualityBench:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from kvbench.calibration.statistics import Statistics
 from kvbench.compressors.compressor import Compressor, parse
 from kvbench.compressors.equal_bytes import open_knob
 from kvbench.errors import KvbenchError
+from kvbench.measure.sensitivity import measure_sensitivity
 from kvbench.models.geometry import ModelGeometry, probe_geometry
 from kvbench.models.random_models import build
 
@@ -69,7 +71,9 @@ class Bench:
         geometry = probe_geometry(model)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(3, model.config.vocab_size, (3, TOKENS + 64), generator=generator)
-        return cls(compressor, model, geometry, collect(model, geometry, ids[:2, :512]), ids)
+        statistics = collect(model, geometry, ids[:2, :512])
+        statistics.measure_sensitivity = partial(measure_sensitivity, model, geometry, statistics, ids)
+        return cls(compressor, model, geometry, statistics, ids)
 
     def plan(self, compressor: Compressor | None = None) -> Plan:
         """The fitted plan of the compressor under test, or of another."""
@@ -276,7 +280,7 @@ def _ladder(compressor: Compressor) -> Iterable[str]:
     """The spec at rising settings of its first knob."""
     for part in compressor.parts:
         knob = open_knob(part.name)
-        if knob is None:
+        if knob is None or getattr(part, knob[0]) is None:
             continue
         name, choices = knob
         steps = choices or ((2.0, 4.0, 6.0) if name == "bits" else (0.25, 0.5, 1.0))

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from kvbench.calibration.store import calibrate
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import as_plain, measure_memory
+from kvbench.measure.sensitivity import calibrated
 from kvbench.models.geometry import probe_geometry
 from kvbench.models.loading import load
 from kvbench.texts.windows import windows
@@ -77,7 +77,7 @@ def _measure(request: Request) -> dict[str, Any]:
     statistics = None
     if request.calibration is not None:
         text, count, length = request.calibration
-        statistics = calibrate(loaded, geometry, windows(text, "calibration", loaded.tokenizer, length, count))
+        statistics = calibrated(loaded, geometry, windows(text, "calibration", loaded.tokenizer, length, count))
     plan = None if compressor.stock is not None else compressor.fit(geometry, statistics)
     arm = Arm.of(request.compressor, loaded.model, geometry, plan, compressor.stock)
     ids = windows(request.text, "evaluation", loaded.tokenizer, request.prompt, request.batch).ids

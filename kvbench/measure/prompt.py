@@ -20,9 +20,7 @@ from kvbench.cache.cache import CompressedCache
 from kvbench.cache.layer import KVLayer
 from kvbench.models.geometry import LayerGeometry, ModelGeometry
 from kvbench.models.intercept import AttentionCall, Interception, Rotation, Takeover, rotate
-
-QUERIES = 64
-"""Queries kept of the prompt's end, for selectors that look at attention."""
+from kvbench.selectors.base import OBSERVED
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class _Recorder:
             keys=_own(call.keys),
             rotated=rotated if rotated is not call.keys else _own(rotated),
             values=_own(call.values),
-            query=query[:, :, -QUERIES:].clone(),
+            query=query[:, :, -OBSERVED:].clone(),
             scaling=call.scaling,
             rotation=call.rotation,
         )

@@ -1,8 +1,9 @@
-"""Selectors that look at attention which has happened: SnapKV and TOVA. Query-aware.
+"""Selectors that look at attention which has happened: SnapKV and TOVA.
 
-Attention is that of the newest queries over all exact tokens: right after a prompt its whole context, while decoding
-the recent window without sinks and body. A softcap of the
-model's scores is left out.
+Attention is that of a few queries over all exact tokens before them: right after a prompt its whole context, while
+decoding the recent window without sinks and body. ``aware`` takes the newest queries, which end with the question that
+a prompt was given for; otherwise the newest of the tokens that leave, to which the exact window is still unknown (while
+decoding there is but one query, and it counts). A softcap of the model's scores is left out.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ class SnapKvSelector(Selector):
 
     window: int
     kernel: int
+    aware: bool = False
 
     def scores(self, leaving: Leaving) -> Tensor:
         """Pooled attention, KV head by KV head."""
-        attention = observed_attention(leaving, self.window).mean(2)
+        attention = observed_attention(leaving, self.window, self.aware).mean(2)
         return functional.avg_pool1d(attention, self.kernel, stride=1, padding=self.kernel // 2)
 
 
@@ -36,27 +38,33 @@ class SnapKvSelector(Selector):
 class TovaSelector(Selector):
     """Attention of the newest query, mean over all heads: every head keeps the same tokens."""
 
+    aware: bool = False
+
     def scores(self, leaving: Leaving) -> Tensor:
         """One score per token, the same for all KV heads."""
-        attention = observed_attention(leaving, 1)
+        attention = observed_attention(leaving, 1, self.aware)
         return attention.mean((1, 2)).unsqueeze(1).expand(-1, attention.shape[1], -1)
 
 
-def observed_attention(leaving: Leaving, window: int) -> Tensor:
+def observed_attention(leaving: Leaving, window: int, aware: bool) -> Tensor:
     """Summed attention (batch, kv heads, group, candidates) that the last ``window`` queries pay to each candidate.
+
+    The last of all if ``aware``, else of those as old as the tokens that leave.
 
     A query sees what came before it and no padding; queries that are padding themselves count nothing.
     """
-    query = leaving.query[:, :, -window:]
+    stop = leaving.query.shape[2] if aware else leaving.own_queries
+    query = leaving.query[:, :, max(0, stop - window) : stop]
     batch, heads, queries, dim = query.shape
     kv_heads, tokens = leaving.keys.shape[1:3]
     newest = leaving.start + tokens
+    oldest = newest - leaving.query.shape[2] + max(0, stop - window)  # the slot of the first of these queries
     key_slots = torch.arange(leaving.start, newest, device=query.device)
     total = query.new_zeros(batch, kv_heads, heads // kv_heads, leaving.end - leaving.begin, dtype=torch.float32)
     step = max(1, MAX_SCORES // (batch * heads * tokens))
     for begin in range(0, queries, step):
         part = query[:, :, begin : begin + step]
-        slots = torch.arange(part.shape[2], device=query.device) + newest - queries + begin
+        slots = torch.arange(part.shape[2], device=query.device) + oldest + begin
         folded = part.reshape(batch, kv_heads, -1, dim)  # (B, n_kv, g·Tq, d)
         logits = torch.matmul(folded, leaving.keys.transpose(-1, -2)).float() * leaving.scaling
         logits = logits.view(batch, kv_heads, heads // kv_heads, -1, tokens)

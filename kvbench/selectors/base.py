@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-OBSERVED = 64
+OBSERVED = 256
 """Most queries, from the newest back, that a selector may look at: what is kept of a prompt that is loaded later."""
 
 _LEAST = 1 / 64
@@ -44,16 +44,38 @@ class Leaving:
         """Keys and values of the tokens that leave."""
         return self.keys[:, :, self.begin : self.end], self.values[:, :, self.begin : self.end]
 
+    @property
+    def own_queries(self) -> int:
+        """How many of the queries are as old as the tokens that leave; the oldest one counts whatever its age."""
+        return max(1, self.query.shape[2] - (self.keys.shape[2] - self.end))
+
     def slots(self) -> Tensor:
         """(candidates,): the slots of the tokens that leave."""
         return torch.arange(self.start + self.begin, self.start + self.end, device=self.keys.device)
 
 
 @dataclass(frozen=True)
-class Selector(ABC):
-    """Keeps ``budget`` of the body's tokens per KV head, a fraction in [0, 1]; with 0 no scores are asked for."""
+class Budget:
+    """How many of a body's tokens stay per KV head: a ``share`` in [0, 1] of them, and never more than ``most``."""
 
-    budget: float
+    share: float = 1.0
+    most: int | None = None
+
+    def kept(self, tokens: int, block: int) -> int:
+        """How many of ``tokens`` are kept: whole blocks of the codec."""
+        kept = int(tokens * self.share)
+        return (kept if self.most is None else min(kept, self.most)) // block * block
+
+    def leaving(self, block: int) -> int:
+        """Tokens that must leave together for a block of the codec to be kept of them."""
+        return block if self.share == 0 else block * math.ceil(1 / max(self.share, _LEAST))
+
+
+@dataclass(frozen=True)
+class Selector(ABC):
+    """Keeps ``budget`` of the body's tokens; with a share of 0 no scores are asked for."""
+
+    budget: Budget
 
     @abstractmethod
     def scores(self, leaving: Leaving) -> Tensor:
@@ -66,16 +88,6 @@ class Selector(ABC):
     def __deepcopy__(self, memo: dict[int, Any]) -> Selector:
         """A selector is shared: copying a cache must not copy what belongs to the model."""
         return self
-
-
-def kept_tokens(budget: float, tokens: int, block: int) -> int:
-    """How many of a body's ``tokens`` are kept per KV head: whole blocks of the codec."""
-    return int(tokens * budget) // block * block
-
-
-def leaving_block(budget: float, block: int) -> int:
-    """Tokens that must leave together for a block of the codec to be kept of them."""
-    return block if budget == 0 else block * math.ceil(1 / max(budget, _LEAST))
 
 
 def pick(selector: Selector, leaving: Leaving, count: int, sinks: int, together: bool) -> Tensor:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from kvbench.selectors.base import Leaving, Selector
+from kvbench.selectors.base import Budget, Leaving, Selector
 
 
 @dataclass(frozen=True)
 class DropAll(Selector):
     """Nothing of the body is kept: sinks and recent window are all there is."""
 
-    budget: float = 0.0
+    budget: Budget = field(default_factory=lambda: Budget(0.0))
 
     def scores(self, leaving: Leaving) -> Tensor:
         """All alike."""

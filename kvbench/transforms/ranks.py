@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Allocation = Literal["fisher", "energy", "uniform"]
+Allocation = Literal["fisher", "sensitivity", "energy", "uniform"]
 
 
 def uniform_ranks(spectra: Sequence[Tensor], rank: float) -> list[int]:

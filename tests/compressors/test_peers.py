@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from kvbench.cache.attach import CompressedModel, Plan
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.compressed import CompressedLayer
+from kvbench.cache.prediction import predict_bytes
 from kvbench.cache.spans import Spans
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
@@ -146,6 +147,50 @@ def test_the_budget_holds_while_decoding(spec: str) -> None:
             (layer,) = layers(cache)
             body = layer.tail_start - SPANS.sinks
             assert body * budget - layer.codec.block < layer.body.entries <= body * budget + 1e-9
+
+
+@pytest.mark.parametrize(
+    "spec", ["knorm:tokens=48", "snapkv:tokens=50+int:bits=4", "random:tokens=48", "tova:tokens=1000"]
+)
+def test_a_number_of_tokens_holds_at_every_length(spec: str) -> None:
+    """Whole blocks of the codec; all that leaves is kept until the number is reached, then nothing."""
+    one, ids = subject("llama", torch.float32, layers=1), token_ids(2, 220)
+    most = parse(spec).parts[0].tokens  # type: ignore[attr-defined]
+    plan = fitted(one, spec)
+    with one.attach_untested(plan) as compressed:
+        for prompt in (12, 30, 75, 200):
+            cache = compressed.new_cache()
+            feed(one.model, cache, ids, [prompt])
+            (layer,) = layers(cache)
+            assert layer.body.entries == max(
+                0, min(layer.tail_start - SPANS.sinks, most // layer.codec.block * layer.codec.block)
+            )
+            assert cache.nbytes().total == predict_bytes(plan, one.geometry, prompt, 2)
+            feed(one.model, cache, ids, [1] * 20, start=prompt)
+            assert layer.body.entries == min(
+                layer.tail_start - SPANS.sinks, most // layer.codec.block * layer.codec.block
+            )
+
+
+def test_a_number_of_tokens_smaller_than_what_can_be_stored_is_refused() -> None:
+    with pytest.raises(KvbenchError, match="tokens=7 keeps nothing: what is stored comes in blocks of 8"):
+        parse("snapkv:tokens=7+int:bits=4").fit(subject("llama").geometry)
+    parse("snapkv:tokens=7").fit(subject("llama").geometry)
+
+
+@pytest.mark.parametrize("method", ["snapkv", "tova"])
+def test_the_question_chooses_only_behind_its_flag(method: str) -> None:
+    """Prompts that differ in their exact window alone keep the same tokens, unless query-aware."""
+    one, ids = subject("llama", layers=1), token_ids(1, 90)
+    other = torch.cat([ids[:, :82], token_ids(1, 8, seed=3)], 1)
+    for flag, alike in (("", True), (",query_aware=true", False)):
+        with attached(one, f"{method}:budget=0.25{flag}") as compressed:
+            kept = []
+            for prompt in (ids, other):
+                cache = compressed.new_cache()
+                feed(one.model, cache, prompt, [90])
+                kept.append(layers(cache)[0].body.slots.view)
+        assert torch.equal(*kept) == alike
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
@@ -285,6 +330,11 @@ def test_head_dims_that_are_no_power_of_two(spec: str) -> None:
     ("spec", "message"),
     [
         ("snapkv:budget=0", r"budget=0 must be in \(0, 1\]"),
+        ("snapkv", "give either budget or tokens, as in snapkv:budget=0.5 or snapkv:tokens=512"),
+        ("tova:budget=0.5,tokens=64", "give either budget or tokens"),
+        ("knorm:tokens=0", "tokens=0 must be at least 1 token"),
+        ("knorm:tokens=-5", "tokens=-5 must be at least 1 token"),
+        ("random:tokens=0.5", "random:tokens='0.5' is not a whole number"),
         ("knorm:budget=1.5", r"budget=1.5 must be in \(0, 1\]"),
         ("snapkv:budget=0.5,window=65", r"window=65 must be in 1…64"),
         ("snapkv:budget=0.5,kernel=4", "kernel=4 must be odd"),

@@ -13,7 +13,8 @@ from kvbench.cache.buffers import GrowingTensor
 from kvbench.cache.cache import CompressedCache
 from kvbench.compressors.compressor import parse
 from kvbench.measure.arms import Arm
-from kvbench.measure.prompt import QUERIES, exact_prompt
+from kvbench.measure.prompt import exact_prompt
+from kvbench.selectors.base import OBSERVED
 
 __all__ = ["one_thread"]
 
@@ -127,7 +128,7 @@ def test_only_the_last_queries_are_kept():
     one = subject("llama")
     for tokens in (8, TOKENS):
         prompt = exact_prompt(one.model, one.geometry, token_ids(1, tokens))
-        assert prompt.length == tokens and prompt.layers[0].query.shape[2] == min(QUERIES, tokens)
+        assert prompt.length == tokens and prompt.layers[0].query.shape[2] == min(OBSERVED, tokens)
 
 
 def test_the_model_is_stock_again_afterwards():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.eviction import Eviction
-from kvbench.selectors.base import Selector
+from kvbench.selectors.base import Budget, Selector
 from kvbench.selectors.expected import ExpectedAttentionSelector
 
 
@@ -25,7 +25,7 @@ class ExpectedAttention(Eviction):
     paper = "arXiv 2510.00636"
     needs_calibration = True
 
-    def selector(self, layer: LayerDraft, draft: Draft) -> Selector:
+    def selector(self, layer: LayerDraft, draft: Draft, budget: Budget) -> Selector:
         """Moments of the layer's queries."""
         statistics = layer.calibrated
         mean = statistics.measured("rotated_query_sum") / statistics.count
@@ -33,4 +33,4 @@ class ExpectedAttention(Eviction):
         second = statistics.rotated_query_second / statistics.count
         covariance = (second - of_group.transpose(1, 2) @ of_group) / layer.geometry.group_size
         moments = (moment.to(draft.geometry.device, draft.dtype) for moment in (mean, covariance))
-        return ExpectedAttentionSelector(self.budget, *moments)
+        return ExpectedAttentionSelector(budget, *moments)

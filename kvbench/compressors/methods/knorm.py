@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.eviction import Eviction
-from kvbench.selectors.base import Selector
+from kvbench.selectors.base import Budget, Selector
 from kvbench.selectors.plain import KeyNormSelector
 
 
@@ -21,6 +21,6 @@ class KeyNorm(Eviction):
     name = "knorm"
     paper = "arXiv 2406.11430"
 
-    def selector(self, layer: LayerDraft, draft: Draft) -> Selector:
+    def selector(self, layer: LayerDraft, draft: Draft, budget: Budget) -> Selector:
         """Nothing of the layer matters."""
-        return KeyNormSelector(self.budget)
+        return KeyNormSelector(budget)

@@ -38,7 +38,7 @@ class Matryoshka(LowRank):
             principal_basis(layer.calibrated.second(side.moment) - torch.outer(mean, mean), layer.geometry.kv_heads)
             for (layer, side), mean in zip(sides, means, strict=True)
         ]
-        ranks = allocate(self.allocate, self.rank, sides, [basis.values for basis in bases])
+        ranks = allocate(self.allocate, self.rank, draft, sides, [basis.values for basis in bases])
         for (_, side), basis, mean, rank in zip(sides, bases, means, ranks, strict=True):
             side.transform = basis.transform(mean, rank, draft.dtype)
 

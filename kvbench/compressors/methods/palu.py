@@ -20,7 +20,7 @@ class Palu(LowRank):
     Based on Chang et al. 2024, Palu (arXiv 2407.21118). Stored: the latents of ``group`` heads together, keys before
     RoPE. The whitened SVD of W_k, W_v per group is computed as PCA of their outputs (uncentred, the same subspace).
     ``allocate`` shares a total of ``rank`` · width out: ``fisher`` weights each layer and side by its mean Fisher
-    information, ``energy`` by nothing, ``uniform`` gives every layer the same. Differences: the paper rounds ranks to
+    information, ``sensitivity`` by its measured KLD, ``energy`` by nothing, ``uniform`` gives every layer the same. Differences: the paper rounds ranks to
     32 and takes Fisher of weights; here ranks are whole numbers and Fisher is that of the outputs. ``group`` falls to
     the largest divisor of the model's KV heads.
     """
@@ -41,7 +41,7 @@ class Palu(LowRank):
         draft.store_keys_before_rope()
         sides = [(layer, side) for layer in draft for side in layer.sides]
         spectra = [principal_axes(layer.calibrated.second(side.moment), self._groups(layer)) for layer, side in sides]
-        ranks = allocate(self.allocate, self.rank, sides, [values for values, _ in spectra])
+        ranks = allocate(self.allocate, self.rank, draft, sides, [values for values, _ in spectra])
         for (layer, side), (_, axes), rank in zip(sides, spectra, ranks, strict=True):
             mean = torch.zeros_like(layer.calibrated.mean(side.moment))
             side.transform = orthonormal_transform(axes, mean, rank, draft.dtype)

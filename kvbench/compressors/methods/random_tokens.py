@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.eviction import Eviction
-from kvbench.selectors.base import Selector
+from kvbench.selectors.base import Budget, Selector
 from kvbench.selectors.plain import RandomSelector
 
 
@@ -26,6 +26,6 @@ class RandomTokens(Eviction):
         super().__post_init__()
         self.require(self.seed >= 0, f"seed={self.seed} must be at least 0")
 
-    def selector(self, layer: LayerDraft, draft: Draft) -> Selector:
+    def selector(self, layer: LayerDraft, draft: Draft, budget: Budget) -> Selector:
         """Every layer draws for itself."""
-        return RandomSelector(self.budget, self.seed, layer.geometry.layer)
+        return RandomSelector(budget, self.seed, layer.geometry.layer)

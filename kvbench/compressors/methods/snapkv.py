@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvbench.compressors.draft import Draft, LayerDraft
-from kvbench.compressors.eviction import Eviction
+from kvbench.compressors.eviction import Observing
 from kvbench.selectors.attention import SnapKvSelector
-from kvbench.selectors.base import OBSERVED, Selector
+from kvbench.selectors.base import Budget, Selector
+
+WINDOW = 64
+"""Queries that choose, by default and at most."""
 
 
 @dataclass(frozen=True)
-class SnapKv(Eviction):
-    """SnapKV: the attention of the prompt's last ``window`` queries, pooled over ``kernel`` neighbours, picks tokens.
+class SnapKv(Observing):
+    """SnapKV: the attention of ``window`` queries, pooled over ``kernel`` neighbours, picks tokens.
 
-    Based on Li et al. 2024, SnapKV (arXiv 2404.14469). Query-aware: the question must be part of the prompt. Stored:
+    Based on Li et al. 2024, SnapKV (arXiv 2404.14469). Query-agnostic: the last queries before the exact window choose.
+    ``query_aware=true`` is the paper's way, the prompt's very last ones, of which the question must be part. Stored:
     the kept tokens of every KV head and their slots. Differences: the score is the mean over the query heads of a
     group, so that memory is per KV head; tokens that leave the window while decoding are judged by the one query at
     hand, over the window alone, where the paper keeps all of them.
@@ -22,16 +26,15 @@ class SnapKv(Eviction):
 
     name = "snapkv"
     paper = "arXiv 2404.14469"
-    query_aware = True
 
-    window: int = OBSERVED
+    window: int = WINDOW
     kernel: int = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(1 <= self.window <= OBSERVED, f"window={self.window} must be in 1…{OBSERVED} queries")
+        self.require(1 <= self.window <= WINDOW, f"window={self.window} must be in 1…{WINDOW} queries")
         self.require(self.kernel >= 1 and self.kernel % 2 == 1, f"kernel={self.kernel} must be odd")
 
-    def selector(self, layer: LayerDraft, draft: Draft) -> Selector:
+    def selector(self, layer: LayerDraft, draft: Draft, budget: Budget) -> Selector:
         """Nothing of the layer matters."""
-        return SnapKvSelector(self.budget, self.window, self.kernel)
+        return SnapKvSelector(budget, self.window, self.kernel, self.query_aware)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
@@ -23,7 +22,6 @@ class Streaming(Part):
     family = "eviction"
     roles = ("selector",)
     paper = "arXiv 2309.17453"
-    query_aware: ClassVar[bool] = False
 
     def apply(self, draft: Draft) -> None:
         """Drop the body of every layer."""
