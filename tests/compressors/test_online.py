@@ -20,6 +20,7 @@ from kvbench.compressors.compressor import parse
 from kvbench.compressors.equal_bytes import Solver
 from kvbench.compressors.methods.svdq import directions
 from kvbench.errors import KvbenchError
+from kvbench.measure.prompt import exact_prompt
 
 pytestmark = pytest.mark.usefixtures("fp64")
 EXACT = 1e-10
@@ -310,3 +311,25 @@ def test_positions_are_taken_from_the_mask() -> None:
         with attached(spec) as compressed:
             found = feed(one.model, compressed.new_cache(), ids, [PROMPT, *[1] * NEW], mask)
         assert worst(found, stock, mask) < EXACT
+
+
+@lossy
+def test_a_loaded_prompt_equals_an_attended_one(spec: str) -> None:
+    one, ids = model(), token_ids(1, PROMPT + NEW)
+    with attached(spec) as compressed:
+        prompt = exact_prompt(one.model, one.geometry, ids[:, :PROMPT])
+        attended = feed(one.model, compressed.new_cache(), ids, [PROMPT, *[1] * NEW])[:, PROMPT:]
+        loaded = feed(one.model, prompt.fill(compressed), ids, [1] * NEW, start=PROMPT)
+    assert worst(loaded, attended) < 1e-8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("spec", ["shadowkv:rank=1", "svdq:bits=8,group=8", "xkv:rank=1,layers=2"])
+def test_half_precision_models(spec: str, dtype: torch.dtype) -> None:
+    one, ids = subject("llama", dtype, layers=3), token_ids(2, PROMPT + NEW)
+    stock = feed(one.model, one.stock_cache(), ids, [PROMPT, NEW])
+    with one.attach_untested(Plan(parse(spec).fit(one.geometry).layers, SPANS)) as compressed:
+        cache = compressed.new_cache()
+        found = feed(one.model, cache, ids, [PROMPT, *[1] * NEW])
+    assert {tensor.dtype for layer in cache.kv_layers for tensor in layer.body.fitted.values()} == {torch.float16}
+    assert (found - stock).float().square().mean() < 1e-3 * stock.float().var()
