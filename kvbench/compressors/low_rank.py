@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvbench.compressors.draft import LayerDraft, SideDraft
+from kvbench.compressors.allocation import Side, side_weights
+from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
-from kvbench.errors import KvbenchError
 from kvbench.transforms.ranks import Allocation, global_ranks, uniform_ranks
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
+import torch
+from torch import Tensor
+
+from kvbench.compressors.allocation import Side, side_weights
+from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
 from kvbench.quantizers.allocation import water_fill
 from kvbench.quantizers.codebook import CodebookQuantizer
 from kvbench.quantizers.lloyd import MAX_BITS
 from kvbench.transforms.fitting import orthonormal_transform, principal_axes
+from kvbench.transforms.ranks import Allocation
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,10 @@ class Kvtc(Part):
 
     Based on NVIDIA's KVTC (arXiv 2511.01815). Stored: packed codes of 0 to 8 bits per component and nothing else per
     token; bases, means, deviations and the Lloyd–Max tables belong to the model. ``bits`` is the mean over keys and
-    values; values are harder than keys on small GQA models, so ``shift`` bits move from keys to values (default 1).
+    values. ``allocate`` gives them out: ``uniform`` to every layer alike, ``shift`` bits of them moved from keys to
+    values, which are harder on small GQA models (default 1); ``sensitivity`` by one water level over the whole model,
+    errors weighted by the measured KLD of each layer's keys and values; ``fisher`` by mean Fisher information instead;
+    ``energy`` unweighted.
     Differences: one basis per layer instead of one for all, static scales instead of 16-bit scales per block, a
     Laplace codebook instead of uniform steps, no entropy coding.
     """
@@ -32,24 +41,33 @@ class Kvtc(Part):
 
     bits: float
     shift: float = 1.0
+    allocate: Allocation = "uniform"
 
     def __post_init__(self) -> None:
         self.require(0 < self.bits <= MAX_BITS, f"bits={self.bits:g} must be in (0, {MAX_BITS}]")
 
     def apply(self, draft: Draft) -> None:
-        """Basis, widths and codebook for both sides of every layer."""
+        """Coordinates of both sides of every layer, then widths, then codebooks."""
         draft.store_keys_before_rope()
+        sides = [(layer, side) for layer in draft for side in layer.sides]
+        spectra = [principal_axes(layer.calibrated.covariance(side.moment), 1) for layer, side in sides]
+        variances = [values for (values,), _ in spectra]
+        widths = self._alike(variances) if self.allocate == "uniform" else self._shared(draft, sides, variances)
+        for (layer, side), (_, axes), own, width in zip(sides, spectra, variances, widths, strict=True):
+            kept = max(1, int((width > 0).sum()))
+            side.transform = orthonormal_transform(axes, layer.calibrated.mean(side.moment), kept, draft.dtype)
+            deviation = own[:kept].sqrt().clamp_min(1e-6).to(draft.geometry.device, draft.dtype)
+            side.quantizer = CodebookQuantizer(tuple(width[:kept].tolist()), deviation)
+
+    def _alike(self, variances: list[Tensor]) -> list[Tensor]:
+        """Every layer the same bits, ``shift`` of them moved from its keys to its values."""
         most = min(self.bits / 2, MAX_BITS - self.bits)
         shift = max(-most, min(self.shift, most))
-        for layer in draft:
-            self._fit(layer, layer.keys, self.bits - shift, draft)
-            self._fit(layer, layer.values, self.bits + shift, draft)
+        bits = [self.bits - shift, self.bits + shift] * (len(variances) // 2)
+        return [water_fill(own, round(mean * len(own))) for own, mean in zip(variances, bits, strict=True)]
 
-    def _fit(self, layer: LayerDraft, side: SideDraft, bits: float, draft: Draft) -> None:
-        statistics = layer.calibrated
-        (variances,), axes = principal_axes(statistics.covariance(side.moment), 1)
-        widths = water_fill(variances, round(bits * len(variances)))
-        kept = max(1, int((widths > 0).sum()))
-        side.transform = orthonormal_transform(axes, statistics.mean(side.moment), kept, draft.dtype)
-        deviation = variances[:kept].sqrt().clamp_min(1e-6).to(draft.geometry.device, draft.dtype)
-        side.quantizer = CodebookQuantizer(tuple(widths[:kept].tolist()), deviation)
+    def _shared(self, draft: Draft, sides: Sequence[Side], variances: list[Tensor]) -> list[Tensor]:
+        """One water level for the whole model."""
+        weights = side_weights(self.allocate, draft, sides)
+        weighted = torch.cat([own * weight for own, weight in zip(variances, weights, strict=True)])
+        return list(water_fill(weighted, round(self.bits * len(weighted))).split([len(own) for own in variances]))

@@ -20,9 +20,9 @@ class Palu(LowRank):
     Based on Chang et al. 2024, Palu (arXiv 2407.21118). Stored: the latents of ``group`` heads together, keys before
     RoPE. The whitened SVD of W_k, W_v per group is computed as PCA of their outputs (uncentred, the same subspace).
     ``allocate`` shares a total of ``rank`` · width out: ``fisher`` weights each layer and side by its mean Fisher
-    information, ``sensitivity`` by its measured KLD, ``energy`` by nothing, ``uniform`` gives every layer the same. Differences: the paper rounds ranks to
-    32 and takes Fisher of weights; here ranks are whole numbers and Fisher is that of the outputs. ``group`` falls to
-    the largest divisor of the model's KV heads.
+    information, ``sensitivity`` by its measured KLD, ``energy`` by nothing, ``uniform`` gives every layer the same.
+    Differences: the paper rounds ranks to 32 and takes Fisher of weights; here ranks are whole numbers and Fisher is
+    that of the outputs. ``group`` falls to the largest divisor of the model's KV heads.
     """
 
     name = "palu"

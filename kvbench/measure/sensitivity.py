@@ -1,0 +1,123 @@
+"""Measuring sensitivity: one short window per layer and side, with everything else exact.
+
+The probe is 2-bit transform coding, whose error has the shape that allocations hand out: the strong components fine,
+the weak ones dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kvbench.cache.attach import LayerPlan, Plan
+from kvbench.cache.codec import Codec, SideCodec
+from kvbench.calibration.collect import SINKS
+from kvbench.calibration.sensitivity import Sensitivity, SideSensitivity
+from kvbench.calibration.statistics import Statistics
+from kvbench.calibration.store import calibrate, statistics_folder
+from kvbench.compressors.compressor import parse
+from kvbench.errors import KvbenchError
+from kvbench.measure.arms import Arm
+from kvbench.measure.prompt import LayerPrompt
+from kvbench.measure.quality import QualityBench
+from kvbench.models.folders import build_folder
+from kvbench.models.geometry import LayerGeometry, ModelGeometry
+from kvbench.models.loading import LoadedModel
+from kvbench.quantizers.base import Passthrough
+from kvbench.texts.windows import Windows
+
+PROBE = "kvtc:bits=2,recent=0,block=8"
+LENGTH = 384
+"""Tokens of the window; a third of them is compressed at once, the rest is scored and compressed on the way."""
+SHORTEST = 64
+
+_FILE = "sensitivity.json"
+_RECIPE = 1
+
+Progress = Callable[[int, int], None]
+
+
+def calibrated(
+    loaded: LoadedModel, geometry: ModelGeometry, found: Windows, progress: Progress | None = None
+) -> Statistics:
+    """Statistics over the windows ``found``, from disk or collected, that can measure sensitivity when it is asked for.
+
+    The sensitivity is kept in a folder beside them. ``progress`` is called with (windows or probes done, in all).
+
+    Raises:
+        FetchError: the cache folder is full or cannot be written.
+    """
+    statistics = calibrate(loaded, geometry, found, progress=progress)
+    beside = statistics_folder(loaded, found, fisher=True)
+
+    def measure() -> Sensitivity:
+        def build(partial: Path) -> None:
+            measured = measure_sensitivity(loaded.model, geometry, statistics, found.ids, progress)
+            (partial / _FILE).write_text(measured.to_json(), "utf-8")
+
+        return _read(build_folder(beside.with_name(f"{beside.name}-sensitivity-{_RECIPE}"), build))
+
+    statistics.measure_sensitivity = measure
+    return statistics
+
+
+@torch.no_grad()
+def measure_sensitivity(
+    model: PreTrainedModel,
+    geometry: ModelGeometry,
+    statistics: Statistics,
+    windows: Tensor,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """KLD of compressing every layer's keys and values alone, on the first of ``windows`` (count, length).
+
+    Raises:
+        KvbenchError: the windows are too short.
+    """
+    ids = windows[:1, :LENGTH].to(model.device)
+    if ids.shape[1] < SHORTEST:
+        raise KvbenchError(f"measuring sensitivity needs windows of {SHORTEST} tokens, these have {ids.shape[1]}")
+    none = Arm.of("none", model, geometry, parse("none").fit(geometry))
+    bench = QualityBench(none, ids, ids.shape[1] // 3, ids.shape[1])
+    plan = parse(PROBE).fit(geometry, statistics)
+    prompt = bench.documents()[0].prompt
+    found: dict[tuple[int, str], SideSensitivity] = {}
+    probes = [(layer, side) for layer in geometry.compressible for side in ("key", "value")]
+    for done, (layer, side) in enumerate(probes):
+        codec = _only(plan, layer, side, geometry.dtype)
+        arm = Arm.of(
+            f"{PROBE} in layer {layer.layer}", model, geometry, Plan({layer.layer: LayerPlan(codec)}, plan.spans)
+        )
+        kld = bench.score(arm).kld_mean
+        error = _error(codec.keys if side == "key" else codec.values, prompt.layers[layer.layer], side)
+        found[layer.layer, side] = SideSensitivity(kld, error)
+        if progress is not None:
+            progress(done + 1, len(probes))
+    return Sensitivity(found)
+
+
+def _only(plan: Plan, layer: LayerGeometry, side: str, dtype: torch.dtype) -> Codec:
+    """The probe's codec of ``layer`` with the other side exact."""
+    codec = plan.layers[layer.layer].codec
+    assert codec is not None
+    exact = SideCodec(layer.kv_heads, layer.value_dim if side == "key" else layer.head_dim, None, Passthrough(dtype))
+    keys, values = (codec.keys, exact) if side == "key" else (exact, codec.values)
+    return Codec(keys, values, codec.keys_before_rope)
+
+
+def _error(codec: SideCodec, prompt: LayerPrompt, side: str) -> float:
+    """Squared error of a token of the prompt's body, over all heads, on average."""
+    states = (prompt.keys if side == "key" else prompt.values)[:, :, SINKS:]
+    states = states[:, :, : states.shape[2] // codec.quantizer.block * codec.quantizer.block]
+    return float((codec.decode(codec.encode(states)).double() - states.double()).square().sum((1, 3)).mean())
+
+
+def _read(folder: Path) -> Sensitivity:
+    try:
+        return Sensitivity.from_json((folder / _FILE).read_text("utf-8"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KvbenchError(f"the sensitivity in {folder} is damaged ({error}); delete it to measure again") from error
