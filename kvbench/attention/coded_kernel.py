@@ -146,7 +146,7 @@ def code_address(side: Any, row: int, head: int, start: int) -> int:
 
 @njit(**JIT)
 def stored_tile(side: Any, row: int, head: int, start: int, count: int, runs: Any, levels: Any, buffer: int) -> int:
-    """The address of ``count`` tokens' codes as bytes in quads: the stored ones as they are, or unpacked to ``buffer``."""
+    """The address of ``count`` tokens' bytes in quads: the stored codes as they are, or unpacked to ``buffer``."""
     codes = code_address(side, row, head, start)
     if side[DIRECT] and count == TILE:
         return codes

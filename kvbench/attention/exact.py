@@ -15,7 +15,7 @@ from kvbench.attention.units import gather_splits, mask_bytes, splits_for
 
 
 def exact_decode(query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None = None) -> Partial:
-    """Attention of ``query`` (batch, groups, rows, rank) over ``keys``, ``values`` (batch, groups, tokens, ·), all fp32.
+    """Attention of ``query`` (batch, groups, rows, rank) over ``keys``, ``values`` (batch, groups, tokens, ·) in fp32.
 
     ``mask`` is boolean, broadcastable to (batch, groups or 1, 1, tokens).
     """

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.codec import Codec, SideCodec
 from kvbench.cache.compressed import CompressedLayer
@@ -75,13 +76,13 @@ class CompressedModel:
     Use it as a context manager. Stock caches, and ``use_cache=False``, still run stock attention meanwhile.
     """
 
-    def __init__(self, model: PreTrainedModel, plan: Plan, geometry: ModelGeometry) -> None:
+    def __init__(self, model: PreTrainedModel, plan: Plan, geometry: ModelGeometry, reading: Reading = DEFAULT) -> None:
         if plan.keys_before_rope and geometry.dynamic_rope:
             raise UnsupportedModelError(
                 "this model's RoPE depends on the length seen so far (dynamic NTK or LongRoPE), so keys stored before "
                 "RoPE cannot be rotated again exactly; choose a compressor with keys after RoPE"
             )
-        self.model, self.plan, self.geometry = model, plan, geometry
+        self.model, self.plan, self.geometry, self.reading = model, plan, geometry, reading
         self._modules = attention_modules(model)
         self._by_layer = {layer.layer: layer for layer in geometry.layers}
         self._tables = {layer.rope_group: RotaryTable() for layer in geometry.layers}
@@ -107,6 +108,9 @@ class CompressedModel:
             self._new_layer(self._by_layer[index], groups) if index in self._by_layer else stock[index]
             for index in range(max(len(stock), max(self._by_layer) + 1))
         ]
+        for layer in layers:
+            if isinstance(layer, KVLayer):
+                layer.reading = self.reading
         return CompressedCache(layers, self)
 
     def _new_layer(self, geometry: LayerGeometry, groups: dict[tuple[int, ...], list[SharedLayer]]) -> KVLayer:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from kvbench.attention.partial import Partial, merge, partial_attention
+from kvbench.attention.reading import DEFAULT, Reading
+from kvbench.cache.absorb import attend_absorbed
+from kvbench.cache.stored import prefixed, side, span, tiles
 from kvbench.quantizers.base import Cost, Quantizer, Stored
 from kvbench.transforms.linear import LinearTransform
 from kvbench.transforms.online import PromptBasis
-
-TILE = 1024
-"""Tokens decoded at once while attending: the body is never expanded as a whole."""
 
 Rotate = Callable[[Tensor, int, int], Tensor]
 """Rotate keys (batch, kv heads, tokens, head_dim) that sit at entries [start, stop) of the body."""
@@ -99,6 +99,12 @@ class Codec:
         return math.lcm(*(side.quantizer.block for side in self.sides.values()))
 
     @property
+    def absorbable(self) -> bool:
+        """Whether keys and values are latents of their own, in model-level bases, that queries can be taken into."""
+        bases = [own.transform for own in self.sides.values() if own.transform is not None]
+        return len(self.sides) == 2 and not self.decoupled and all(basis.encoder.dim() == 3 for basis in bases)
+
+    @property
     def joins_heads(self) -> bool:
         """Whether a latent mixes several KV heads, which must then hold the same token."""
         return any(side.groups < side.kv_heads for side in self.sides.values())
@@ -141,17 +147,20 @@ class Codec:
         scaling: float,
         mask: Tensor | None,
         softcap: float | None,
+        reading: Reading = DEFAULT,
     ) -> Partial:
         """Attention of ``query`` (batch, heads, queries, head_dim) over the ``tokens`` stored.
 
-        Tiles of :data:`TILE` tokens are decoded, attended and dropped. ``mask`` is boolean, broadcastable to
-        (batch, kv heads or 1, queries, tokens). A ``decoupled`` codec takes the rotated and the unrotated query side by
-        side, (batch, heads, queries, 2 · head_dim).
+        A single query attends in the latents where the codec can and ``reading`` does not forbid it; else tiles of
+        :data:`kvbench.cache.stored.TILE` tokens are decoded, attended and dropped. ``mask`` is boolean, broadcastable
+        to (batch, kv heads or 1, queries, tokens). A ``decoupled`` codec takes the rotated and the unrotated query side
+        by side, (batch, heads, queries, 2 · head_dim).
         """
+        if rotate is None and self.absorbable and query.shape[2] == 1 and softcap is None and reading.absorbs:
+            halves = side(stored, "keys"), side(stored, "values")
+            return attend_absorbed(self, query, halves, tokens, scaling, mask, reading.kernels)
         parts = []
-        step = max(self.block, TILE // self.block * self.block)
-        for start in range(0, tokens, step):
-            stop = min(start + step, tokens)
+        for start, stop in tiles(tokens, self.block):
             keys, values = self.tile(span(stored, tokens, start, stop), rotate, start, stop, query.dtype)
             tile_mask = None if mask is None else mask[..., start:stop]
             parts.append(partial_attention(query, keys, values, scaling, tile_mask, softcap))
@@ -177,24 +186,3 @@ class Codec:
     def __deepcopy__(self, memo: dict[int, Any]) -> Codec:
         """A codec is shared: copying a cache must not copy the bases."""
         return self
-
-
-def prefixed(name: str, stored: Stored) -> Stored:
-    """The stored tensors of one side under its name; the inverse of :func:`side`."""
-    return {f"{name}.{key}": tensor for key, tensor in stored.items()}
-
-
-def side(stored: Stored, name: str) -> Stored:
-    """The stored tensors of ``name`` ("keys" or "values"), without the prefix."""
-    prefix = name + "."
-    return {key.removeprefix(prefix): tensor for key, tensor in stored.items() if key.startswith(prefix)}
-
-
-def span(stored: Stored, tokens: int, start: int, stop: int) -> Stored:
-    """Tokens [start, stop) of ``stored``, which holds ``tokens``; bounds are multiples of the codec's block."""
-    if start == 0 and stop == tokens:
-        return stored
-    return {
-        name: tensor[:, :, start * tensor.shape[2] // tokens : stop * tensor.shape[2] // tokens]
-        for name, tensor in stored.items()
-    }

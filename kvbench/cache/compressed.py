@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kvbench.attention.partial import Partial, causal_mask, exact_attention, merge, partial_attention
+from kvbench.attention.partial import Partial, causal_mask, exact_attention, merge
 from kvbench.cache.body import Body, kind
 from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.codec import Codec
@@ -83,6 +83,8 @@ class CompressedLayer(KVLayer):
     def _attend_tail_only(self, query: Tensor, call: AttentionCall, rotator: Rotator | None) -> Tensor:
         """Nothing has left the window yet: plain exact attention."""
         keys, values = self._tail_keys(rotator), self._tail(self.tail_values)
+        if query.shape[AXIS] == 1:
+            return self.attend_exact(query, keys, values, call, call.mask).output
         return exact_attention(query, keys, values, call.scaling, call.mask, call.softcap)
 
     def _parts(
@@ -105,7 +107,7 @@ class CompressedLayer(KVLayer):
             sink_mask = None if mask is None else _mask_at(mask, slots)
             if limits is not None and sink_mask is not None:
                 sink_mask = sink_mask & (limits > 0)[:, None]  # earlier queries still see the sinks in the tail
-            parts.append(partial_attention(query, keys, self.sink_values, call.scaling, sink_mask, call.softcap))
+            parts.append(self.attend_exact(query, keys, self.sink_values, call, sink_mask))
         if self.body.entries:
             parts.append(self._attend_body(query, call, rotator, mask, limits))
         tail_mask = None if mask is None else mask[..., tail_start:]
@@ -113,7 +115,7 @@ class CompressedLayer(KVLayer):
             assert tail_mask is not None
             slots = torch.arange(tail_start, self.seen, device=query.device)
             tail_mask = tail_mask & (slots >= limits[:, None])
-        parts.append(partial_attention(query, *tail, call.scaling, tail_mask, call.softcap))
+        parts.append(self.attend_exact(query, *tail, call, tail_mask))
         return parts
 
     def _attend_body(
@@ -140,7 +142,8 @@ class CompressedLayer(KVLayer):
 
         if self.codec.decoupled:
             query = torch.cat([query, call.query], -1)
-        return self._bound.attend(query, self.body.view(), entries, turn, call.scaling, mask, call.softcap)
+        stored = self.body.view()
+        return self._bound.attend(query, stored, entries, turn, call.scaling, mask, call.softcap, self.reading)
 
     def _limits(self, past: int, query: Tensor) -> Tensor:
         """(queries,): where the body ended for each new token, had they been decoded one by one."""

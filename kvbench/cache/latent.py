@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.cache.codec import Codec, Rotate, SideCodec, prefixed, side
+from kvbench.cache.codec import Codec, Rotate, SideCodec
+from kvbench.cache.stored import prefixed, side
 from kvbench.quantizers.base import Stored
 
 

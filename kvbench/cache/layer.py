@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from kvbench.attention.partial import exact_attention
+from kvbench.attention.decode import attend_exact
+from kvbench.attention.partial import Partial, exact_attention
+from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.rotary import Rotator
 from kvbench.errors import KvbenchError
@@ -35,6 +37,7 @@ class KVLayer(CacheLayerMixin):
         super().__init__()
         self.seen = 0
         self.expected = False  # whether kvbench's attention runs next; set before every forward pass
+        self.reading: Reading = DEFAULT
         self.tail_keys: GrowingTensor | None = None
         self.tail_values: GrowingTensor | None = None
 
@@ -71,6 +74,12 @@ class KVLayer(CacheLayerMixin):
         else:
             self.tail_keys.append(key_states)
             self.tail_values.append(value_states)
+
+    def attend_exact(
+        self, query: Tensor, keys: Tensor, values: Tensor, call: AttentionCall, mask: Tensor | None
+    ) -> Partial:
+        """Attention over exact tensors, by kernel where one fits and may run."""
+        return attend_exact(query, keys, values, call.scaling, mask, call.softcap, self.reading.kernels)
 
     @abstractmethod
     def load(self, keys: Tensor, values: Tensor, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
@@ -162,7 +171,10 @@ class ExactLayer(KVLayer):
         assert self.tail_keys is not None and self.tail_values is not None
         keys, values = self.tail_keys.view, self.tail_values.view
         mask = None if call.mask is None else call.mask[..., -keys.shape[AXIS] :]
-        output = exact_attention(call.query, keys, values, call.scaling, mask, call.softcap)
+        if call.query.shape[AXIS] == 1:
+            output = self.attend_exact(call.query, keys, values, call, mask).output
+        else:
+            output = exact_attention(call.query, keys, values, call.scaling, mask, call.softcap)
         if not self.record_past:
             self._trim()
         return output

@@ -60,6 +60,10 @@ class Passthrough:
         """The latents."""
         return stored["latent"]
 
+    def coded(self, stored: Stored) -> Tensor:
+        """The latents, for kernels to read in place."""
+        return stored["latent"]
+
     def cost(self, groups: int, rank: int, dtype: torch.dtype) -> Cost:
         """Every component at the dtype's width."""
         return Cost(groups * rank * self.dtype.itemsize * 8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -29,9 +28,13 @@ class Coded:
     component: Tensor | None = None
 
 
-@runtime_checkable
-class Readable(Protocol):
-    """A quantizer whose stored tensors kernels can read without decoding them."""
+def meaning(quantizer: object, stored: Stored) -> Coded | Tensor | None:
+    """What kernels can read without decoding: codes by their meaning, latents as they are, or None.
 
-    def coded(self, stored: Stored) -> Coded | None:
-        """``stored`` by its meaning; None where this setting has no such form."""
+    A quantizer offers it as ``coded(stored)``. One that inherits that and decodes in a way of its own does not: both
+    must come from the same class.
+    """
+    owners = [next((own for own in type(quantizer).__mro__ if name in vars(own)), None) for name in ("coded", "decode")]
+    if owners[0] is None or owners[0] is not owners[1]:
+        return None
+    return quantizer.coded(stored)  # type: ignore[attr-defined, no-any-return]

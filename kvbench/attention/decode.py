@@ -1,0 +1,36 @@
+"""One decode step's attention over exact tensors: by kernel where one fits, else in plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kvbench.attention.kernels import Kernels, kernels_for
+from kvbench.attention.partial import Partial, partial_attention
+
+
+def fitting_kernels(query: Tensor, softcap: float | None) -> Kernels | None:
+    """The kernels for a single fp32 ``query`` (batch, heads, 1, d) per row; none for prompts and capped scores."""
+    if query.shape[2] != 1 or softcap is not None or torch.is_grad_enabled():
+        return None
+    kernels = kernels_for(query.device)
+    return kernels if kernels is not None and query.dtype in kernels.dtypes else None
+
+
+def attend_exact(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float,
+    mask: Tensor | None,
+    softcap: float | None,
+    kernels: bool,
+) -> Partial:
+    """:func:`kvbench.attention.partial.partial_attention`, through a kernel if ``kernels`` and one fits."""
+    fitting = fitting_kernels(query, softcap) if kernels else None
+    if fitting is None or keys.dtype != query.dtype or values.dtype != query.dtype:
+        return partial_attention(query, keys, values, scaling, mask, softcap)
+    batch, heads, _, dim = query.shape
+    groups = keys.shape[1]
+    part = fitting.exact(query.reshape(batch, groups, heads // groups, dim), keys, values, scaling, mask)
+    return Partial(part.output.reshape(batch, heads, 1, -1), part.lse.reshape(batch, heads, 1))

@@ -1,0 +1,123 @@
+"""Attention in the latents: queries are taken there once and outputs brought back once, so nothing stored is rebuilt.
+
+With keys ``k = D z + μ`` a score is ``q·k = (Dᵀq)·z + q·μ``, and with values ``v = D z + μ`` the output is
+``D (Σ p z) + μ`` (the absorption of DeepSeek-V2's MLA, arXiv 2405.04434, section 2.1, for any linear transform).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kvbench.attention.decode import attend_exact, fitting_kernels
+from kvbench.attention.partial import Partial, merge, partial_attention
+from kvbench.cache.stored import span, tiles
+from kvbench.quantizers.base import Stored
+from kvbench.quantizers.coded import Coded, meaning
+
+if TYPE_CHECKING:
+    from kvbench.cache.codec import Codec, SideCodec
+
+
+def into_latents(query: Tensor, side: SideCodec) -> tuple[Tensor, Tensor | None]:
+    """``query`` (batch, heads, 1, head_dim) → (batch, groups, rows, rank), and what the mean adds (batch, heads, 1).
+
+    Rows are the query heads of all KV heads of a group.
+    """
+    batch, heads, _, dim = query.shape
+    if side.transform is None:
+        return query.reshape(batch, side.kv_heads, heads // side.kv_heads, dim), None
+    basis, mean, own = _by_head(query, side)
+    latents = torch.matmul(own, basis.transpose(-1, -2))
+    shift = torch.matmul(own, mean.unsqueeze(-1)) if bool(mean.any()) else None
+    groups = side.groups
+    latents = latents.unflatten(1, (batch, -1)).unflatten(0, (groups, -1)).permute(2, 0, 1, 3, 4)
+    if shift is not None:
+        shift = shift.view(side.kv_heads, batch, -1).transpose(0, 1).reshape(batch, heads, 1)
+    return latents.reshape(batch, groups, -1, side.rank), shift
+
+
+def from_latents(output: Tensor, side: SideCodec, heads: int) -> Tensor:
+    """Sums of latents (batch, groups, rows, rank) → (batch, heads, 1, head_dim)."""
+    batch = output.shape[0]
+    if side.transform is None:
+        return output.reshape(batch, heads, 1, -1)
+    own = output.reshape(batch, side.kv_heads, heads // side.kv_heads, side.rank).transpose(0, 1).flatten(1, 2)
+    basis, mean = _basis(side)
+    states = torch.baddbmm(mean.unsqueeze(1), own.to(basis.dtype), basis)
+    return states.unflatten(1, (batch, -1)).transpose(0, 1).reshape(batch, heads, 1, -1)
+
+
+def attend_absorbed(
+    codec: Codec,
+    query: Tensor,
+    stored: tuple[Stored, Stored],
+    tokens: int,
+    scaling: float,
+    mask: Tensor | None,
+    kernels: bool,
+) -> Partial:
+    """One query per row over ``stored`` keys and values (in the frame that the query is in), without a softcap."""
+    latents, shift = into_latents(query, codec.keys)
+    if mask is not None and mask.shape[1] > latents.shape[1]:
+        mask = mask[:, :1]  # heads that share a latent hold the same tokens
+    part = _by_kernel(codec, latents, stored, tokens, scaling, mask) if kernels else None
+    if part is None:
+        part = _in_torch(codec, latents, stored, tokens, scaling, mask)
+    heads = query.shape[1]
+    lse = part.lse.reshape(query.shape[0], heads, 1)
+    output = from_latents(part.output, codec.values, heads).to(query.dtype)
+    return Partial(output, lse if shift is None else lse + shift * scaling)
+
+
+def _basis(side: SideCodec) -> tuple[Tensor, Tensor]:
+    """Per KV head: the decoder (kv heads, rank, head_dim) and the mean (kv heads, head_dim)."""
+    transform = side.transform
+    assert transform is not None
+    per_group = side.kv_heads // transform.groups
+    basis = transform.decoder.unflatten(-1, (per_group, -1)).transpose(1, 2).flatten(0, 1)
+    return basis, transform.mean.view(side.kv_heads, -1)
+
+
+def _by_head(query: Tensor, side: SideCodec) -> tuple[Tensor, Tensor, Tensor]:
+    """Decoder, mean, and the queries of each KV head (kv heads, batch · queries per head, head_dim)."""
+    basis, mean = _basis(side)
+    batch, heads, _, dim = query.shape
+    own = query.reshape(batch, side.kv_heads, heads // side.kv_heads, dim).transpose(0, 1)
+    return basis, mean, own.flatten(1, 2).to(basis.dtype)
+
+
+def _by_kernel(
+    codec: Codec, latents: Tensor, stored: tuple[Stored, Stored], tokens: int, scaling: float, mask: Tensor | None
+) -> Partial | None:
+    """Through the kernel for what is stored, if there is one."""
+    keys, values = (meaning(own.quantizer, half) for own, half in zip((codec.keys, codec.values), stored, strict=True))
+    if isinstance(keys, Tensor) and isinstance(values, Tensor):
+        batch, groups, rows, rank = latents.shape
+        part = attend_exact(latents.reshape(batch, groups * rows, 1, rank), keys, values, scaling, mask, None, True)
+        return Partial(part.output.view(batch, groups, rows, -1), part.lse.view(batch, groups, rows))
+    fitting = fitting_kernels(latents[:, :, :1], None)
+    if fitting is None or not isinstance(keys, Coded) or not isinstance(values, Coded):
+        return None
+    if not (fitting.readable(keys) and fitting.readable(values)):
+        return None
+    return fitting.coded(latents, keys, values, tokens, scaling, mask)
+
+
+def _in_torch(
+    codec: Codec, latents: Tensor, stored: tuple[Stored, Stored], tokens: int, scaling: float, mask: Tensor | None
+) -> Partial:
+    """Tile by tile, in plain torch."""
+    batch, groups, rows, rank = latents.shape
+    query = latents.reshape(batch, groups * rows, 1, rank)
+    parts = []
+    for start, stop in tiles(tokens, codec.block):
+        keys, values = (
+            own.quantizer.decode(span(half, tokens, start, stop)).to(latents.dtype)
+            for own, half in zip((codec.keys, codec.values), stored, strict=True)
+        )
+        parts.append(partial_attention(query, keys, values, scaling, None if mask is None else mask[..., start:stop]))
+    part = merge(parts)
+    return Partial(part.output.view(batch, groups, rows, -1), part.lse.view(batch, groups, rows))
