@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from kvbench.errors import PluginError
 from kvbench.models import registry as models
 from kvbench.runs.suites import load_suite, suite_names
 from kvbench.texts import registry as texts
@@ -30,18 +31,24 @@ Rows = list[dict[str, str]]
 def _compressors() -> Rows:
     from kvbench.compressors import registry as compressors
 
-    return [
-        {
-            "name": name,
-            "family": cls.family,
-            "brings": ", ".join(cls.roles),
-            "needs": "calibration" if cls.needs_calibration else "",
-            "absorbs": cls.absorbs,
-            "paper": cls.paper,
-        }
-        for name in compressors.names()
-        for cls in [compressors.find(name)]
-    ]
+    return [_compressor(name) for name in compressors.names()]
+
+
+def _compressor(name: str) -> dict[str, str]:
+    from kvbench.compressors import registry as compressors
+
+    try:
+        cls = compressors.find(name)
+    except PluginError as error:  # a broken package must not hide the others
+        return {"name": name, "family": "broken", "brings": str(error), "needs": "", "absorbs": "", "paper": ""}
+    return {
+        "name": name,
+        "family": cls.family,
+        "brings": ", ".join(cls.roles),
+        "needs": "calibration" if cls.needs_calibration else "",
+        "absorbs": cls.absorbs,
+        "paper": cls.paper,
+    }
 
 
 def _models() -> Rows:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from kvbench.models.loading import LoadedModel
 
 
+collect_ignore = ["plugin"]
+"""A package of its own: a test installs it and runs its tests."""
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> LoadedModel:
     """The default model in fp32. Its tests are skipped where it cannot be fetched, never in continuous integration."""

@@ -1,7 +1,8 @@
 """The conformance kit: what every compressor must do, checked on a tiny random model in seconds.
 
-``kvbench validate SPEC`` prints the verdicts; plug-ins call :func:`validate` from their own tests. Each check is a
-function of a :class:`Bench` that returns a line about what it saw, or raises.
+``kvbench validate SPEC`` prints the verdicts; plug-ins take them into their own tests with
+:func:`kvbench.testing.conformance`. Each check is a function of a :class:`Bench` that returns a line about what it saw,
+or raises.
 """
 
 from __future__ import annotations
@@ -108,16 +109,22 @@ def validate(spec: str) -> list[Check]:
     Raises:
         KvbenchError: the spec does not parse, or names a baseline.
     """
+    bench = prepare(spec)
+    return [run_check(name, bench) for name in CHECKS]
+
+
+def prepare(spec: str) -> Bench:
+    """The bench for :func:`run_check`; raises as :func:`validate` does."""
     compressor = parse(spec)
     if compressor.baseline:
         raise KvbenchError(f"{spec} is a baseline: there is nothing to validate")
-    bench = Bench.of(compressor)
-    return [_run(name, check, bench) for name, check in CHECKS.items()]
+    return Bench.of(compressor)
 
 
-def _run(name: str, check: Callable[[Bench], str], bench: Bench) -> Check:
+def run_check(name: str, bench: Bench) -> Check:
+    """The verdict of one of :data:`CHECKS`."""
     try:
-        return Check(name, True, check(bench))
+        return Check(name, True, CHECKS[name](bench))
     except _ViolationError as violation:
         return Check(name, False, str(violation))
     except Exception as error:  # a plug-in may do anything; it is reported, and the next check runs
