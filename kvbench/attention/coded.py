@@ -48,29 +48,31 @@ def coded_attention(
             mask_at, mask_row, mask_head, out.data_ptr(), lse.data_ptr(),
         )  # fmt: skip
 
-    share(work, units)
+    share(work, units, batch * groups * tokens * (key_layout.group_bytes + value_layout.group_bytes) // 8)
     return _components(gather_splits(out, lse, batch, groups, splits), values, value_layout)
 
 
 def _columns(query: Tensor, keys: Coded, own: Layout, scaling: float) -> Tensor:
     """The query (batch, groups, rows, columns) as the unpacked bytes meet it."""
-    factors = own.factors * scaling
-    if keys.component is not None:
-        factors = factors * keys.component[own.sources]
-    return (query[..., own.sources] if _reorders(own, query.shape[-1]) else query).float().mul(factors).contiguous()
+    picked = query if own.in_order else query[..., own.sources]
+    if not own.looked_up and keys.component is None:
+        return (picked * scaling).contiguous()
+    return (picked.float() * (_worth(keys, own) * scaling)).contiguous()
 
 
 def _components(part: Partial, values: Coded, own: Layout) -> Partial:
     """Sums over bytes (batch, groups, rows, columns) → latents (batch, groups, rows, rank)."""
-    factors = own.factors if values.component is None else own.factors * values.component[own.sources]
-    output, rank = part.output * factors, len(values.widths)
-    if _reorders(own, rank):
-        output = output.new_zeros(*output.shape[:-1], rank).index_add_(-1, own.sources, output)
+    if not own.looked_up and values.component is None:
+        return part
+    output = part.output * _worth(values, own)
+    if not own.in_order:
+        output = output.new_zeros(*output.shape[:-1], len(values.widths)).index_add_(-1, own.sources, output)
     return Partial(output, part.lse)
 
 
-def _reorders(own: Layout, rank: int) -> bool:
-    return len(own.sources) != rank or bool((own.sources.diff() != 1).any())
+def _worth(coded: Coded, own: Layout) -> Tensor:
+    """What one unit of each column's byte is worth (columns,)."""
+    return own.factors if coded.component is None else own.factors * coded.component[own.sources]
 
 
 def _affine(own: Layout) -> Any:

@@ -34,7 +34,7 @@ def exact_decode(query: Tensor, keys: Tensor, values: Tensor, scaling: float, ma
             mask_at, mask_row, mask_head, out.data_ptr(), lse.data_ptr(),
         )  # fmt: skip
 
-    share(work, units)
+    share(work, units, 4 * batch * groups * tokens * (keys.shape[-1] + values.shape[-1]))
     return gather_splits(out, lse, batch, groups, splits)
 
 

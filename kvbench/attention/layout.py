@@ -27,7 +27,8 @@ class Layout:
     """``columns`` bytes per token after unpacking, a multiple of 16; those beyond ``sources`` mean nothing.
 
     ``sources`` names the component of each column and ``factors`` what its byte is worth: levels off the byte grid take
-    two columns. ``middle`` is the byte that stands for zero, ``direct`` says that stored codes need no unpacking.
+    two columns. ``middle`` is the byte that stands for zero, ``direct`` says that stored codes need no unpacking, and
+    ``in_order`` that columns are the components as they come.
     """
 
     runs: Any
@@ -39,6 +40,7 @@ class Layout:
     middle: float
     direct: bool
     looked_up: bool
+    in_order: bool
 
 
 def layout(coded: Coded) -> Layout:
@@ -93,6 +95,7 @@ def _layout(widths: tuple[int, ...], levels: _Levels | None) -> Layout:
         0.0 if levels is None else 128.0,
         levels is None and set(widths) == {8} and len(widths) % LANES == 0,
         levels is not None,
+        sources == list(range(len(widths))),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -64,11 +65,13 @@ def merge(parts: Sequence[Partial]) -> Partial:
     """One softmax over all parts, from the parts alone."""
     if len(parts) == 1:
         return parts[0]
-    lse = torch.stack([part.lse for part in parts])
-    weights = torch.softmax(lse, 0).unsqueeze(-1)
-    output = sum(part.output * weight.to(part.output.dtype) for part, weight in zip(parts, weights, strict=True))
-    assert isinstance(output, Tensor)
-    return Partial(output, torch.logsumexp(lse, 0))
+    # Written out: torch.softmax wakes its thread pool for a few numbers, and waits for it.
+    top = reduce(torch.maximum, [part.lse for part in parts])
+    weights = [torch.exp(part.lse - top) for part in parts]
+    total = reduce(torch.add, weights)
+    shares = [(weight / total).unsqueeze(-1) for weight in weights]
+    outputs = [part.output * share.to(part.output.dtype) for part, share in zip(parts, shares, strict=True)]
+    return Partial(reduce(torch.add, outputs), top + total.log())
 
 
 def exact_attention(

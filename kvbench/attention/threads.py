@@ -14,9 +14,16 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="kvbench-attention")
 
 
-def share(work: Callable[[int, int], None], units: int) -> None:
-    """Run ``work(first, last)`` over [0, units) in contiguous parts, one of them here. For work that frees the GIL."""
-    threads = min(torch.get_num_threads(), units)
+SMALL = 2**17
+"""Bytes that one thread reads sooner than another would wake."""
+
+
+def share(work: Callable[[int, int], None], units: int, size: int) -> None:
+    """Run ``work(first, last)`` over [0, units) in contiguous parts, one of them here; all if they read few bytes.
+
+    For work that frees the GIL.
+    """
+    threads = min(torch.get_num_threads(), units) if size > SMALL else 1
     if threads <= 1:
         work(0, units)
         return
