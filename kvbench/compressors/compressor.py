@@ -27,8 +27,8 @@ from kvbench.models.geometry import ModelGeometry
 
 _SPANS = ("sinks", "recent", "block")
 _FLOORS = ("attention", "cache", "calibration", "quantizers", "selectors", "transforms")
-_SHARED = ("draft", "eviction", "fixed_basis", "joint", "low_rank", "online", "plan_file", "stock")
-_CODE = (*_FLOORS, *(f"compressors/{name}.py" for name in _SHARED))
+_SHARED = ("allocation", "draft", "eviction", "fixed_basis", "joint", "low_rank", "online", "plan_file", "stock")
+_CODE = (*_FLOORS, *(f"compressors/{name}.py" for name in _SHARED), "measure/sensitivity.py")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from kvbench.errors import KvbenchError
 
 share = st.floats(1e-9, 1.0)
 bits = st.sampled_from([2, 3, 4, 8])
+ALLOCATIONS = ("fisher", "sensitivity", "energy", "uniform")
 
 
 def optional(**keys: st.SearchStrategy) -> st.SearchStrategy[dict[str, str]]:
@@ -35,13 +36,13 @@ SELECTORS = st.one_of(
 TRANSFORMS = st.one_of(
     part("pca", {"rank": share}, heads=st.sampled_from(["joint", "each"]), keys=st.sampled_from(["before", "after"])),
     part("pca", {"energy": share}),
-    part("palu", {"rank": share}, group=st.integers(1, 9), allocate=st.sampled_from(["fisher", "energy", "uniform"])),
+    part("palu", {"rank": share}, group=st.integers(1, 9), allocate=st.sampled_from(ALLOCATIONS)),
 )
 QUANTIZERS = st.one_of(
     part("int", {"bits": bits}, group=st.integers(1, 300), side=st.sampled_from(["both", "keys", "values"])),
     part("kivi", {"bits": bits}, group=st.integers(1, 300)),
 )
-BOTH = part("kvtc", {"bits": st.floats(1e-3, 8)}, shift=st.floats(-1e30, 1e30))
+BOTH = part("kvtc", {"bits": st.floats(1e-3, 8)}, shift=st.floats(-1e30, 1e30), allocate=st.sampled_from(ALLOCATIONS))
 SPANS = optional(sinks=st.integers(0, 99), recent=st.integers(0, 9999), block=st.integers(1, 999))
 
 
@@ -152,4 +153,8 @@ def test_defaults_and_what_a_part_says_of_itself() -> None:
     assert compressor.needs_calibration and compressor.baseline is None
     assert parse("hf").baseline == "hf" and not parse("hf").needs_calibration
     assert parse("pca:rank=1+int:bits=2").needs_calibration
-    assert Kvtc.settings() == [("bits", "float", "required"), ("shift", "float", "1")]
+    assert Kvtc.settings() == [
+        ("bits", "float", "required"),
+        ("shift", "float", "1"),
+        ("allocate", "fisher|sensitivity|energy|uniform", "uniform"),
+    ]
