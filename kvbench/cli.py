@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -64,6 +64,13 @@ def run(
     device: Device = "cpu",
     dtype: Annotated[str | None, Parameter(help="float32, bfloat16 or float16; default: the suite's.")] = None,
     threads: Annotated[int, Parameter(help="Torch threads; 0 takes torch's own choice.")] = 0,
+    attention: Annotated[
+        Literal["auto", "reference"], Parameter(help="Decode by the best kernel there is, or in plain torch.")
+    ] = "auto",
+    read: Annotated[
+        Literal["auto", "absorb", "reconstruct"],
+        Parameter(help="Attend in the latents where a codec can, or rebuild keys and values tile by tile."),
+    ] = "auto",
     out_dir: Annotated[Path | None, Parameter(name="--out", help="Results folder; default runs/<suite>.")] = None,
     dry_run: Annotated[bool, Parameter(help="Print the trials and stop.")] = False,
     json_: Annotated[bool, Parameter(name="--json", help="One JSON record per trial on stdout.")] = False,
@@ -79,6 +86,7 @@ def run(
     chosen = load_suite(suite or ("frontier" if at else "quick")).narrowed(
         model=model, compressors=compressor, dtype=dtype
     )
+    from kvbench.attention.reading import Reading
     from kvbench.progress import RunProgress  # torch comes with these: a misspelt suite need not wait for it
     from kvbench.report.tables import summary_table
     from kvbench.runs.frontier import solve_suite
@@ -87,7 +95,7 @@ def run(
 
     folder = out_dir or Path("runs") / chosen.name
     with RunProgress(err, quiet) as progress:
-        runner = Runner(RunStore(folder), progress, device, threads)
+        runner = Runner(RunStore(folder), progress, device, threads, reading=Reading(attention, read))
         if at is not None:
             chosen, unreachable = solve_suite(runner, chosen, methods, at)
             for reason in unreachable:

@@ -21,10 +21,11 @@ MAX_SCORES = 1 << 25
 
 @dataclass(frozen=True)
 class Partial:
-    """``output`` (batch, heads, queries, value_dim) and ``lse`` (batch, heads, queries) of one part."""
+    """``output`` (batch, heads, queries, value_dim) and ``lse`` (batch, heads, queries) of one part, and ``by`` what."""
 
     output: Tensor
     lse: Tensor
+    by: str = "torch"
 
 
 def partial_attention(

@@ -69,7 +69,7 @@ def attend_absorbed(
     heads = query.shape[1]
     lse = part.lse.reshape(query.shape[0], heads, 1)
     output = from_latents(part.output, codec.values, heads).to(query.dtype)
-    return Partial(output, lse if shift is None else lse + shift * scaling)
+    return Partial(output, lse if shift is None else lse + shift * scaling, f"absorb, {part.by}")
 
 
 def _basis(side: SideCodec) -> tuple[Tensor, Tensor]:
@@ -97,13 +97,14 @@ def _by_kernel(
     if isinstance(keys, Tensor) and isinstance(values, Tensor):
         batch, groups, rows, rank = latents.shape
         part = attend_exact(latents.reshape(batch, groups * rows, 1, rank), keys, values, scaling, mask, None, True)
-        return Partial(part.output.view(batch, groups, rows, -1), part.lse.view(batch, groups, rows))
+        return Partial(part.output.view(batch, groups, rows, -1), part.lse.view(batch, groups, rows), part.by)
     fitting = fitting_kernels(latents[:, :, :1], None)
     if fitting is None or not isinstance(keys, Coded) or not isinstance(values, Coded):
         return None
     if not (fitting.readable(keys) and fitting.readable(values)):
         return None
-    return fitting.coded(latents, keys, values, tokens, scaling, mask)
+    part = fitting.coded(latents, keys, values, tokens, scaling, mask)
+    return Partial(part.output, part.lse, fitting.name)
 
 
 def _in_torch(

@@ -74,6 +74,11 @@ class CompressedCache(Cache):
         most = min((limit for limit in limits if limit is not None), default=ids.shape[1])
         return ids.split(most, 1) if self.as_decoded else (ids,)
 
+    @property
+    def attended_by(self) -> str:
+        """What attended to the stored tokens in the last step, read back from the layers; several are listed."""
+        return " | ".join(sorted({layer.attended_by for layer in self.kv_layers if layer.attended_by}))
+
     def nbytes(self) -> CacheBytes:
         """Walk the storages that this cache holds on to."""
         return cache_bytes(self)

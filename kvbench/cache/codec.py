@@ -164,7 +164,8 @@ class Codec:
             keys, values = self.tile(span(stored, tokens, start, stop), rotate, start, stop, query.dtype)
             tile_mask = None if mask is None else mask[..., start:stop]
             parts.append(partial_attention(query, keys, values, scaling, tile_mask, softcap))
-        return merge(parts)
+        part = merge(parts)
+        return Partial(part.output, part.lse, f"reconstruct, {part.by}")
 
     def tile(
         self, stored: Stored, rotate: Rotate | None, start: int, stop: int, dtype: torch.dtype

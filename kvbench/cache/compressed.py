@@ -143,7 +143,9 @@ class CompressedLayer(KVLayer):
         if self.codec.decoupled:
             query = torch.cat([query, call.query], -1)
         stored = self.body.view()
-        return self._bound.attend(query, stored, entries, turn, call.scaling, mask, call.softcap, self.reading)
+        part = self._bound.attend(query, stored, entries, turn, call.scaling, mask, call.softcap, self.reading)
+        self.attended_by = part.by
+        return part
 
     def _limits(self, past: int, query: Tensor) -> Tensor:
         """(queries,): where the body ended for each new token, had they been decoded one by one."""

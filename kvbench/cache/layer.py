@@ -38,6 +38,7 @@ class KVLayer(CacheLayerMixin):
         self.seen = 0
         self.expected = False  # whether kvbench's attention runs next; set before every forward pass
         self.reading: Reading = DEFAULT
+        self.attended_by = ""  # what attended last, for records
         self.tail_keys: GrowingTensor | None = None
         self.tail_values: GrowingTensor | None = None
 
@@ -172,7 +173,8 @@ class ExactLayer(KVLayer):
         keys, values = self.tail_keys.view, self.tail_values.view
         mask = None if call.mask is None else call.mask[..., -keys.shape[AXIS] :]
         if call.query.shape[AXIS] == 1:
-            output = self.attend_exact(call.query, keys, values, call, mask).output
+            part = self.attend_exact(call.query, keys, values, call, mask)
+            output, self.attended_by = part.output, part.by
         else:
             output = exact_attention(call.query, keys, values, call.scaling, mask, call.softcap)
         if not self.record_past:

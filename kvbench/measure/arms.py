@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.cache.attach import CompressedModel, Plan
 from kvbench.cache.cache import CompressedCache
 from kvbench.compressors.methods.hf import StockCache
@@ -41,10 +42,16 @@ class Arm:
         geometry: ModelGeometry,
         plan: Plan | None,
         stock: StockPart | None = None,
+        reading: Reading = DEFAULT,
     ) -> Arm:
-        """An arm for a fitted plan, or without one for a ``stock`` cache (default: ``hf``)."""
-        attachment = None if plan is None else CompressedModel(model, plan, geometry)
+        """An arm for a fitted plan, read as ``reading`` says; without a plan, for a ``stock`` cache (default ``hf``)."""
+        attachment = None if plan is None else CompressedModel(model, plan, geometry, reading)
         return cls(name, model, geometry, plan, attachment, stock or StockCache())
+
+    @property
+    def reading(self) -> Reading:
+        """How its cache is read."""
+        return DEFAULT if self.attachment is None else self.attachment.reading
 
     @contextmanager
     def entered(self) -> Iterator[None]:

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kvbench.attention.kernels import warm_up
+from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.cache.attach import Plan, self_test
 from kvbench.calibration.statistics import Statistics
 from kvbench.calibration.store import statistics_folder
@@ -62,6 +64,8 @@ class ModelBench:
     def __post_init__(self) -> None:
         self.loaded = load(self.name, dtype_named(self.dtype), self.device)
         self.geometry = probe_geometry(self.loaded.model)
+        self.report("preparing kernels", 0, 1)
+        warm_up(self.loaded.model.device)
         self._tested: set[bool] = set()
         self._statistics = lru_cache(maxsize=4)(self._collect)
         self._quality = lru_cache(maxsize=1)(self._quality_bench)
@@ -76,7 +80,7 @@ class ModelBench:
 
     # ---- arms ------------------------------------------------------------------------------------------------------
 
-    def arm(self, compressor: Compressor, source: CalibrationSource) -> Arm:
+    def arm(self, compressor: Compressor, source: CalibrationSource, reading: Reading = DEFAULT) -> Arm:
         """Fit ``compressor`` and make it ready to run; the self-test runs once per frame of the keys."""
         if compressor.stock is not None:
             return Arm.of(str(compressor), self.loaded.model, self.geometry, None, compressor.stock)
@@ -84,7 +88,7 @@ class ModelBench:
         if plan.keys_before_rope not in self._tested:
             self_test(self.loaded.model, self.geometry, plan.keys_before_rope)
             self._tested.add(plan.keys_before_rope)
-        return Arm.of(str(compressor), self.loaded.model, self.geometry, plan)
+        return Arm.of(str(compressor), self.loaded.model, self.geometry, plan, reading=reading)
 
     def fit(self, compressor: Compressor, source: CalibrationSource) -> Plan:
         """The compressor's plan for this model."""
@@ -92,12 +96,13 @@ class ModelBench:
             compressor.saved.check_weights(self.name, self.loaded.weights_sha256)
         return compressor.fit(self.geometry, self._statistics(source) if compressor.needs_calibration else None)
 
-    def baselines(self) -> list[Arm]:
-        """``none`` and ``hf``."""
-        return [self._none(), Arm.of("hf", self.loaded.model, self.geometry, None)]
+    def baselines(self, reading: Reading = DEFAULT) -> list[Arm]:
+        """``none``, which attends by kernels if ``reading`` lets it, and ``hf``."""
+        return [self._none(reading), Arm.of("hf", self.loaded.model, self.geometry, None)]
 
-    def _none(self) -> Arm:
-        return Arm.of("none", self.loaded.model, self.geometry, parse("none").fit(self.geometry))
+    def _none(self, reading: Reading = DEFAULT) -> Arm:
+        plan = parse("none").fit(self.geometry)
+        return Arm.of("none", self.loaded.model, self.geometry, plan, reading=reading)
 
     # ---- measurements ----------------------------------------------------------------------------------------------
 
@@ -109,7 +114,7 @@ class ModelBench:
         self, arm: Arm, text: str, batch: int, prompt: int, steps: int, rounds: int, warmup: int, seed: int
     ) -> Speed:
         """Time ``arm`` against both baselines."""
-        return self._speed(text, batch, prompt, steps, rounds, warmup, seed).run(arm, self.baselines())
+        return self._speed(text, batch, prompt, steps, rounds, warmup, seed).run(arm, self.baselines(arm.reading))
 
     def memory(self, arm: Arm, text: str, batch: int, prompt: int) -> Memory:
         """Walk the bytes of ``arm``'s cache after a prompt, in this process and without peaks."""

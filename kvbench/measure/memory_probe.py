@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from kvbench.attention.kernels import warm_up
+from kvbench.attention.reading import Reading
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 from kvbench.measure.arms import Arm
@@ -39,6 +41,7 @@ class Request:
     prompt: int
     steps: int
     calibration: tuple[str, int, int] | None
+    attention: str
 
 
 def probe(request: Request, timeout_s: float = 1800) -> dict[str, Any]:
@@ -79,7 +82,9 @@ def _measure(request: Request) -> dict[str, Any]:
         text, count, length = request.calibration
         statistics = calibrated(loaded, geometry, windows(text, "calibration", loaded.tokenizer, length, count))
     plan = None if compressor.stock is not None else compressor.fit(geometry, statistics)
-    arm = Arm.of(request.compressor, loaded.model, geometry, plan, compressor.stock)
+    warm_up(loaded.model.device)  # a compiler's memory is not the cache's
+    reading = Reading.parse(request.attention)
+    arm = Arm.of(request.compressor, loaded.model, geometry, plan, compressor.stock, reading)
     ids = windows(request.text, "evaluation", loaded.tokenizer, request.prompt, request.batch).ids
     return as_plain(measure_memory(arm, ids.to(request.device), request.steps))
 

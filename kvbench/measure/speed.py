@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
+from kvbench.cache.cache import CompressedCache
 from kvbench.measure.arms import Arm
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
 from kvbench.measure.statistics import PairedRatio, paired_ratio, percentiles
@@ -40,6 +42,8 @@ class Speed:
     raw_step_s: tuple[float, ...]
     ratios: dict[str, PairedRatio]
     """Baseline name → speed-up over it: above 1 means that this arm is faster."""
+    attention: str
+    """What attended to the stored tokens, read back from the live cache."""
 
 
 @dataclass
@@ -82,7 +86,7 @@ class SpeedBench:
         prompt = self.prompt()
         compress = sorted(self._time_fill(arm, prompt) for _ in range(FILLS))[FILLS // 2]
         arms = {other.name: other for other in [*baselines, arm]}
-        steps = self._interleave(arms, prompt)
+        steps, attention = self._interleave(arms, prompt)
         own = steps[arm.name]
         flat = [step for turn in own for step in turn]
         mean = {name: [sum(turn) / len(turn) for turn in turns] for name, turns in steps.items()}
@@ -101,6 +105,7 @@ class SpeedBench:
             tokens_per_s=self.batch / spread.p50,
             raw_step_s=tuple(flat),
             ratios={other.name: paired_ratio(mean[other.name], mean[arm.name], seed=self.seed) for other in baselines},
+            attention=attention[arm.name],
         )
 
     def _time_fill(self, arm: Arm, prompt: ExactPrompt) -> float:
@@ -109,8 +114,10 @@ class SpeedBench:
             arm.fill(prompt)
             return _now(arm) - start
 
-    def _interleave(self, arms: dict[str, Arm], prompt: ExactPrompt) -> dict[str, list[list[float]]]:
-        """Step times by arm and timed round."""
+    def _interleave(
+        self, arms: dict[str, Arm], prompt: ExactPrompt
+    ) -> tuple[dict[str, list[list[float]]], dict[str, str]]:
+        """Step times by arm and timed round, and what attended in each arm."""
         order = random.Random(self.seed)
         caches = {}
         for name, arm in arms.items():
@@ -125,12 +132,16 @@ class SpeedBench:
                     taken = [self._step(arm, caches[name], tokens[:, i : i + 1]) for i in range(self.steps)]
                 if turn >= self.warmup:
                     times[name].append(taken)
-        return times
+        return times, {name: _attended_by(cache) for name, cache in caches.items()}
 
     def _step(self, arm: Arm, cache: object, token: Tensor) -> float:
         start = _now(arm)
         arm.forward(token, cache)  # type: ignore[arg-type]
         return _now(arm) - start
+
+
+def _attended_by(cache: Cache) -> str:
+    return cache.attended_by if isinstance(cache, CompressedCache) else "stock"
 
 
 def _now(arm: Arm) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.compressors.compressor import parse
 from kvbench.measure.bench import CalibrationSource, ModelBench
 from kvbench.runs.trials import QualityWorkload, Trial, Workload
@@ -19,7 +20,9 @@ def evaluation_text(workload: Workload) -> str:
     return (workload.quality or QualityWorkload()).text
 
 
-def resolve(bench: ModelBench, compressor: str, workload: Workload, threads: int, seed: int) -> Trial:
+def resolve(
+    bench: ModelBench, compressor: str, workload: Workload, threads: int, seed: int, reading: Reading = DEFAULT
+) -> Trial:
     """The trial of one compressor under one workload.
 
     Raises:
@@ -37,6 +40,7 @@ def resolve(bench: ModelBench, compressor: str, workload: Workload, threads: int
         device=bench.device,
         threads=threads,
         seed=seed,
+        attention=str(reading),
         text_sha256=_text_hashes(bench, workload, parsed.needs_calibration),
     )
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError, PluginError
 from kvbench.hardware.environment import provenance
@@ -56,6 +57,7 @@ class Runner:
     device: str = "cpu"
     threads: int = 0
     probe_timeout_s: float = 1800
+    reading: Reading = DEFAULT
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -75,7 +77,7 @@ class Runner:
         for spec in suite.compressors:
             parse(spec)
         trials = [
-            resolve(self.bench_for(model, suite.dtype), spec, workload, self.threads, suite.seed)
+            resolve(self.bench_for(model, suite.dtype), spec, workload, self.threads, suite.seed, self.reading)
             for model, spec, workload in expand(suite)
         ]
         return list({trial.id: trial for trial in trials}.values())  # two spellings of a spec are one trial
@@ -122,7 +124,7 @@ class Runner:
         bench = self.bench_for(trial.model, trial.dtype)
         workload, source = trial.workload, calibration_source(trial.workload)
         self.listener.stage("fitting", 0, 1)
-        arm = bench.arm(parse(trial.compressor), source)
+        arm = bench.arm(parse(trial.compressor), source, Reading.parse(trial.attention))
         results: dict[str, Any] = {}
         if workload.quality is not None:
             self.listener.stage("quality", 0, 1)
@@ -134,9 +136,7 @@ class Runner:
         if workload.speed is not None:
             self.listener.stage("speed", 0, 1)
             timing = workload.speed.model_dump()
-            results["speed"] = _speed_result(
-                bench.speed(arm, evaluation_text(workload), seed=trial.seed, **timing), arm
-            )
+            results["speed"] = _speed_result(bench.speed(arm, evaluation_text(workload), seed=trial.seed, **timing))
         if workload.memory is not None:
             self.listener.stage("memory", 0, 1)
             results["memory"] = self._memory(bench, arm, trial)
@@ -163,6 +163,7 @@ class Runner:
             threads=trial.threads,
             text=evaluation_text(trial.workload),
             calibration=(source.text, source.windows, source.length) if needs else None,
+            attention=trial.attention,
             **trial.workload.memory.model_dump(exclude={"peaks"}),
         )
 
@@ -183,12 +184,12 @@ def _quality_result(quality: Quality) -> QualityResult:
     return QualityResult(**fields)
 
 
-def _speed_result(speed: Speed, arm: Arm) -> SpeedResult:
+def _speed_result(speed: Speed) -> SpeedResult:
     fields = {name: value for name, value in vars(speed).items() if name != "ratios"}
     for name, ratio in speed.ratios.items():
         fields[f"ratio_to_{name}"] = ratio.ratio
         fields[f"ratio_to_{name}_interval"] = _ratio_interval(ratio)
-    return SpeedResult(**fields, attention="stock" if arm.plan is None else "reference")
+    return SpeedResult(**fields)
 
 
 def _interval(bounds: tuple[float, float] | None) -> Interval | None:

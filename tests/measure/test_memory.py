@@ -24,6 +24,7 @@ __all__ = ["one_thread"]
 SPECS = ("none", "hf", "int:bits=4", "kivi:bits=2", "kvtc:bits=3", "pca:rank=0.5", "snapkv:budget=0.25+int:bits=8")
 TOKENS = 300
 REQUEST = Request(
+    attention="auto",
     model="random:llama",
     compressor="int:bits=4",
     dtype="float32",
