@@ -20,7 +20,7 @@ def blaming(cls: type[Part], what: str) -> Iterator[None]:
     """Errors inside become a :class:`PluginError` that names ``cls``, if it comes from another package."""
     try:
         yield
-    except KvbenchError:
+    except (KvbenchError, MemoryError, TimeoutError):  # runs tell these apart from faults
         raise
     except Exception as error:  # a plug-in may do anything
         if not _is_foreign(cls):
