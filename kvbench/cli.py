@@ -239,9 +239,7 @@ def calibrate(
 @app.command
 def fit(
     *,
-    method: Annotated[
-        str, Parameter(help="A spec with its bits, rank or budget left out: kvtc:recent=0, pca+int:bits=4.")
-    ],
+    method: Annotated[str, Parameter(help="A spec without its bits, rank or budget: kvtc:recent=0, pca+int:bits=4.")],
     target: Annotated[str, Parameter(help="bits=3, bytes=3MiB or kld=0.02.")],
     model: Model = DEFAULT_MODEL,
     tokens: Annotated[int, Parameter(help="Length that bytes are counted at and KLD is measured on.")] = 1024,
@@ -261,28 +259,20 @@ def fit(
     kld=0.02: the cheapest setting whose measured KLD (nats per token) is not above it.
 
     Use the folder like any compressor, without calibration, on the same weights: --compressor saved:path=FOLDER.
-    An interrupted search goes on where it stopped. Exit code 2, and the nearest setting, if nothing reaches the target.
+    An interrupted search goes on where it stopped. Exit code 2, and the nearest, if nothing reaches the target.
     """
-    from kvbench.compressors.equal_bytes import open_knob
     from kvbench.listing import fit_view
-    from kvbench.measure.bench import ModelBench
     from kvbench.progress import counted
-    from kvbench.runs.fit import Fitter, Request, default_folder, parse_target
+    from kvbench.runs.fit import fit_method
 
-    wanted = parse_target(target)
-    open_knob(method)  # a misspelt method need not wait for the model
+    settings = {"tokens": tokens, "text": text, "windows": windows, "length": length, "documents": documents}
     with counted(err, "fitting") as report:
-        bench = ModelBench(model, dtype, device, report)
-        request = Request.of(bench, method, wanted, tokens, text, windows, length, documents)
-        folder = save or default_folder(request)
-        found = Fitter(bench, request, folder).run()
+        found, folder = fit_method(model, method, target, save, dtype, device, report, **settings)
     if json_:
         print(found.model_dump_json())
     else:
         out.print(fit_view(found))
-        _say(
-            f"saved: {folder} · use it: kvbench run --model {model} --compressor {shlex.quote(f'saved:path={folder}')}"
-        )
+        _say(f"saved: {folder} · use it: --model {model} --compressor {shlex.quote(f'saved:path={folder}')}")
     return EXIT_OK
 
 

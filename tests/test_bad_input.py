@@ -152,7 +152,7 @@ def test_empty_prompt(refuse: Refuse, prompt: str):
 
 
 def test_a_prompt_is_judged_before_anything_is_calibrated(refuse: Refuse, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("kvbench.measure.bench.calibrate", lambda *_, **__: pytest.fail("calibrated"))
+    monkeypatch.setattr("kvbench.measure.bench.calibrated", lambda *_, **__: pytest.fail("calibrated"))
     assert "context" in refuse("generate", "x" * 3000, "--model", "random:llama", "--compressor", "kvtc:bits=3")
 
 

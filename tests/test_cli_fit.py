@@ -25,7 +25,7 @@ def test_fit_then_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert kvbench(*command) == 0
     told = capsys.readouterr()
     assert found["spec"] in told.out and "keys: bits" in told.out
-    assert told.err.endswith(f"kvbench run --model random:llama --compressor saved:path={tmp_path}/f\n")
+    assert told.err.endswith(f"use it: --model random:llama --compressor saved:path={tmp_path}/f\n")
     prompt = "Once upon a time there was a model that remembered far too much of what it had read."
     options = ("--model", "random:llama", "--tokens", 8, "--json")
     assert kvbench("generate", prompt, "--compressor", f"saved:path={tmp_path}/f", *options) == 0

@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import PositiveInt, ValidationError
@@ -19,10 +19,11 @@ from pydantic import PositiveInt, ValidationError
 from kvbench.cache.attach import Plan
 from kvbench.compressors import registry
 from kvbench.compressors.compressor import Compressor
+from kvbench.compressors.equal_bytes import open_knob
 from kvbench.compressors.methods.saved import PLAN, Saved
 from kvbench.compressors.plan_file import dump_plan
 from kvbench.errors import KvbenchError
-from kvbench.measure.bench import CalibrationSource, ModelBench
+from kvbench.measure.bench import CalibrationSource, ModelBench, Report
 from kvbench.measure.quality import QualityBench
 from kvbench.measure.search import Search
 from kvbench.runs.files import replace_file
@@ -163,6 +164,31 @@ def default_folder(request: Request) -> Path:
     """Where a fit is saved unless the user says otherwise."""
     name = f"{request.model}-{request.method}-{request.target}"
     return Path("runs") / "fits" / re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+def fit_method(
+    model: str,
+    method: str,
+    target: str,
+    save: Path | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    report: Report = lambda what, done, total: None,
+    **settings: Any,
+) -> tuple[Fit, Path]:
+    """Load ``model``, fit ``method`` to ``target`` and save it; what was found, and the folder it is in.
+
+    ``settings`` are those of :meth:`Request.of`.
+
+    Raises:
+        KvbenchError: bad input, or a target that no setting reaches.
+    """
+    wanted = parse_target(target)
+    open_knob(method)  # a misspelt method need not wait for the model
+    bench = ModelBench(model, dtype, device, report)
+    request = Request.of(bench, method, wanted, **settings)
+    folder = save or default_folder(request)
+    return Fitter(bench, request, folder).run(), folder
 
 
 @dataclass
