@@ -10,8 +10,8 @@ from kvbench.attention.partial import Partial, partial_attention
 
 
 def fitting_kernels(query: Tensor, softcap: float | None) -> Kernels | None:
-    """The kernels for a single fp32 ``query`` (batch, heads, 1, d) per row; none for prompts and capped scores."""
-    if query.shape[2] != 1 or softcap is not None or torch.is_grad_enabled():
+    """The kernels for a single fp32 ``query`` (batch, heads, 1, d) per row; none for prompts, capped scores and gradients."""
+    if query.shape[2] != 1 or softcap is not None or query.requires_grad:
         return None
     kernels = kernels_for(query.device)
     return kernels if kernels is not None and query.dtype in kernels.dtypes else None

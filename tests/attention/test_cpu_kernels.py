@@ -1,0 +1,171 @@
+"""The CPU kernels agree with plain torch in fp64 on the values that were stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kvbench.attention.coded import coded_attention, readable
+from kvbench.attention.exact import exact_decode
+from kvbench.attention.partial import Partial, partial_attention
+from kvbench.quantizers.base import Quantizer
+from kvbench.quantizers.codebook import CodebookQuantizer
+from kvbench.quantizers.coded import Coded, meaning
+from kvbench.quantizers.gaussian import GaussianQuantizer
+from kvbench.quantizers.integer import IntegerQuantizer
+
+SCALING = 0.11
+
+shapes = st.tuples(
+    st.integers(1, 3),  # batch
+    st.integers(1, 3),  # head groups
+    st.integers(1, 7),  # query rows of a group
+    st.integers(1, 24),  # packing groups of eight tokens
+)
+
+
+def reference(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Partial:
+    batch, groups, rows, rank = query.shape
+    whole = query.double().reshape(batch, groups * rows, 1, rank)
+    return partial_attention(whole, keys.double(), values.double(), SCALING, mask)
+
+
+def assert_close(found: Partial, expected: Partial, tolerance: float) -> None:
+    scale = expected.output.abs().max().clamp_min(1e-6)
+    assert (found.output.reshape(expected.output.shape) - expected.output).abs().max() <= tolerance * scale
+    assert (found.lse.reshape(expected.lse.shape) - expected.lse).abs().max() <= max(tolerance, 1e-5)
+
+
+def random_mask(batch: int, groups: int, tokens: int) -> Tensor:
+    mask = torch.rand(batch, groups, 1, tokens) > 0.4
+    mask[..., 0] = True
+    return mask
+
+
+@given(shapes, st.integers(1, 130), st.integers(1, 130), st.integers(0, 9), st.sampled_from(["none", "one", "each"]))
+@settings(deadline=None, max_examples=80)
+def test_exact_decode(shape: Sequence[int], rank: int, width: int, beyond: int, masked: str) -> None:
+    batch, groups, rows, eights = shape
+    tokens = 8 * eights - min(beyond, 7)
+    torch.manual_seed(tokens + rank)
+    query, keys = torch.randn(batch, groups, rows, rank), torch.randn(batch, groups, tokens + 3, rank)[:, :, :tokens]
+    values = torch.randn(batch, groups, tokens + 5, width)[:, :, 2 : tokens + 2]
+    mask = None if masked == "none" else random_mask(batch, groups if masked == "each" else 1, tokens)
+    found = exact_decode(query, keys, values, SCALING, mask)
+    assert_close(found, reference(query, keys, values, mask), 3e-6)
+
+
+def stored(quantizer: Quantizer, latents: Tensor, capacity: int) -> tuple[Coded, Tensor]:
+    """The codes as views into buffers with room for more, as a cache holds them, and their values."""
+    encoded = quantizer.encode(latents)
+    held = {}
+    for name, tensor in encoded.items():
+        entries = tensor.shape[2]
+        buffer = torch.full((*tensor.shape[:2], entries + capacity, *tensor.shape[3:]), 99).to(tensor.dtype)
+        buffer[:, :, :entries] = tensor
+        held[name] = buffer[:, :, :entries]
+    coded = meaning(quantizer, held)
+    assert isinstance(coded, Coded) and readable(coded)
+    return coded, quantizer.decode(encoded)
+
+
+def check(shape: Sequence[int], keys: Quantizer, values: Quantizer, ranks: tuple[int, int], masked: bool) -> None:
+    batch, groups, rows, eights = shape
+    tokens = 8 * eights
+    torch.manual_seed(tokens + sum(ranks))
+    query = torch.randn(batch, groups, rows, ranks[0])
+    coded_keys, key_states = stored(keys, torch.randn(batch, groups, tokens, ranks[0]), 8)
+    coded_values, value_states = stored(values, torch.randn(batch, groups, tokens, ranks[1]), 16)
+    mask = random_mask(batch, 1, tokens) if masked else None
+    found = coded_attention(query, coded_keys, coded_values, tokens, SCALING, mask)
+    assert found.output.shape == (batch, groups, rows, ranks[1])
+    assert_close(found, reference(query, key_states, value_states, mask), 1e-3)
+
+
+@given(
+    shapes,
+    st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8]),
+    st.sampled_from([2, 3, 4, 8]),
+    st.integers(1, 100),
+    st.integers(1, 100),
+    st.booleans(),
+)
+@settings(deadline=None, max_examples=80)
+def test_integers_of_any_width_and_rank(
+    shape: Sequence[int], key_bits: int, value_bits: int, rank: int, width: int, masked: bool
+) -> None:
+    check(shape, IntegerQuantizer(key_bits, 128), IntegerQuantizer(value_bits, 128), (rank, width), masked)
+
+
+@pytest.mark.parametrize("group", [16, 32, 64])
+@pytest.mark.parametrize("rank", [64, 96, 80, 72])
+def test_channel_groups_with_scales_of_their_own(group: int, rank: int) -> None:
+    check((2, 2, 3, 9), IntegerQuantizer(4, group), IntegerQuantizer(3, group), (rank, rank), True)
+
+
+def codebook(widths: Sequence[int]) -> CodebookQuantizer:
+    return CodebookQuantizer(tuple(widths), torch.linspace(2.0, 0.1, len(widths)))
+
+
+@given(
+    shapes, st.lists(st.integers(1, 8), min_size=1, max_size=60), st.lists(st.integers(1, 8), min_size=1, max_size=60)
+)
+@settings(deadline=None, max_examples=60)
+def test_mixed_widths_with_level_tables(shape: Sequence[int], keys: list[int], values: list[int]) -> None:
+    check(shape, codebook(sorted(keys, reverse=True)), codebook(values), (len(keys), len(values)), False)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_codes_with_a_norm_per_token(bits: int) -> None:
+    quantizer = GaussianQuantizer.on(torch.device("cpu"), bits)
+    check((2, 3, 3, 11), quantizer, quantizer, (64, 64), True)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_splits_and_threads_change_nothing(threads: int) -> None:
+    torch.manual_seed(0)
+    before = torch.get_num_threads()
+    quantizer = IntegerQuantizer(4, 64)
+    query = torch.randn(1, 1, 3, 64)
+    keys, key_states = stored(quantizer, torch.randn(1, 1, 4104, 64), 8)
+    values, value_states = stored(quantizer, torch.randn(1, 1, 4104, 64), 8)
+    try:
+        torch.set_num_threads(threads)
+        coded = coded_attention(query, keys, values, 4104, SCALING)
+        exact = exact_decode(query, key_states, value_states, SCALING)
+    finally:
+        torch.set_num_threads(before)
+    expected = reference(query, key_states, value_states, None)
+    assert_close(coded, expected, 1e-3)
+    assert_close(exact, expected, 3e-6)
+
+
+def test_a_row_that_sees_nothing_weighs_nothing() -> None:
+    query, states = torch.randn(2, 1, 2, 16), torch.randn(2, 1, 70, 16)
+    mask = torch.ones(2, 1, 1, 70, dtype=torch.bool)
+    mask[1] = False
+    assert (exact_decode(query, states, states, SCALING, mask).lse[1] < -1e29).all()
+    coded, _ = stored(IntegerQuantizer(8, 16), torch.randn(2, 1, 72, 16), 0)
+    mask = torch.cat([mask, mask[..., :2]], -1)
+    assert (coded_attention(query, coded, coded, 72, SCALING, mask).lse[1] < -1e29).all()
+
+
+def test_large_scores_stay_finite() -> None:
+    query, states = torch.full((1, 1, 1, 16), 300.0), torch.randn(1, 1, 64, 16)
+    found = exact_decode(query, states, states, 1.0)
+    assert_close(found, partial_attention(query.double(), states.double(), states.double(), 1.0), 1e-4)
+
+
+def test_an_inherited_description_does_not_outlive_another_decoder() -> None:
+    class Twisted(IntegerQuantizer):
+        def decode(self, stored: dict[str, Tensor]) -> Tensor:
+            return -super().decode(stored)
+
+    encoded = IntegerQuantizer(4, 16).encode(torch.randn(1, 1, 8, 16))
+    assert meaning(IntegerQuantizer(4, 16), encoded) is not None
+    assert meaning(Twisted(4, 16), encoded) is None

@@ -1,0 +1,99 @@
+"""Kernels and plain torch, latents and rebuilt keys: however a cache is read, the model says the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from default_specs import COMBINED_SPECS, DEFAULT_SPECS
+from driving import Subject, calibrated, feed, left_padding, subject, token_ids
+from torch import Tensor
+
+from kvbench.attention.kernels import kernels_for
+from kvbench.attention.reading import Reading
+from kvbench.cache.attach import CompressedModel
+from kvbench.compressors.compressor import parse
+from kvbench.errors import KvbenchError
+
+SPANS = ",sinks=2,recent=8,block=8"
+SPECS = [
+    "none",
+    "identity",
+    "int:bits=8",
+    "int:bits=3,group=32",
+    "turboquant:bits=3",
+    "pca:rank=0.5,heads=each,keys=after",
+    "pca:rank=0.5,keys=after+int:bits=8,group=128",
+    "rope-commuting:rank=0.5",
+    "ftc:bits=4,keys=after",
+    "truncate:rank=0.5+int:bits=4",
+]
+TOKENS, STEPS = 90, 12
+
+
+@pytest.fixture(params=["llama", "gpt_neox", "gemma3"])
+def one(request: pytest.FixtureRequest) -> Subject:
+    return subject(request.param, torch.float32)
+
+
+def logits(one: Subject, spec: str, reading: Reading, mask: Tensor | None = None) -> tuple[Tensor, str]:
+    """Logits of the decoded steps, and what attended."""
+    spec = spec if spec == "none" else spec.replace(":", SPANS.replace(",", ":", 1) + ",", 1) if ":" in spec else spec
+    plan = parse(spec).fit(one.geometry, calibrated(one))
+    ids = token_ids(2, TOKENS)
+    with CompressedModel(one.model, plan, one.geometry, reading) as compressed:
+        cache = compressed.new_cache()
+        found = feed(one.model, cache, ids, [TOKENS - STEPS] + [1] * STEPS, mask)
+        return found[:, -STEPS:], cache.attended_by
+
+
+def differs(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("padding", [None, [0, 5]], ids=["whole", "padded"])
+def test_every_way_of_reading_says_the_same(one: Subject, spec: str, padding: list[int] | None) -> None:
+    mask = None if padding is None else left_padding(2, TOKENS, padding)
+    plain, by = logits(one, spec, Reading("reference", "reconstruct"), mask)
+    assert "numba" not in by
+    for reading in (Reading(), Reading("reference", "absorb"), Reading("auto", "reconstruct")):
+        found, _ = logits(one, spec, reading, mask)
+        assert differs(found, plain) < 2e-3, reading
+
+
+@pytest.mark.parametrize("spec", [*DEFAULT_SPECS.values(), *COMBINED_SPECS])
+def test_kernels_change_nothing_for_any_method(spec: str) -> None:
+    if spec.startswith("hf"):
+        pytest.skip("attends in transformers")
+    llama = subject("llama", torch.float32)
+    plain, _ = logits(llama, spec, Reading("reference"))
+    found, _ = logits(llama, spec, Reading())
+    assert differs(found, plain) < 2e-3
+
+
+def test_what_attended_is_told() -> None:
+    llama = subject("llama", torch.float32)
+    kernels = kernels_for(torch.device("cpu"))
+    assert kernels is not None
+    assert logits(llama, "int:bits=4", Reading())[1] == f"absorb, {kernels.name}"
+    assert logits(llama, "int:bits=4", Reading("reference"))[1] == "absorb, torch"
+    assert logits(llama, "int:bits=4", Reading(read="reconstruct"))[1] == "reconstruct, torch"
+    assert logits(llama, "pca:rank=0.5", Reading())[1] == "reconstruct, torch"
+    assert logits(llama, "kivi:bits=2", Reading())[1] == "absorb, torch"
+    assert logits(llama, "none", Reading())[1] == kernels.name
+
+
+def test_fp64_never_goes_through_a_kernel() -> None:
+    found = logits(subject("llama"), "int:bits=4", Reading())
+    assert found[1] == "absorb, torch"
+    assert differs(found[0], logits(subject("llama"), "int:bits=4", Reading("reference", "reconstruct"))[0]) < 1e-6
+
+
+@pytest.mark.parametrize("text", ["auto", "reference", "absorb", "reference+reconstruct"])
+def test_a_reading_is_its_name(text: str) -> None:
+    assert str(Reading.parse(text)) == text
+
+
+def test_an_unknown_reading_is_refused() -> None:
+    with pytest.raises(KvbenchError, match="did you mean"):
+        Reading.parse("refrence")
