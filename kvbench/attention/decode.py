@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from kvbench.attention.kernels import Kernels, kernels_for
@@ -10,7 +9,7 @@ from kvbench.attention.partial import Partial, partial_attention
 
 
 def fitting_kernels(query: Tensor, softcap: float | None) -> Kernels | None:
-    """The kernels for a single fp32 ``query`` (batch, heads, 1, d) per row; none for prompts, capped scores and gradients."""
+    """The kernels for one fp32 ``query`` (batch, heads, 1, d) per row; none for prompts, capped scores, gradients."""
     if query.shape[2] != 1 or softcap is not None or query.requires_grad:
         return None
     kernels = kernels_for(query.device)

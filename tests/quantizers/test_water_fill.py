@@ -39,3 +39,15 @@ def test_larger_variances_get_no_fewer_bits() -> None:
 def test_bits_that_do_not_fit_are_refused(bits: int) -> None:
     with pytest.raises(ValueError, match="do not fit 2 components"):
         water_fill(torch.ones(2), bits)
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30), st.data(), st.sampled_from([2, 4]))
+@settings(deadline=None, max_examples=60)
+def test_words_share_a_width(variances: list[float], data: st.DataObject, together: int) -> None:
+    bits = data.draw(st.integers(0, 8 * len(variances)))
+    widths = water_fill(torch.tensor(sorted(variances, reverse=True)), bits, together=together)
+    assert (
+        len(widths) == len(variances) and bits - 8 * together < int(widths.sum()) <= bits or bits > 8 * len(widths) - 8
+    )
+    for word in widths.split(together):
+        assert len(set(word.tolist())) == 1
