@@ -47,7 +47,7 @@ def test_words_share_a_width(variances: list[float], data: st.DataObject, togeth
     bits = data.draw(st.integers(0, 8 * len(variances)))
     widths = water_fill(torch.tensor(sorted(variances, reverse=True)), bits, together=together)
     assert (
-        len(widths) == len(variances) and bits - 8 * together < int(widths.sum()) <= bits or bits > 8 * len(widths) - 8
+        (len(widths) == len(variances) and bits - 8 * together < int(widths.sum()) <= bits) or bits > 8 * len(widths) - 8
     )
     for word in widths.split(together):
         assert len(set(word.tolist())) == 1
