@@ -53,7 +53,7 @@ Model = Annotated[str, Parameter(help="Registry name, random:<family>, hub id or
 def run(
     *,
     suite: Annotated[
-        str | None, Parameter(help="quick (default), standard, full, ci, frontier or a .toml file.")
+        str | None, Parameter(help="quick (default), standard, full, ci, frontier, speed or a .toml file.")
     ] = None,
     model: Annotated[str | None, Parameter(help="Run this model instead of the suite's.")] = None,
     compressor: Annotated[

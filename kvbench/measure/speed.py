@@ -18,6 +18,7 @@ from transformers import Cache
 from kvbench.cache.cache import CompressedCache
 from kvbench.measure.arms import Arm
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
+from kvbench.measure.roofline import Roofline, roofline
 from kvbench.measure.statistics import PairedRatio, paired_ratio, percentiles
 
 FILLS = 3
@@ -44,6 +45,25 @@ class Speed:
     """Baseline name → speed-up over it: above 1 means that this arm is faster."""
     attention: str
     """What attended to the stored tokens, read back from the live cache."""
+    roofline: Roofline | None = None
+    """The least time of a step on this machine; None where it depends on the tokens."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """What arms did in turns: ``steps`` seconds by arm, timed round and step, and their ``caches`` afterwards."""
+
+    steps: dict[str, list[list[float]]]
+    caches: dict[str, Cache]
+
+    def rounds(self, name: str) -> list[float]:
+        """The mean step of each timed round."""
+        return [sum(turn) / len(turn) for turn in self.steps[name]]
+
+    def attention(self, name: str) -> str:
+        """What attended to the stored tokens."""
+        cache = self.caches[name]
+        return cache.attended_by if isinstance(cache, CompressedCache) else "stock"
 
 
 @dataclass
@@ -85,12 +105,10 @@ class SpeedBench:
         """Time ``arm`` against ``baselines``; an arm of the same name among them is the arm itself."""
         prompt = self.prompt()
         compress = sorted(self._time_fill(arm, prompt) for _ in range(FILLS))[FILLS // 2]
-        arms = {other.name: other for other in [*baselines, arm]}
-        steps, attention = self._interleave(arms, prompt)
-        own = steps[arm.name]
-        flat = [step for turn in own for step in turn]
-        mean = {name: [sum(turn) / len(turn) for turn in turns] for name, turns in steps.items()}
+        times = self.interleave({other.name: other for other in [*baselines, arm]})
+        flat = [step for turn in times.steps[arm.name] for step in turn]
         spread = percentiles(flat)
+        own = times.rounds(arm.name)
         return Speed(
             batch=self.batch,
             prompt=prompt.length,
@@ -104,8 +122,9 @@ class SpeedBench:
             tpot_p99_s=spread.p99,
             tokens_per_s=self.batch / spread.p50,
             raw_step_s=tuple(flat),
-            ratios={other.name: paired_ratio(mean[other.name], mean[arm.name], seed=self.seed) for other in baselines},
-            attention=attention[arm.name],
+            ratios={other.name: paired_ratio(times.rounds(other.name), own, seed=self.seed) for other in baselines},
+            attention=times.attention(arm.name),
+            roofline=roofline(arm, times.caches[arm.name], self.batch, spread.p50),
         )
 
     def _time_fill(self, arm: Arm, prompt: ExactPrompt) -> float:
@@ -114,12 +133,11 @@ class SpeedBench:
             arm.fill(prompt)
             return _now(arm) - start
 
-    def _interleave(
-        self, arms: dict[str, Arm], prompt: ExactPrompt
-    ) -> tuple[dict[str, list[list[float]]], dict[str, str]]:
-        """Step times by arm and timed round, and what attended in each arm."""
+    def interleave(self, arms: dict[str, Arm]) -> Times:
+        """Let ``arms`` decode the same tokens in turns, each on a cache of its own."""
+        prompt = self.prompt()
         order = random.Random(self.seed)
-        caches = {}
+        caches: dict[str, Cache] = {}
         for name, arm in arms.items():
             with arm.entered():
                 caches[name] = arm.fill(prompt)
@@ -132,16 +150,12 @@ class SpeedBench:
                     taken = [self._step(arm, caches[name], tokens[:, i : i + 1]) for i in range(self.steps)]
                 if turn >= self.warmup:
                     times[name].append(taken)
-        return times, {name: _attended_by(cache) for name, cache in caches.items()}
+        return Times(times, caches)
 
-    def _step(self, arm: Arm, cache: object, token: Tensor) -> float:
+    def _step(self, arm: Arm, cache: Cache, token: Tensor) -> float:
         start = _now(arm)
-        arm.forward(token, cache)  # type: ignore[arg-type]
+        arm.forward(token, cache)
         return _now(arm) - start
-
-
-def _attended_by(cache: Cache) -> str:
-    return cache.attended_by if isinstance(cache, CompressedCache) else "stock"
 
 
 def _now(arm: Arm) -> float:

@@ -208,6 +208,12 @@ TPOT_TAIL = Column(
     "99th percentile of the time per output token.",
     _speed(lambda speed: _milliseconds(speed.tpot_p99_s)),
 )
+TPOT_STEADINESS = Column(
+    "TPOT\np99/p50",
+    "99th percentile over median of the time per output token: once in a block of tokens, what leaves the recent "
+    "window is encoded.",
+    _speed(lambda speed: _plain(speed.tpot_p99_s / speed.tpot_p50_s if speed.tpot_p50_s else None, _two)),
+)
 THROUGHPUT = Column(
     "tokens/s",
     "Decoded tokens a second, all sequences of the batch together.",
@@ -223,6 +229,21 @@ TO_HF = Column(
     "× hf",
     "The same over hf: the stock cache and attention of transformers, what a user has today.",
     _speed(lambda speed: _speed_up(speed.ratio_to_hf, speed.ratio_to_hf_interval)),
+)
+CEILING = Column(
+    "× none\nceiling",
+    "Roofline: the decoding speed-up over an uncompressed cache if both ran as fast as this machine can read their "
+    "weights and cache and do their operations. A measured speed-up above it means that none is further from its "
+    "bound.",
+    _speed(lambda speed: _plain(speed.roofline.ceiling, _two) if speed.roofline else None),
+)
+ACHIEVED = Column(
+    "% of\nroofline",
+    "Share of the measured time per output token that this machine needs at least to read the step's bytes and do its "
+    "operations.",
+    _speed(
+        lambda speed: Cell(f"{100 * speed.roofline.achieved:.0f}", speed.roofline.achieved) if speed.roofline else None
+    ),
 )
 ATTENTION = Column(
     "attention",
@@ -270,13 +291,13 @@ TOP1 = Column(
 
 SUMMARY = (BITS, RATIO, CACHE, TPOT, TO_NONE, TO_HF, PERPLEXITY, KLD, TOP1)
 MEMORY = (BITS, BODY_BITS, CLAIMED, PREDICTED, RATIO, CACHE, PARTS, BASES, PEAK_PREFILL, PEAK_DECODE)
-SPEED = (TTFT, TPOT, TPOT_TAIL, THROUGHPUT, TO_NONE, TO_HF, ATTENTION)
+SPEED = (TTFT, TPOT, TPOT_TAIL, TPOT_STEADINESS, THROUGHPUT, TO_NONE, TO_HF, CEILING, ACHIEVED, ATTENTION)
 QUALITY = (PERPLEXITY, BASELINE_PERPLEXITY, KLD, KLD_TAIL, KLD_MAX, NOISE, TOP1)
 
 LESSER = (
     *(CACHE, TO_HF, PERPLEXITY, RATIO, TPOT),
     *(ATTENTION, PEAK_PREFILL, PEAK_DECODE, BASES, PARTS, CLAIMED),
-    *(BASELINE_PERPLEXITY, NOISE, KLD_MAX, TPOT_TAIL, KLD_TAIL),
+    *(BASELINE_PERPLEXITY, NOISE, KLD_MAX, TPOT_TAIL, TPOT_STEADINESS, CEILING, ACHIEVED, KLD_TAIL),
 )
 """Left out one after the other where a terminal is too narrow."""
 

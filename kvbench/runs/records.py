@@ -31,6 +31,7 @@ __all__ = [
     "QualityResult",
     "QualityWorkload",
     "Record",
+    "RooflineResult",
     "SpeedResult",
     "SpeedWorkload",
     "Status",
@@ -96,6 +97,26 @@ class MemoryResult(Frozen):
     """True where predicted and allocated bytes differ by more than 1 %."""
 
 
+class RooflineResult(Frozen):
+    """A decode step against the machine's peaks, measured in the same process: bytes, operations, bytes or operations
+    per second (:class:`kvbench.measure.roofline.Roofline`). Bounds are the least times of a step with this cache and
+    with an uncompressed one."""
+
+    read_bandwidth: float
+    peak_operations: float
+    weight_bytes: int
+    cache_bytes: int
+    none_cache_bytes: int
+    operations: int
+    none_operations: int
+    bound_s: float
+    none_bound_s: float
+    ceiling: float
+    """Speed-up over an uncompressed cache if both ran at their bounds."""
+    achieved: float
+    """Share of the bound in the measured step."""
+
+
 class SpeedResult(Frozen):
     """Times of one compressor. Ratios are speed-ups over ``none`` and ``hf``, whose time per token was measured in the
     same rounds: above 1 means that this compressor is faster (:func:`kvbench.measure.statistics.paired_ratio`)."""
@@ -119,6 +140,7 @@ class SpeedResult(Frozen):
     ratio_to_hf_interval: Interval | None = None
     attention: str
     """The implementation that ran, read back from the live cache."""
+    roofline: RooflineResult | None = None
 
 
 class QualityResult(Frozen):
@@ -232,8 +254,12 @@ class Record(Frozen):
         return draft.model_copy(update={"checksum": checksum(content(draft))})
 
     def to_json(self) -> str:
-        """One line of canonical JSON, without the newline."""
-        return canonical_json(content(self))
+        """One line of canonical JSON, without the newline, with the checksum of what stands in it.
+
+        A record from a file that lacks newer optional fields is written with them.
+        """
+        fields = content(self)
+        return canonical_json(fields | {"checksum": checksum(fields)})
 
 
 def checksum(fields: dict[str, Any]) -> str:

@@ -22,7 +22,17 @@ from kvbench.measure.quality import Quality
 from kvbench.measure.speed import Speed
 from kvbench.measure.statistics import PairedRatio
 from kvbench.models.registry import find as find_model
-from kvbench.runs.records import Failure, Interval, MemoryResult, Provenance, QualityResult, Record, SpeedResult, Status
+from kvbench.runs.records import (
+    Failure,
+    Interval,
+    MemoryResult,
+    Provenance,
+    QualityResult,
+    Record,
+    RooflineResult,
+    SpeedResult,
+    Status,
+)
 from kvbench.runs.resolve import calibration_source, evaluation_text, resolve
 from kvbench.runs.store import RunStore
 from kvbench.runs.suites import Suite, expand
@@ -186,6 +196,7 @@ def _quality_result(quality: Quality) -> QualityResult:
 
 def _speed_result(speed: Speed) -> SpeedResult:
     fields = {name: value for name, value in vars(speed).items() if name != "ratios"}
+    fields["roofline"] = None if speed.roofline is None else RooflineResult(**asdict(speed.roofline))
     for name, ratio in speed.ratios.items():
         fields[f"ratio_to_{name}"] = ratio.ratio
         fields[f"ratio_to_{name}_interval"] = _ratio_interval(ratio)

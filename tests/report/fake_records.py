@@ -16,6 +16,7 @@ from kvbench.runs.records import (
     QualityResult,
     QualityWorkload,
     Record,
+    RooflineResult,
     SpeedResult,
     SpeedWorkload,
     Trial,
@@ -160,6 +161,27 @@ def speed(outcome: Outcome, workload: SpeedWorkload) -> SpeedResult:
         ratio_to_hf=to_hf,
         ratio_to_hf_interval=around(to_hf, 0.0 if outcome.spec == "hf" else 0.046),
         attention="sdpa" if outcome.spec == "hf" else "reference",
+        roofline=roofline(outcome, workload, tpot),
+    )
+
+
+def roofline(outcome: Outcome, workload: SpeedWorkload, tpot: float) -> RooflineResult:
+    """20 GB/s; the step reads 538 MB of weights and the cache."""
+    weights, none = 538_000_000, 4 * ELEMENTS * workload.prompt * workload.batch
+    cache = int(none * outcome.bits / 32)
+    bound, none_bound = (weights + cache) / 20e9, (weights + none) / 20e9
+    return RooflineResult(
+        read_bandwidth=20e9,
+        peak_operations=1.2e11,
+        weight_bytes=weights,
+        cache_bytes=cache,
+        none_cache_bytes=none,
+        operations=300_000_000,
+        none_operations=300_000_000,
+        bound_s=bound,
+        none_bound_s=none_bound,
+        ceiling=none_bound / bound,
+        achieved=bound / tpot,
     )
 
 

@@ -1,0 +1,114 @@
+"""The least time a decode step can take on this machine, with a compressed cache and with an uncompressed one.
+
+A step must read every weight and every byte kept of the context, and multiply both with its tokens; it takes at least
+as long as the slower of the two (the roofline of Williams, Waterman and Patterson 2009).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import Cache, PreTrainedModel
+
+from kvbench.cache.compressed import CompressedLayer
+from kvbench.hardware.peaks import Peaks, peaks
+from kvbench.measure.arms import Arm
+from kvbench.measure.memory import walk
+from kvbench.models.geometry import LayerGeometry, ModelGeometry
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """One decode step against the machine's peaks: bytes, operations, seconds.
+
+    ``bound_s`` and ``none_bound_s`` are the least times with this cache and with an uncompressed one in the model's
+    dtype; ``ceiling`` is their ratio and ``achieved`` the share of ``bound_s`` in the measured step. ``operations``
+    count a multiplication and an addition as two and are held against the peak of the model's dtype, which kernels that
+    multiply 8-bit integers may exceed.
+    """
+
+    read_bandwidth: float
+    peak_operations: float
+    weight_bytes: int
+    cache_bytes: int
+    none_cache_bytes: int
+    operations: int
+    none_operations: int
+    bound_s: float
+    none_bound_s: float
+    ceiling: float
+    achieved: float
+
+
+def roofline(arm: Arm, cache: Cache, batch: int, step_s: float) -> Roofline | None:
+    """The roofline of a step of ``arm`` on ``cache`` of ``batch`` rows, which was measured to take ``step_s`` seconds.
+
+    None for mixtures of experts: which weights they read depends on the tokens.
+    """
+    model, geometry = arm.model, arm.geometry
+    if getattr(model.config.get_text_config(), "num_experts_per_tok", None):
+        return None
+    tokens = cache.get_seq_length()
+    limits = peaks(model.device, model.dtype)
+    weights, weight_bytes = weights_read(model)
+    held = walk(cache)
+    cache_bytes = held.total - held.slack - held.workspace
+    none_bytes = batch * geometry.elements(tokens) * geometry.dtype.itemsize
+    operations, none_operations = (
+        2 * batch * (weights + attention) for attention in (_attention(arm, cache, tokens), _exact(geometry, tokens))
+    )
+    bound = _least(limits, weight_bytes + cache_bytes, operations)
+    none_bound = _least(limits, weight_bytes + none_bytes, none_operations)
+    return Roofline(
+        read_bandwidth=limits.read,
+        peak_operations=limits.operations,
+        weight_bytes=weight_bytes,
+        cache_bytes=cache_bytes,
+        none_cache_bytes=none_bytes,
+        operations=operations,
+        none_operations=none_operations,
+        bound_s=bound,
+        none_bound_s=none_bound,
+        ceiling=none_bound / bound,
+        achieved=bound / step_s,
+    )
+
+
+def weights_read(model: PreTrainedModel) -> tuple[int, int]:
+    """(elements, bytes) of the weights that every step reads: all but tables of which it looks up a row a token."""
+    output = model.get_output_embeddings()
+    tied = None if output is None else output.weight
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)} - {id(tied)}
+    read = [parameter for parameter in model.parameters() if id(parameter) not in tables]
+    return sum(own.numel() for own in read), sum(own.numel() * own.itemsize for own in read)
+
+
+def _least(limits: Peaks, bytes_read: float, operations: float) -> float:
+    return max(bytes_read / limits.read, operations / limits.operations)
+
+
+def _exact(geometry: ModelGeometry, tokens: int) -> int:
+    """Multiplications of one row's attention over all tokens in the heads' own dimensions."""
+    return sum(_over(layer, min(tokens, layer.sliding_window or tokens)) for layer in geometry.layers)
+
+
+def _attention(arm: Arm, cache: Cache, tokens: int) -> int:
+    """Multiplications of one row's attention over what ``cache`` holds: latents that are attended as they are count by
+    their rank, and rebuilding keys and values is not counted."""
+    total = 0
+    for layer in arm.geometry.layers:
+        own = cache.layers[layer.layer]
+        if not isinstance(own, CompressedLayer):
+            total += _over(layer, min(tokens, layer.sliding_window or tokens))
+            continue
+        exact = own.seen - own.tail_start + (own.spans.sinks if own.tail_start else 0)
+        codec = own.codec
+        absorbs = codec.absorbable and not codec.keys_before_rope and own.reading.absorbs
+        width = codec.keys.rank + codec.values.rank if absorbs else layer.head_dim + layer.value_dim
+        total += _over(layer, exact) + layer.heads * own.body.entries * width
+    return total
+
+
+def _over(layer: LayerGeometry, tokens: int) -> int:
+    return layer.heads * tokens * (layer.head_dim + layer.value_dim)

@@ -1,0 +1,78 @@
+"""The roofline: what a step must read and do, on peaks that the test sets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from driving import subject, token_ids
+
+from kvbench.compressors.compressor import parse
+from kvbench.hardware.peaks import Peaks, peaks
+from kvbench.measure import roofline as floor
+from kvbench.measure.arms import Arm
+from kvbench.measure.prompt import exact_prompt
+from kvbench.measure.roofline import Roofline, roofline, weights_read
+
+TOKENS, BATCH, STEP_S = 200, 2, 1.0
+INT4 = "int:bits=4,sinks=2,recent=4,block=4"
+
+
+def found(monkeypatch: pytest.MonkeyPatch, spec: str, limits: Peaks, family: str = "llama") -> Roofline | None:
+    monkeypatch.setattr(floor, "peaks", lambda device, dtype: limits)
+    one = subject(family, torch.float32)
+    arm = Arm.of(spec, one.model, one.geometry, None if spec == "hf" else parse(spec).fit(one.geometry))
+    prompt = exact_prompt(one.model, one.geometry, token_ids(1, TOKENS)).repeat(BATCH)
+    with arm.entered():
+        return roofline(arm, arm.fill(prompt), BATCH, STEP_S)
+
+
+@pytest.mark.parametrize("spec", ["none", "hf"])
+def test_an_uncompressed_cache_has_no_ceiling_above_one(monkeypatch, spec):
+    own = found(monkeypatch, spec, Peaks(read=1e9, operations=1e15))
+    geometry = subject("llama", torch.float32).geometry
+    assert own is not None and own.cache_bytes == own.none_cache_bytes == BATCH * 4 * geometry.elements(TOKENS)
+    assert own.operations == own.none_operations and own.ceiling == 1
+    assert own.bound_s == pytest.approx((own.weight_bytes + own.cache_bytes) / 1e9)
+    assert own.achieved == pytest.approx(own.bound_s / STEP_S)
+
+
+def test_fewer_bytes_raise_the_ceiling_where_reading_is_the_limit(monkeypatch):
+    own = found(monkeypatch, INT4, Peaks(read=1e9, operations=1e15))
+    assert own is not None and own.cache_bytes < own.none_cache_bytes / 4
+    whole, less = own.weight_bytes + own.none_cache_bytes, own.weight_bytes + own.cache_bytes
+    assert own.ceiling == pytest.approx(whole / less) and own.ceiling > 1
+
+
+def test_fewer_bytes_are_no_faster_where_arithmetic_is_the_limit(monkeypatch):
+    own = found(monkeypatch, INT4, Peaks(read=1e15, operations=1e6))
+    assert own is not None and own.bound_s == own.operations / 1e6 and own.ceiling == 1
+
+
+def test_operations_are_two_for_every_weight_and_every_dimension_of_every_token(monkeypatch):
+    own, one = found(monkeypatch, "none", Peaks(1e9, 1e9)), subject("llama", torch.float32)
+    attention = sum(layer.heads * TOKENS * (layer.head_dim + layer.value_dim) for layer in one.geometry.layers)
+    assert own is not None and own.operations == 2 * BATCH * (weights_read(one.model)[0] + attention)
+
+
+def test_looked_up_tables_are_not_read():
+    one = subject("llama", torch.float32)
+    elements, size = weights_read(one.model)
+    table = one.model.get_input_embeddings().weight
+    tied = one.model.get_output_embeddings().weight is table
+    everything = sum(parameter.numel() for parameter in one.model.parameters())
+    assert elements == everything - (0 if tied else table.numel()) and size == 4 * elements
+
+
+def test_experts_have_no_roofline(monkeypatch):
+    assert found(monkeypatch, "none", Peaks(1e9, 1e9), family="mixtral") is None
+
+
+def test_peaks_are_measured_once(monkeypatch):
+    from kvbench.hardware import peaks as measured
+
+    monkeypatch.setattr(measured, "ARRAY_BYTES", 2**22)
+    monkeypatch.setattr(measured, "SIDE", {"cpu": 64})
+    measured._measured.cache_clear()
+    first = peaks(torch.device("cpu"), torch.float32)
+    assert first is peaks(torch.device("cpu"), torch.float32) and min(first.read, first.operations) > 1e6
+    measured._measured.cache_clear()
