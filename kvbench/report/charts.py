@@ -6,17 +6,13 @@ One chart serves as picture (PNG, SVG) and as figure of the HTML report.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import count
-from typing import Any, TypeGuard
-
-import altair as alt
-import vl_convert
+from dataclasses import replace
+from typing import TypeGuard
 
 from kvbench.report.axes import Axis
 from kvbench.report.columns import BELOW_NOISE, Cell, is_above_noise
+from kvbench.report.figure import Figure, file_name
 from kvbench.report.groups import Group, bits, frontier, is_baseline
 from kvbench.report.numbers import MISSING
 from kvbench.report.scatter import Line, Point, scatter
@@ -24,51 +20,19 @@ from kvbench.runs.records import Interval, Record
 
 ALLOCATED = "bits per K and V element, all allocated bytes"
 BODY_ONLY = "bits per K and V element of the compressed body"
-LONGEST_NAME = 100
-"""Characters of a file's name before what is added to it."""
-
 BIT_TICKS = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart, a file name for it (without suffix) and what it shows, in words."""
-
-    name: str
-    chart: alt.LayerChart
-    description: str
-
-    def specification(self) -> dict[str, Any]:
-        """Plain Vega-Lite, without the address of its schema: nothing in it is to be fetched."""
-        plain = self.chart.to_dict()
-        plain.pop("$schema", None)
-        return plain
-
-    def png(self) -> bytes:
-        """The picture, two pixels a point."""
-        return vl_convert.vegalite_to_png(self.specification(), scale=2)
-
-    def svg(self) -> str:
-        """The picture as vectors."""
-        return vl_convert.vegalite_to_svg(self.specification())
 
 
 def figures(groups: Sequence[Group]) -> list[list[Figure]]:
     """The charts of each group: none, one or two, by what was measured. Names are distinct and safe for any disk."""
     names: list[str] = []
     for group in groups:
-        names.append(_file_name(group, names))
+        names.append(file_name(group.title, names))
     drawn = [
         (_distortion(group, f"{name}-kld"), _speed_up(group, f"{name}-speed") or _token_time(group, f"{name}-speed"))
         for group, name in zip(groups, names, strict=True)
     ]
     return [[figure for figure in pair if figure] for pair in drawn]
-
-
-def _file_name(group: Group, taken: Sequence[str]) -> str:
-    slug = re.sub(r"[^a-z0-9.]+", "-", group.title.lower()).strip("-.")[:LONGEST_NAME]
-    candidates = (slug if index == 1 else f"{slug}-{index}" for index in count(1))
-    return next(name for name in candidates if name not in taken)
 
 
 def _distortion(group: Group, name: str) -> Figure | None:

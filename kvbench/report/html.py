@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from kvbench.errors import KvbenchError
+from kvbench.report.drawing import DARK
 from kvbench.report.page import Page, page
-from kvbench.report.scatter import DARK
 from kvbench.runs.files import replace_file
 from kvbench.runs.records import Record
 from kvbench.runs.store import StoreStatus
@@ -28,7 +28,7 @@ def write_report(records: Sequence[Record], folder: Path | str, status: StoreSta
     """
     content = page(records, status)
     files = {REPORT: _render(content).encode()}
-    for figure in (figure for section in content.sections for figure in section.figures):
+    for figure in content.figures:
         files[f"{figure.name}.png"] = figure.png()
         files[f"{figure.name}.svg"] = figure.svg().encode()
     target = Path(folder)
@@ -51,11 +51,7 @@ def _render(content: Page) -> str:
         lstrip_blocks=True,
     )
     template = environment.get_template("report.html.j2")
-    return template.render(page=content, chart_library=_chart_library() if _has_charts(content) else "", dark=DARK)
-
-
-def _has_charts(content: Page) -> bool:
-    return any(section.figures for section in content.sections)
+    return template.render(page=content, chart_library=_chart_library() if content.figures else "", dark=DARK)
 
 
 @cache

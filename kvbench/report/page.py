@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvbench.report.charts import Figure, figures
+from kvbench.report.charts import figures
 from kvbench.report.columns import DETAILS, Cell, Column
+from kvbench.report.crossover import crossovers
 from kvbench.report.environments import Environment, environments
+from kvbench.report.figure import Figure
 from kvbench.report.findings import Finding, findings
 from kvbench.report.groups import STATUS_WORDS, Group, grouped, is_baseline, row_mark, why
 from kvbench.report.numbers import in_line
@@ -89,11 +91,18 @@ class Page:
     counts: list[tuple[str, int, str]]
     """Status, number of trials, in words."""
     progress: str
+    crossovers: list[Figure]
+    """Speed against length, over all workloads of a model."""
     sections: list[Section]
     failures: list[Failed]
     environments: list[Environment]
     recipes: list[Recipe]
     definitions: dict[str, tuple[Column, ...]]
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All charts."""
+        return [*self.crossovers, *(figure for section in self.sections for figure in section.figures)]
 
 
 def page(records: Sequence[Record], status: StoreStatus | None = None) -> Page:
@@ -105,6 +114,7 @@ def page(records: Sequence[Record], status: StoreStatus | None = None) -> Page:
         measured=_days(records),
         counts=[(name, counts[name], words) for name, words in STATUS_WORDS.items() if counts[name]],
         progress=_progress(status),
+        crossovers=crossovers(groups),
         sections=[_section(index, group, drawn[index]) for index, group in enumerate(groups)],
         failures=[_failed(record) for group in groups for record in group.failed],
         environments=environments(records),

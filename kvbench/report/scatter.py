@@ -1,7 +1,6 @@
 """One kind of chart: named points with error bars, their Pareto frontier, and horizontal lines to compare with.
 
-Frontier points are filled and joined, dominated ones hollow and grey, so colour never speaks alone. All colours are
-parameters of the chart, so that a page can turn them dark.
+Frontier points are filled and joined, dominated ones hollow and grey, so colour never speaks alone.
 """
 
 from __future__ import annotations
@@ -14,17 +13,8 @@ from typing import Any
 import altair as alt
 
 from kvbench.report.axes import Axis
+from kvbench.report.drawing import HEIGHT, LIGHT, WIDTH, axis_of, colour, dressed, rows_of, scale_of
 from kvbench.report.labels import Box, Place, place_labels, text_box
-
-WIDTH, HEIGHT = 500, 320
-"""Pixels of the plotting area."""
-
-LIGHT = {"ink": "#1c2128", "muted": "#68717b", "faint": "#e6e9ed", "accent": "#0b5cad", "paper": "#ffffff"}
-DARK = {"ink": "#e6edf3", "muted": "#98a2ad", "faint": "#2a313a", "accent": "#6cb0ff", "paper": "#161b22"}
-FONT = "Arial, 'Liberation Sans', Helvetica, sans-serif"
-"""Of one width everywhere, so that names fit where they were placed."""
-
-FONT_SIZE = 11
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ def scatter(
     layers = [*drawing.baselines(), *drawing.frontier(), drawing.bars(), drawing.marks(), drawing.names()]
     chart = alt.layer(*layers).add_params(*(alt.param(name=name, value=value) for name, value in LIGHT.items()))
     heading = alt.TitleParams(text=title, subtitle=subtitle)
-    return _dressed(chart.properties(width=WIDTH, height=HEIGHT, title=heading, background=_colour("paper")))
+    return dressed(chart.properties(width=WIDTH, height=HEIGHT, title=heading, background=colour("paper")))
 
 
 @dataclass(frozen=True)
@@ -72,19 +62,19 @@ class _Drawing:
         """Dashed lines with their names at the right end."""
         if not self.lines:
             return []
-        base = alt.Chart(_data([{"y": line.y, "name": line.name} for line in self.lines])).encode(y=self._y())
-        rules = base.mark_rule(color=_colour("muted"), strokeDash=[4, 4])
+        base = alt.Chart(rows_of([{"y": line.y, "name": line.name} for line in self.lines])).encode(y=self._y())
+        rules = base.mark_rule(color=colour("muted"), strokeDash=[4, 4])
         names = base.mark_text(
-            align="right", baseline="bottom", dx=-3, dy=-3, color=_colour("muted"), fontStyle="italic"
+            align="right", baseline="bottom", dx=-3, dy=-3, color=colour("muted"), fontStyle="italic"
         )
         return [rules, names.encode(x=alt.value(WIDTH), text="name:N")]
 
     def frontier(self) -> list[alt.Chart]:
         """A staircase: between two points only the poorer of them is known to be possible."""
         best = self._best()
-        data = _data([{"x": x, "y": y} for x, y in best])
+        data = rows_of([{"x": x, "y": y} for x, y in best])
         line = alt.Chart(data).mark_line(
-            interpolate="step-after", color=_colour("accent"), opacity=0.45, strokeWidth=1.5
+            interpolate="step-after", color=colour("accent"), opacity=0.45, strokeWidth=1.5
         )
         return [line.encode(x=self._x(), y=self._y(), order="x:Q")] if len(best) > 1 else []
 
@@ -123,7 +113,7 @@ class _Drawing:
             | point.numbers
             for point, place in zip(self.points, self._places(), strict=True)
         ]
-        return alt.Chart(_data(rows)).encode(x=self._x())
+        return alt.Chart(rows_of(rows)).encode(x=self._x())
 
     def _places(self) -> list[Place | None]:
         """Where the names go: off points, bars, baselines and the staircase."""
@@ -157,60 +147,11 @@ class _Drawing:
         return HEIGHT * (1 - self.y.place(value))
 
     def _x(self) -> alt.X:
-        return alt.X("x:Q", title=self.x.title, scale=_scale(self.x), axis=_axis(self.x))
+        return alt.X("x:Q", title=self.x.title, scale=scale_of(self.x), axis=axis_of(self.x))
 
     def _y(self, name: str = "y") -> alt.Y:
-        return alt.Y(f"{name}:Q", title=self.y.title, scale=_scale(self.y), axis=_axis(self.y))
+        return alt.Y(f"{name}:Q", title=self.y.title, scale=scale_of(self.y), axis=axis_of(self.y))
 
     @staticmethod
     def _tone() -> Any:
         return alt.expr("datum.best ? accent : muted")
-
-
-def _data(rows: list[dict[str, Any]]) -> alt.Data:
-    return alt.Data(values=rows)
-
-
-def _scale(axis: Axis) -> alt.Scale:
-    return alt.Scale(type="log" if axis.logarithmic else "linear", domain=[axis.low, axis.high], nice=False, zero=False)
-
-
-def _axis(axis: Axis) -> alt.Axis:
-    return alt.Axis(values=list(axis.ticks), format="~g") if axis.logarithmic else alt.Axis(tickCount=7)
-
-
-def _colour(name: str) -> Any:
-    """A colour that is looked up when the chart is drawn."""
-    return alt.expr(name)
-
-
-def _dressed(chart: Any) -> alt.LayerChart:
-    """Quiet axes, titles flush left."""
-    return (
-        chart.configure(font=FONT)
-        .configure_view(stroke=None)
-        .configure_text(fontSize=FONT_SIZE)
-        .configure_title(
-            anchor="start",
-            frame="group",
-            offset=14,
-            color=_colour("ink"),
-            fontSize=15,
-            fontWeight=600,
-            subtitleColor=_colour("muted"),
-            subtitleFontSize=12,
-            subtitlePadding=5,
-        )
-        .configure_axisLeft(minExtent=44)  # charts side by side keep one scale
-        .configure_axis(
-            gridColor=_colour("faint"),
-            domain=False,
-            tickColor=_colour("faint"),
-            labelColor=_colour("muted"),
-            labelFontSize=FONT_SIZE,
-            titleColor=_colour("ink"),
-            titleFontSize=12,
-            titleFontWeight="normal",
-            titlePadding=8,
-        )
-    )

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvbench.report.axes import Axis, log_ticks
-from kvbench.report.charts import Figure, figures
+from kvbench.report.charts import figures
+from kvbench.report.figure import Figure
 from kvbench.report.groups import grouped
 from kvbench.report.labels import place_labels, text_box
 from kvbench.runs.records import Record

@@ -1,0 +1,74 @@
+"""How all charts look: size, colours, fonts, axes.
+
+All colours are parameters of the chart, so that a page can turn them dark.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+
+from kvbench.report.axes import Axis
+
+WIDTH, HEIGHT = 500, 320
+"""Pixels of the plotting area."""
+
+LIGHT = {"ink": "#1c2128", "muted": "#68717b", "faint": "#e6e9ed", "accent": "#0b5cad", "paper": "#ffffff"}
+DARK = {"ink": "#e6edf3", "muted": "#98a2ad", "faint": "#2a313a", "accent": "#6cb0ff", "paper": "#161b22"}
+FONT = "Arial, 'Liberation Sans', Helvetica, sans-serif"
+"""Of one width everywhere, so that names fit where they were placed."""
+
+FONT_SIZE = 11
+
+
+def rows_of(rows: list[dict[str, Any]]) -> alt.Data:
+    """Data that travels with the chart."""
+    return alt.Data(values=rows)
+
+
+def scale_of(axis: Axis) -> alt.Scale:
+    """Exactly the axis, without rounding to nice ends."""
+    return alt.Scale(type="log" if axis.logarithmic else "linear", domain=[axis.low, axis.high], nice=False, zero=False)
+
+
+def axis_of(axis: Axis) -> alt.Axis:
+    """Its ticks."""
+    return alt.Axis(values=list(axis.ticks), format="~g") if axis.logarithmic else alt.Axis(tickCount=7)
+
+
+def colour(name: str) -> Any:
+    """A colour that is looked up when the chart is drawn."""
+    return alt.expr(name)
+
+
+def dressed(chart: Any) -> alt.LayerChart:
+    """Quiet axes, titles flush left."""
+    return (
+        chart.configure(font=FONT)
+        .configure_view(stroke=None)
+        .configure_text(fontSize=FONT_SIZE)
+        .configure_title(
+            anchor="start",
+            frame="group",
+            offset=14,
+            color=colour("ink"),
+            fontSize=15,
+            fontWeight=600,
+            subtitleColor=colour("muted"),
+            subtitleFontSize=12,
+            subtitlePadding=5,
+        )
+        .configure_axisLeft(minExtent=44)  # charts side by side keep one scale
+        .configure_axis(
+            gridColor=colour("faint"),
+            domain=False,
+            tickColor=colour("faint"),
+            labelColor=colour("muted"),
+            labelFontSize=FONT_SIZE,
+            titleColor=colour("ink"),
+            titleFontSize=12,
+            titleFontWeight="normal",
+            titlePadding=8,
+        )
+    )

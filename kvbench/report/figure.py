@@ -1,0 +1,46 @@
+"""A chart as the page and the disk see it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart, a file name for it (without suffix) and what it shows, in words."""
+
+    name: str
+    chart: alt.LayerChart
+    description: str
+
+    def specification(self) -> dict[str, Any]:
+        """Plain Vega-Lite, without the address of its schema: nothing in it is to be fetched."""
+        plain = self.chart.to_dict()
+        plain.pop("$schema", None)
+        return plain
+
+    def png(self) -> bytes:
+        """The picture, two pixels a point."""
+        return vl_convert.vegalite_to_png(self.specification(), scale=2)
+
+    def svg(self) -> str:
+        """The picture as vectors."""
+        return vl_convert.vegalite_to_svg(self.specification())
+
+
+LONGEST_NAME = 100
+"""Characters of a file's name before what is added to it."""
+
+
+def file_name(title: str, taken: Sequence[str]) -> str:
+    """A name for ``title`` that is safe for any disk and not ``taken``."""
+    slug = re.sub(r"[^a-z0-9.]+", "-", title.lower()).strip("-.")[:LONGEST_NAME]
+    candidates = (slug if index == 1 else f"{slug}-{index}" for index in count(1))
+    return next(name for name in candidates if name not in taken)
