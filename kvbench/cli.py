@@ -335,7 +335,7 @@ def validate(specs: list[str], /, *, json_: Json = False) -> int:
 
 @app.command
 def doctor(*, json_: Json = False) -> int:
-    """Environment, threads, measured memory bandwidth and an A/A noise check of this machine."""
+    """Environment, threads, measured memory bandwidth, decode kernels and an A/A noise check of this machine."""
     from kvbench.measure.doctor import diagnose, render, to_json
 
     found = diagnose()

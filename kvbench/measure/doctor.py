@@ -17,6 +17,7 @@ from rich.text import Text
 
 from kvbench.hardware.bandwidth import Bandwidth, measure_bandwidth
 from kvbench.hardware.environment import governor, provenance
+from kvbench.measure.kernel_state import KernelState, kernel_states
 from kvbench.measure.noise import Noise, measure_noise
 from kvbench.measure.statistics import significant
 from kvbench.models.folders import cache_dir
@@ -35,14 +36,18 @@ class Diagnosis:
     cache_free_bytes: int
     bandwidth: Bandwidth
     noise: Noise
+    kernels: tuple[KernelState, ...]
     warnings: tuple[str, ...]
     problems: tuple[str, ...]
 
 
 def diagnose() -> Diagnosis:
-    """Examine this machine and process: versions, threads, cache folder, memory bandwidth, timing noise. About 3 s."""
+    """Examine this machine and process: versions, threads, cache folder, memory bandwidth, timing noise, kernels.
+
+    About 5 s; a minute more where kernels were never compiled.
+    """
     environment = provenance("cpu", datetime.now(UTC))  # first, so that its load average is not the doctor's own
-    bandwidth, noise = measure_bandwidth(), measure_noise()
+    bandwidth, noise, kernels = measure_bandwidth(), measure_noise(), kernel_states()
     folder = cache_dir()
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     return Diagnosis(
@@ -52,7 +57,8 @@ def diagnose() -> Diagnosis:
         cache_free_bytes=shutil.disk_usage(existing).free,
         bandwidth=bandwidth,
         noise=noise,
-        warnings=tuple(_doubts(environment, noise)),
+        kernels=kernels,
+        warnings=tuple(_doubts(environment, noise, kernels)),
         problems=tuple(_failures(folder, existing)),
     )
 
@@ -72,7 +78,7 @@ def render(diagnosis: Diagnosis) -> RenderableType:
     return Group(table, Text(), *(verdicts or [Text("fit to measure on", style="green")]))
 
 
-def _doubts(environment: dict[str, Any], noise: Noise) -> Iterator[str]:
+def _doubts(environment: dict[str, Any], noise: Noise, kernels: tuple[KernelState, ...]) -> Iterator[str]:
     load, cores, ratio = environment["load_average"][0], environment["cores"], noise.ratio
     if load > cores:
         yield f"load average {load:.1f} is above the {cores} usable cores: timings compete; wait or stop other work"
@@ -80,6 +86,9 @@ def _doubts(environment: dict[str, Any], noise: Noise) -> Iterator[str]:
         yield f"times of identical work vary by {noise.variation:.1%} (above {LARGEST_VARIATION:.0%}): use more rounds"
     if ratio.low is not None and ratio.high is not None and not ratio.low <= 1 <= ratio.high:
         yield f"identical work differs from itself, {_interval(noise)}: do not trust smaller differences; run it again"
+    for own in kernels:
+        if own.missing is not None:
+            yield f"no decode kernels for {own.device} ({own.missing}): speeds are those of plain torch"
 
 
 def _failures(folder: Path, existing: Path) -> Iterator[str]:
@@ -100,6 +109,8 @@ def _rows(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
     yield "memory read", _speeds(bandwidth.read_single, bandwidth.read, bandwidth.threads)
     yield "memory copy", f"{_speeds(bandwidth.copy_single, bandwidth.copy, bandwidth.threads)} (read + written)"
     yield "A/A test", f"{_interval(noise)}, variation {noise.variation:.1%}"
+    for own in diagnosis.kernels:
+        yield f"kernels, {own.device}", str(own)
 
 
 def _commit(environment: dict[str, Any]) -> str:

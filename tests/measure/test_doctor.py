@@ -6,17 +6,19 @@ import torch
 from rich.console import Console
 
 from kvbench.hardware.bandwidth import Bandwidth
-from kvbench.measure import doctor
+from kvbench.measure import doctor, kernel_state
+from kvbench.measure.kernel_state import KernelState
 from kvbench.measure.noise import Noise, measure_noise
 from kvbench.measure.statistics import PairedRatio
 
+READY = KernelState("cpu", "numba VNNI", None, True, 0.82)
 QUIET = Noise(PairedRatio(1.001, 0.998, 1.004, 31), variation=0.01)
 
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """A quiet machine, and a function that changes what the doctor finds on it."""
-    found = {"noise": QUIET, "load": 0.5}
+    found = {"noise": QUIET, "load": 0.5, "kernels": (READY,)}
     real = doctor.provenance
 
     def provenance(device, started):
@@ -25,6 +27,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path / "not" / "made" / "yet"))
     monkeypatch.setattr(doctor, "provenance", provenance)
     monkeypatch.setattr(doctor, "measure_noise", lambda: found["noise"])
+    monkeypatch.setattr(doctor, "kernel_states", lambda: found["kernels"])
     monkeypatch.setattr(doctor, "measure_bandwidth", lambda: Bandwidth(20e9, 40e9, 18e9, 36e9, 2))
     return found.update
 
@@ -47,6 +50,7 @@ def test_the_table_names_what_was_measured(machine):
     assert "20.0 GB/s with 1 thread, 40.0 GB/s with 2" in shown
     assert "ratio 1.0010 [0.9980, 1.0040]" in shown
     assert torch.__version__ in shown
+    assert "numba VNNI, loaded from the disk cache in 0.8 s" in shown
 
 
 @pytest.mark.parametrize(
@@ -56,6 +60,7 @@ def test_the_table_names_what_was_measured(machine):
         ({"noise": replace(QUIET, variation=0.05)}, "vary by 5.0%"),
         ({"noise": replace(QUIET, ratio=PairedRatio(1.02, 1.01, 1.03, 31))}, "differs from itself"),
         ({"noise": replace(QUIET, ratio=PairedRatio(0.98, 0.97, 0.99, 31))}, "differs from itself"),
+        ({"kernels": (KernelState("cpu", None, "no numba", None, 0.0),)}, "no decode kernels for cpu (no numba)"),
     ],
 )
 def test_each_doubt_is_one_warning(machine, change, warning):
@@ -84,6 +89,21 @@ def test_json_holds_everything(machine):
     assert data["noise"]["ratio"] == {"ratio": 1.001, "low": 0.998, "high": 1.004, "n": 31}
     assert data["bandwidth"]["read"] == 40e9
     assert data["environment"]["started"] <= data["environment"]["finished"]
+
+
+def test_every_device_says_what_attends():
+    (own, *_) = kernel_state.kernel_states()
+    assert own.device == "cpu" and own.ready_s > 0
+    assert (own.implementation is None) == (own.missing is not None)
+    assert kernel_state.kernel_states()[0].implementation == own.implementation
+
+
+def test_missing_kernels_are_told_once_and_without_a_warning(monkeypatch, recwarn):
+    monkeypatch.setattr(kernel_state, "warm_up", lambda device: None)
+    monkeypatch.setattr(kernel_state, "kernels_for", lambda device: None)
+    monkeypatch.setattr(kernel_state, "missing", lambda device: "no numba")
+    assert str(kernel_state.kernel_states()[0]) == "none (no numba), plain torch attends"
+    assert not recwarn.list
 
 
 def test_identical_work_is_compared_with_itself():
