@@ -31,7 +31,7 @@ def into_latents(query: Tensor, side: SideCodec) -> tuple[Tensor, Tensor | None]
         return query.reshape(batch, side.kv_heads, heads // side.kv_heads, dim), None
     basis, mean, own = _by_head(query, side)
     latents = torch.matmul(own, basis.transpose(-1, -2))
-    shift = torch.matmul(own, mean.unsqueeze(-1)) if bool(mean.any()) else None
+    shift = torch.matmul(own, mean.unsqueeze(-1)) if side.transform.shifts else None
     groups = side.groups
     latents = latents.unflatten(1, (batch, -1)).unflatten(0, (groups, -1)).permute(2, 0, 1, 3, 4)
     if shift is not None:

@@ -20,6 +20,7 @@ from kvbench.cache.layer import ExactLayer, KVLayer
 from kvbench.cache.rotary import RotaryTable, Rotator
 from kvbench.cache.shared import MemberCodec, SharedLayer
 from kvbench.cache.spans import Spans
+from kvbench.cache.static_cache import StaticCompressedCache
 from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.models.geometry import LayerGeometry, ModelGeometry, probe_geometry
 from kvbench.models.intercept import AttentionCall, Interception, Rotation, Takeover, attention_modules
@@ -153,6 +154,8 @@ class CompressedModel:
 
     def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover | None:
         """Handler of the interception: take over layers of our own caches, leave the rest to stock attention."""
+        if isinstance(cache, StaticCompressedCache) and cache.owner is self:
+            return cache.takeover(layer, rotation)
         if not isinstance(cache, CompressedCache) or cache.owner is not self:
             return None
         own = cache.layers[layer]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from types import CodeType, FrameType, FunctionType, ModuleType
@@ -117,6 +117,14 @@ class CompressedCache(Cache):
 
 def cache_bytes(cache: CompressedCache) -> CacheBytes:
     """Allocated bytes by kind, from ``untyped_storage`` of every tensor, each storage once."""
+    held = [pair for layer in cache.kv_layers for pair in layer.held()]
+    if cache.positions.index is not None:
+        held.append(("positions", cache.positions.index))
+    return count_bytes(held, cache)
+
+
+def count_bytes(held: Iterable[tuple[str, GrowingTensor | Tensor]], root: object) -> CacheBytes:
+    """Allocated bytes of what is ``held``, by kind; whatever else ``root`` reaches is workspace."""
     found: dict[str, int] = {}
     counted: set[int] = set()
 
@@ -128,15 +136,12 @@ def cache_bytes(cache: CompressedCache) -> CacheBytes:
         found[name] = found.get(name, 0) + storage.nbytes()
         return True
 
-    for layer in cache.kv_layers:
-        for name, held in layer.held():
-            tensor = held.data if isinstance(held, GrowingTensor) else held
-            if count(name, tensor) and isinstance(held, GrowingTensor) and name != "exact":
-                found[name] -= held.slack_bytes
-                found["slack"] = found.get("slack", 0) + held.slack_bytes
-    if cache.positions.index is not None:
-        count("positions", cache.positions.index)
-    for tensor in reachable_tensors(cache):
+    for name, own in held:
+        tensor = own.data if isinstance(own, GrowingTensor) else own
+        if count(name, tensor) and isinstance(own, GrowingTensor) and name != "exact":
+            found[name] -= own.slack_bytes
+            found["slack"] = found.get("slack", 0) + own.slack_bytes
+    for tensor in reachable_tensors(root):
         count("workspace", tensor)
     return CacheBytes(**found)
 

@@ -247,17 +247,8 @@ class CompressedLayer(KVLayer):
             self._append(gather_slots(keys, picks), gather_slots(values, picks), slots)
 
     def _append(self, keys: Tensor, values: Tensor, slots: Tensor | None = None) -> None:
-        """Encode tokens into the body.
-
-        Raises:
-            KvbenchError: they are not finite; a codebook would turn NaN into a number, and nobody would notice.
-        """
-        for name, states in (("keys", keys), ("values", values)):
-            if not bool(torch.stack(states.aminmax()).isfinite().all()):
-                raise KvbenchError(
-                    f"the model's {name} hold NaN or infinite values in {states.dtype}, which no codec can store; "
-                    "check its weights, or use a dtype with more range (float32, bfloat16)"
-                )
+        """Encode tokens into the body."""
+        require_finite(keys, values)
         if not self.body.entries:
             self.body.fitted = self.codec.fit(keys, values, self._real(keys, slots))
         self.body.append(self._encode(keys, values), keys.shape[AXIS], slots)
@@ -385,6 +376,20 @@ class CompressedLayer(KVLayer):
             self.first = function(self.first)
         if self.owns_body:
             self.body.map_rows(function)
+
+
+def require_finite(keys: Tensor, values: Tensor) -> None:
+    """Refuse what is about to be encoded if a codebook would turn NaN into a number, and nobody would notice.
+
+    Raises:
+        KvbenchError: NaN or infinite values.
+    """
+    for name, states in (("keys", keys), ("values", values)):
+        if not bool(torch.stack(states.aminmax()).isfinite().all()):
+            raise KvbenchError(
+                f"the model's {name} hold NaN or infinite values in {states.dtype}, which no codec can store; "
+                "check its weights, or use a dtype with more range (float32, bfloat16)"
+            )
 
 
 def _mask_at(mask: Tensor, slots: Tensor) -> Tensor:

@@ -98,13 +98,13 @@ class Rotator:
     """Rotates one layer's stored keys: the layer's geometry, its module's RoPE, a table and the cache's positions."""
 
     def __init__(self, module: nn.Module, geometry: LayerGeometry, table: RotaryTable, positions: Positions) -> None:
-        self._module, self.rotary_dims, self._table, self._positions = module, geometry.rotary_dims, table, positions
+        self.module, self.rotary_dims, self.table, self._positions = module, geometry.rotary_dims, table, positions
 
     def slots(self, keys: Tensor, start: int, stop: int) -> Tensor:
         """Rotate ``keys`` (batch, kv heads, tokens, d) that sit at slots [start, stop)."""
         index = self._positions.index
         assert index is not None
-        return rotate(self._module, keys, self._table.lookup(index[:, start:stop]), self.rotary_dims)
+        return rotate(self.module, keys, self.table.lookup(index[:, start:stop]), self.rotary_dims)
 
     def at(self, keys: Tensor, slots: Tensor) -> Tensor:
         """Rotate ``keys`` (batch, kv heads, tokens, d) at ``slots`` (batch, tokens) or (batch, kv heads, tokens)."""
@@ -112,10 +112,46 @@ class Rotator:
         assert index is not None
         rows = index.expand(keys.shape[0], -1)
         if slots.dim() == 2:
-            return rotate(self._module, keys, self._table.lookup(rows.gather(1, slots.long())), self.rotary_dims)
+            return rotate(self.module, keys, self.table.lookup(rows.gather(1, slots.long())), self.rotary_dims)
         batch, heads, tokens, dim = keys.shape
         flat = rows.gather(1, slots.flatten(1).long()).reshape(batch * heads, tokens)
         turned = rotate(
-            self._module, keys.reshape(batch * heads, 1, tokens, dim), self._table.lookup(flat), self.rotary_dims
+            self.module, keys.reshape(batch * heads, 1, tokens, dim), self.table.lookup(flat), self.rotary_dims
         )
         return turned.view(batch, heads, tokens, dim)
+
+
+class StaticTable:
+    """cos and sin (capacity, dims) by position, for one row of positions 0, 1, 2, …: a graph writes them in place."""
+
+    def __init__(self, table: RotaryTable, tokens: int, capacity: int) -> None:
+        assert table.cos is not None and table.sin is not None
+        self.cos, self.sin = (_widened(own[:tokens], capacity) for own in (table.cos, table.sin))
+
+    def write(self, position: Tensor, rotation: Rotation) -> None:
+        """Record the ``rotation``, (any, 1, dims) each, of ``position`` ()."""
+        for own, new in zip((self.cos, self.sin), rotation, strict=True):
+            own.index_copy_(0, position.view(1), new[0])
+
+
+class StaticRotator:
+    """Rotates the keys of one layer whose slots are their positions."""
+
+    def __init__(self, rotator: Rotator, table: StaticTable) -> None:
+        self.module, self.rotary_dims, self.table = rotator.module, rotator.rotary_dims, table
+
+    def span(self, keys: Tensor, start: int, stop: int) -> Tensor:
+        """Rotate ``keys`` (batch, kv heads, tokens, d) that sit at slots [start, stop)."""
+        rotation = (self.table.cos[None, start:stop], self.table.sin[None, start:stop])
+        return rotate(self.module, keys, rotation, self.rotary_dims)
+
+    def at(self, keys: Tensor, slots: Tensor) -> Tensor:
+        """Rotate ``keys`` (batch, kv heads, tokens, d) at ``slots`` (tokens,); those past the end are not in use."""
+        index = slots.clamp_max(self.table.cos.shape[0] - 1)
+        return rotate(self.module, keys, (self.table.cos[index][None], self.table.sin[index][None]), self.rotary_dims)
+
+
+def _widened(table: Tensor, capacity: int) -> Tensor:
+    widened = table.new_zeros(capacity, table.shape[-1])
+    widened[: table.shape[0]] = table
+    return widened

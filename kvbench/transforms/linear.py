@@ -7,6 +7,7 @@ rotation, is one affine map per group of adjacent KV heads: ``z = (x − μ) E``
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,6 +34,11 @@ class LinearTransform:
     def rank(self) -> int:
         """Latent components per group."""
         return self.encoder.shape[-1]
+
+    @cached_property
+    def shifts(self) -> bool:
+        """Whether the mean is anything but zero: read back from the device once, not at every step."""
+        return bool(self.mean.any())
 
     def to(self, device: torch.device) -> LinearTransform:
         """The same transform on ``device``."""

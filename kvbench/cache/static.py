@@ -1,0 +1,220 @@
+"""Cache layers of fixed shape: what one decode step reads and writes never changes its place or its size.
+
+A growing cache asks Python at every step how long it is, and a graph that was compiled or captured cannot. Here every
+buffer is allocated once, for the longest context, and lengths are tensors on the model's device: a mask made from them
+hides what is not filled yet. The exact tokens stand in one buffer, ``sinks | window``; the encoded body lies between
+the two. A step writes one exact token and reads; encoding the block that has left the window is :meth:`settle`, which
+runs between steps and is no part of the graph.
+
+The price: a step attends over the whole capacity, filled or not, so a maximum length should be no larger than needed.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from kvbench.attention.partial import merge, partial_attention
+from kvbench.attention.reading import Reading
+from kvbench.cache.body import kind
+from kvbench.cache.buffers import AXIS, GrowingTensor
+from kvbench.cache.compressed import CompressedLayer, require_finite
+from kvbench.cache.layer import ExactLayer, Held
+from kvbench.cache.rotary import StaticRotator
+from kvbench.errors import KvbenchError
+from kvbench.models.intercept import AttentionCall, rotate
+from kvbench.quantizers.base import Stored
+
+
+class StaticLayer(CacheLayerMixin):
+    """Takes one new token per row and step. ``seen`` () int64 is the number of tokens before it, for all layers."""
+
+    is_compileable = True
+    is_croppable = False
+    is_sliding = False
+    supports_early_init = False
+
+    def __init__(self, seen: Tensor, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.seen, self.exact_keys, self.exact_values = seen, keys, values
+        self.expected = False  # whether kvbench's attention runs next; set before every forward pass
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: every buffer was there from the start."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Hand the new token (batch, kv heads, 1, ·) through to :meth:`attend`, which stores it.
+
+        Raises:
+            KvbenchError: stock attention asks, or more than one token comes.
+        """
+        if not self.expected or key_states.shape[AXIS] != 1:
+            raise KvbenchError(
+                "a static cache takes one token at a time inside its own `with compress(...)` block; "
+                "prompts go through new_cache()"
+            )
+        self.expected = False
+        return key_states, value_states
+
+    @abstractmethod
+    def attend(self, call: AttentionCall) -> Tensor:
+        """Store the new token and attend: (batch, heads, 1, value_dim). Reads no number back from the device."""
+
+    @abstractmethod
+    def held(self) -> Held:
+        """Every buffer with the kind of its bytes."""
+
+    def settle(self, tokens: int) -> None:
+        """Encode what has left the window once ``tokens`` are cached; between steps."""
+
+    def write(self, index: Tensor, call: AttentionCall) -> None:
+        """Put the new token at ``index`` ()."""
+        self.exact_keys.index_copy_(AXIS, index.view(1), call.keys)
+        self.exact_values.index_copy_(AXIS, index.view(1), call.values)
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, as a tensor: a number would be read back from the device at every step."""
+        return self.seen  # type: ignore[return-value]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """The new token alone: the layer makes its own masks."""
+        return int(query_length), 0
+
+    def get_max_length(self) -> int:
+        """Not what transformers may ask of a layer whose tokens sit in several buffers."""
+        return -1
+
+    get_max_cache_shape = get_max_length
+
+
+class StaticExactLayer(StaticLayer):
+    """Keys after RoPE and values as they are, for ``capacity`` tokens; a sliding window is a ring of its own size."""
+
+    def __init__(self, layer: ExactLayer, seen: Tensor, tokens: int, capacity: int) -> None:
+        assert layer.tail_keys is not None and layer.tail_values is not None
+        window = capacity if layer.sliding_window is None else min(layer.sliding_window, capacity)
+        held = min(layer.tail_keys.length, window)
+        slots = torch.arange(tokens - held, tokens, device=seen.device) % window
+        buffers = []
+        for tail in (layer.tail_keys.view, layer.tail_values.view):
+            buffers.append(zeros(tail, window))
+            buffers[-1][:, :, slots] = tail[:, :, tail.shape[AXIS] - held :]
+        super().__init__(seen, buffers[0], buffers[1])
+        self.window = window
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        """Over the whole buffer; the order of its tokens does not matter."""
+        self.write(self.seen % self.window, call)
+        mask = torch.arange(self.window, device=self.seen.device) <= self.seen
+        mask = mask.view(1, 1, 1, -1)
+        return partial_attention(
+            call.query, self.exact_keys, self.exact_values, call.scaling, mask, call.softcap
+        ).output
+
+    def held(self) -> Held:
+        """All of it is exact."""
+        yield "exact", self.exact_keys
+        yield "exact", self.exact_values
+
+
+class StaticCompressedLayer(StaticLayer):
+    """``sinks | body | window`` of a :class:`CompressedLayer`, with a body for ``capacity`` tokens in all.
+
+    Keys of all parts are in the codec's frame. The encoded entries are counted twice: ``encoded`` for :meth:`settle`,
+    and ``start`` () int64 on the device for the graph.
+    """
+
+    def __init__(
+        self, layer: CompressedLayer, seen: Tensor, capacity: int, rotator: StaticRotator | None, reading: Reading
+    ) -> None:
+        assert layer.tail_keys is not None and layer.tail_values is not None
+        spans = layer.spans
+        window = spans.sinks + spans.recent + spans.block
+        buffers = []
+        for sinks, tail in ((layer.sink_keys, layer.tail_keys), (layer.sink_values, layer.tail_values)):
+            exact = tail.view if sinks is None else torch.cat([sinks, tail.view], AXIS)
+            buffers.append(zeros(exact, window))
+            buffers[-1][:, :, : exact.shape[AXIS]] = exact
+        super().__init__(seen, buffers[0], buffers[1])
+        self.codec = layer.codec
+        for side in self.codec.sides.values():
+            if side.transform is not None:
+                _ = side.transform.shifts  # known from here on: a graph cannot ask
+        self.spans, self.rotator, self.reading = spans, rotator, reading
+        self.encoded = layer.body.entries
+        self.start = torch.tensor(self.encoded, device=seen.device)
+        self.capacity = max(spans.boundary(capacity) - spans.sinks, self.encoded)
+        self.body = self._new_body(layer)
+
+    def _new_body(self, layer: CompressedLayer) -> Stored:
+        """Room for the codes of ``capacity`` entries; a block of zeros tells their shapes."""
+        block, used = self.codec.block, layer.body.view()
+        blank = self.codec.encode(zeros(self.exact_keys, block), zeros(self.exact_values, block))
+        body = {name: zeros(one, one.shape[AXIS] * (self.capacity // block)) for name, one in blank.items()}
+        for name, tensor in used.items():
+            body[name][:, :, : tensor.shape[AXIS]] = tensor
+        return body
+
+    # ---- the step: one graph, whatever the lengths ------------------------------------------------------------------
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        """Over sinks and window, and over the body."""
+        query = call.query
+        if self.rotator is not None and call.rotation is not None:
+            query = rotate(call.module, query, call.rotation, self.rotator.rotary_dims)
+        self.write(self.seen - self.start, call)
+        index = torch.arange(self.exact_keys.shape[AXIS], device=self.seen.device)
+        keys = self.exact_keys
+        if self.rotator is not None:
+            keys = self.rotator.at(keys, torch.where(index < self.spans.sinks, index, index + self.start))
+        mask = (index <= self.seen - self.start).view(1, 1, 1, -1)
+        part = partial_attention(query, keys, self.exact_values, call.scaling, mask, call.softcap)
+        if not self.capacity:
+            return part.output
+        if self.codec.decoupled:
+            query = torch.cat([query, call.query], -1)
+        mask = (torch.arange(self.capacity, device=self.seen.device) < self.start).view(1, 1, 1, -1)
+        turn = None if self.rotator is None else self._turn
+        body = self.codec.attend(query, self.body, self.capacity, turn, call.scaling, mask, call.softcap, self.reading)
+        return merge([part, body]).output
+
+    def _turn(self, keys: Tensor, begin: int, end: int) -> Tensor:
+        assert self.rotator is not None
+        return self.rotator.span(keys, self.spans.sinks + begin, self.spans.sinks + end)
+
+    # ---- between steps ----------------------------------------------------------------------------------------------
+
+    def settle(self, tokens: int) -> None:
+        """Encode the block that has left the window, if one has, and move the rest of the window up."""
+        sinks = self.spans.sinks
+        count = self.spans.boundary(tokens) - sinks - self.encoded
+        if count <= 0:
+            return
+        leaving = slice(sinks, sinks + count)
+        require_finite(self.exact_keys[:, :, leaving], self.exact_values[:, :, leaving])
+        stored = self.codec.encode(self.exact_keys[:, :, leaving], self.exact_values[:, :, leaving])
+        for name, tensor in stored.items():
+            entries = tensor.shape[AXIS]
+            self.body[name].narrow(AXIS, self.encoded * entries // count, entries).copy_(tensor)
+        for exact in (self.exact_keys, self.exact_values):
+            exact[:, :, sinks:-count] = exact[:, :, sinks + count :].clone()
+        self.encoded += count
+        self.start.add_(count)
+
+    def held(self) -> Held:
+        """Sinks and window are exact; of the body's buffers the filled part says what it is, and the rest is slack."""
+        yield "exact", self.exact_keys
+        yield "exact", self.exact_values
+        for name, tensor in self.body.items():
+            yield kind(name), GrowingTensor(tensor, tensor.shape[AXIS] * self.encoded // max(self.capacity, 1))
+
+
+def zeros(like: Tensor, entries: int) -> Tensor:
+    """A buffer for ``entries`` of what ``like`` (batch, heads or groups, any, …) holds."""
+    return like.new_zeros(*like.shape[:AXIS], entries, *like.shape[AXIS + 1 :])
