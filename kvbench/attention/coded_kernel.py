@@ -21,7 +21,6 @@ from kvbench.attention.tiles import (
     fetch_ahead,
     floats,
     halves,
-    largest,
     octets,
     unpack_tile,
 )
@@ -68,7 +67,8 @@ def attend_coded(
     sides = np.zeros((keys[CHANNELS], 2 * rows, 4 * keys[PADDED]), np.int8)
     query_unit, query_sum = np.empty((keys[CHANNELS], rows), _F), np.empty((keys[CHANNELS], rows), _F)
     dots, rounded = np.empty((2 * rows, TILE), np.int32), np.empty((2 * rows, TILE), np.int8)
-    score, weight, weight_unit = np.empty((rows, TILE), _F), np.empty((rows, TILE), _F), np.empty(rows, _F)
+    score, weight_unit = np.empty((rows, TILE), _F), np.empty(rows, _F)
+    sums = np.empty(3, _F)
     scale, zero = np.empty(TILE, _F), np.empty(TILE, _F)
     mixed, total = np.empty((2 * rows, values[PADDED]), np.int32), np.empty((rows, values[PADDED]), _F)
     bias, top, mass = np.empty((rows, values[CHANNELS]), _F), np.empty(rows, _F), np.empty(rows, _F)
@@ -83,7 +83,8 @@ def attend_coded(
         for block in range(blocks * split // splits, blocks * (split + 1) // splits):
             start = block * TILE
             count = min(TILE, tokens - start)
-            fetch_ahead(code_address(keys, row, head, start + TILE), 8 * keys[GROUP_BYTES])
+            fetch_scales(keys, row, head, start + TILE)
+            fetch_scales(values, row, head, start + TILE)
             tile = stored_tile(keys, row, head, start, count, key_runs, key_levels, key_tile.ctypes.data)
             fill(score, _F(0))
             for channel in range(keys[CHANNELS]):
@@ -94,12 +95,11 @@ def attend_coded(
                 hide(score, rows, mask + row * mask_row + head * mask_head + start, count)
             if count < TILE:
                 cut(score, rows, count)
-            fetch_ahead(code_address(values, row, head, start + TILE), 8 * values[GROUP_BYTES])
             soften(score, rows, top, mass, total, bias)
             tile = stored_tile(values, row, head, start, count, value_runs, value_levels, value_tile.ctypes.data)
             for channel in range(values[CHANNELS]):
                 read_affine(values, value_affine, row, head, start, count, channel, scale, zero)
-                weigh(score, rows, scale, zero, value_affine[2], weight, rounded, weight_unit, bias, channel)
+                weigh(score, rows, scale, zero, value_affine[2], rounded, sums, weight_unit, bias, channel)
                 mix_rows(tile, values, channel, rounded, rows, mixed, weight_unit, total)
         finish(total, bias, top, mass, rows, values, out + 4 * index * rows * values[RANK], lse + 4 * index * rows)
 
@@ -142,6 +142,16 @@ def round_query(query: int, rows: int, keys: Any, sides: Any, unit: Any, summed:
 def code_address(side: Any, row: int, head: int, start: int) -> int:
     """Where the codes from token ``start`` on lie."""
     return side[CODES] + row * side[ROW] + head * side[HEAD] + start // 8 * side[GROUP_BYTES]
+
+
+@njit(**JIT)
+def fetch_scales(side: Any, row: int, head: int, start: int) -> None:
+    """Ask for a tile's scales: streams so short that the hardware does not foresee them, as it does codes."""
+    if side[SCALE]:
+        offset = 2 * (row * side[SCALE_ROW] + head * side[SCALE_HEAD] + start * side[CHANNELS])
+        fetch_ahead(side[SCALE] + offset, 2 * TILE * side[CHANNELS])
+        if side[ZERO]:
+            fetch_ahead(side[ZERO] + offset, 2 * TILE * side[CHANNELS])
 
 
 @njit(**JIT)
@@ -244,8 +254,10 @@ def cut(score: Any, rows: int, count: int) -> None:
 @njit(**JIT)
 def soften(score: Any, rows: int, top: Any, mass: Any, total: Any, bias: Any) -> None:
     """Online softmax: scores become weights relative to the largest so far, and earlier sums are brought to it."""
+    base = score.ctypes.data
     for row in range(rows):
-        most = largest(score, row, top[row])
+        own = base + 4 * TILE * row
+        most = simd.largest(own, top[row])
         if most > top[row]:
             c = exponential(top[row] - most)
             top[row] = most
@@ -254,12 +266,7 @@ def soften(score: Any, rows: int, top: Any, mass: Any, total: Any, bias: Any) ->
                 total[row, i] *= c
             for i in range(bias.shape[1]):
                 bias[row, i] *= c
-        own = _F(0)
-        for t in range(TILE):
-            p = exponential(score[row, t] - most)
-            own += p
-            score[row, t] = p
-        mass[row] += own
+        mass[row] += simd.exponentials(own, most)
 
 
 @njit(**JIT)
@@ -269,32 +276,32 @@ def weigh(
     scale: Any,
     zero: Any,
     middle: Any,
-    weight: Any,
     rounded: Any,
+    sums: Any,
     unit: Any,
     bias: Any,
     channel: int,
 ) -> None:
-    """Weights p · scale as two bytes each; what codes around ``middle`` do not say goes to ``bias``."""
+    """Weights p · scale as two bytes each; what codes around ``middle`` do not say goes to ``bias``.
+
+    Weights are at most the tile's largest scale, which is what the bytes are relative to.
+    """
+    most = max(simd.largest(scale.ctypes.data, _F(1e-30)), _F(1e-30))
+    for t in range(TILE):
+        zero[t] += middle * scale[t]
     for row in range(rows):
-        rest = _F(0)
-        for t in range(TILE):
-            w = p[row, t] * scale[t]
-            weight[row, t] = w
-            rest += p[row, t] * zero[t] + middle * w
-        most = largest(weight, row, _F(1e-30))
-        step = _F(127) / most
-        whole, fine = np.int32(0), np.int32(0)
-        for t in range(TILE):  # numba widens sums of integers; brought back, they stay in 32-bit lanes
-            y = weight[row, t] * step
-            high = np.int32(y + _F(0.5))
-            low = np.int32(np.int32((y - _F(high)) * _F(254) + _F(128.5)) - np.int32(128))
-            whole = np.int32(whole + high)
-            fine = np.int32(fine + low)
-            rounded[2 * row, t] = np.int8(high)
-            rounded[2 * row + 1, t] = np.int8(low)
+        high = rounded.ctypes.data + 2 * row * TILE
+        simd.round_weights(
+            p.ctypes.data + 4 * TILE * row,
+            scale.ctypes.data,
+            zero.ctypes.data,
+            high,
+            high + TILE,
+            _F(127) / most,
+            sums.ctypes.data,
+        )
         unit[row] = most / _F(127)
-        bias[row, channel] += rest - middle * unit[row] * (_F(whole) + _F(fine) * _LOW)
+        bias[row, channel] += sums[0] - middle * unit[row] * (sums[1] + sums[2] * _LOW)
 
 
 @njit(**JIT)

@@ -9,7 +9,7 @@ from numba import njit
 
 from kvbench.attention import simd
 from kvbench.attention.coded_kernel import cut, fill, hide, soften
-from kvbench.attention.tiles import JIT, LOWEST, TILE, fetch_ahead, floats
+from kvbench.attention.tiles import JIT, LOWEST, TILE, floats
 
 # What an int64 vector `side` says about keys or values. Strides in bytes; components lie side by side.
 ADDRESS, ROW, HEAD, TOKEN, RANK = 0, 1, 2, 3, 4
@@ -73,7 +73,6 @@ def score_tile(key: int, side: Any, query: int, rows: int, count: int, score: An
         left = rows - row
         at, to = query + 4 * row * rank, out + row * wide
         for token in range(0, whole, 4):
-            fetch_ahead(key + (token + TILE) * step, 4 * rank)
             if left >= 3:
                 simd.exact_scores_3(key + token * step, at, to + 4 * token, rank, step, 4 * rank, wide)
             elif left == 2:

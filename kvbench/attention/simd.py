@@ -8,6 +8,7 @@ which AVX512-VNNI does in one instruction (``vpdpbusd``); elsewhere plain vector
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -124,20 +125,21 @@ def _scores(rows: int) -> Any:
         def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
             codes, query, out, vectors, quad_bytes, row_bytes, out_bytes = args
 
-            def step(b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-                offset = b.mul(index, I64(64))
-                sides = [_load(b, b.add(query, b.mul(row_bytes, I64(row))), offset) for row in range(rows)]
-                new = []
-                for quad in range(4):
-                    raw = b.bitcast(_load(b, codes, b.add(offset, b.mul(quad_bytes, I64(quad)))), _BYTES)
-                    turned = b.bitcast(_shuffle(b, raw, raw, _TRANSPOSED), _WORDS)
-                    new += [_dot_bytes(b, sums[quad * rows + row], turned, sides[row]) for row in range(rows)]
-                return new
+            sums = []
+            for quad in range(4):  # one after the other: the processor foresees only what is read in order
+                own = b.add(codes, b.mul(quad_bytes, I64(quad)))
 
-            sums = _loop(b, vectors, [_zero()] * (4 * rows), step)
+                def step(b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value], own: ir.Value = own) -> list[ir.Value]:
+                    offset = b.mul(index, I64(64))
+                    raw = b.bitcast(_load(b, own, offset), _BYTES)
+                    turned = b.bitcast(_shuffle(b, raw, raw, _TRANSPOSED), _WORDS)
+                    sides = [_load(b, b.add(query, b.mul(row_bytes, I64(row))), offset) for row in range(rows)]
+                    return [_dot_bytes(b, total, turned, side) for side, total in zip(sides, sums, strict=True)]
+
+                sums.append(_loop(b, vectors, [_zero()] * rows, step))
             for row in range(rows):
                 target = b.add(out, b.mul(out_bytes, I64(row)))
-                _store(b, _across(b, [sums[quad * rows + row] for quad in range(4)]), target, 0)
+                _store(b, _across(b, [own[row] for own in sums]), target, 0)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7), emit
@@ -220,14 +222,17 @@ def _masked(b: ir.IRBuilder, name: str, kind: ir.VectorType) -> ir.Function:
 
 
 @emitted
-def spread_words(tx, source, low, high, count, place, field, shift, keep):  # type: ignore[no-untyped-def]
+def spread_words(  # type: ignore[no-untyped-def]
+    tx, source, low, count, place, field, shift, keep, groups, group_bytes, quad_bytes
+):
     """Bits of packed words to bytes of quads: low[i] = (low[i] & keep) | ((source[i] >> place) & mask) << shift.
 
-    ``high`` the same from ``place + field``; the mask has ``field`` bits in each byte. ``count`` words, none beyond.
+    The next quad gets the same from ``place + field``; the mask has ``field`` bits in each byte. ``count`` words of
+    each of ``groups`` packing groups, none beyond.
     """
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        source, low, high, count, place, field, shift, keep = args
+        source, low, count, place, field, shift, keep, groups, group_bytes, quad_bytes = args
 
         def every(value: ir.Value) -> ir.Value:
             word = b.insert_element(ir.Constant(_WORDS, ir.Undefined), b.trunc(value, I32), I32(0))
@@ -238,22 +243,35 @@ def spread_words(tx, source, low, high, count, place, field, shift, keep):  # ty
         places = every(place), every(b.add(place, field))
         load, store = _masked(b, "load", _WORDS), _masked(b, "store", _WORDS)
 
-        def step(b: ir.IRBuilder, index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+        def column(b: ir.IRBuilder, index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
             offset = b.mul(index, I64(64))
             here = _lanes_left(b, count, b.mul(index, I64(LANES)), LANES)
-            at = b.inttoptr(b.add(source, offset), _WORDS.as_pointer())
-            packed = b.call(load, [at, I32(1), here, _zero()])
-            for target, start in zip((low, high), places, strict=True):
-                to = b.inttoptr(b.add(target, offset), _WORDS.as_pointer())
-                old = b.and_(b.call(load, [to, I32(1), here, _zero()]), kept)
-                new = b.shl(b.and_(b.lshr(packed, start), mask), by)
-                b.call(store, [b.or_(old, new), to, I32(1), here])
-            return []
 
-        _loop(b, b.ashr(b.add(count, I64(LANES - 1)), I64(4)), [], step)
+            def group(b: ir.IRBuilder, number: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+                at = b.add(b.add(source, offset), b.mul(number, group_bytes))
+                packed = b.call(load, [b.inttoptr(at, _WORDS.as_pointer()), I32(1), here, _zero()])
+                target = b.add(b.add(low, offset), b.mul(number, b.shl(quad_bytes, I64(1))))
+                for half, start in enumerate(places):
+                    to = b.inttoptr(b.add(target, b.mul(quad_bytes, I64(half))), _WORDS.as_pointer())
+                    old = b.and_(b.call(load, [to, I32(1), here, _zero()]), kept)
+                    new = b.shl(b.and_(b.lshr(packed, start), mask), by)
+                    b.call(store, [b.or_(old, new), to, I32(1), here])
+                return []
+
+            return _loop(b, groups, [], group)
+
+        _loop(b, b.ashr(b.add(count, I64(LANES - 1)), I64(4)), [], column)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 8), emit
+    return types.void(*[types.int64] * 10), emit
+
+
+def _prefetch(b: ir.IRBuilder, address: ir.Value) -> None:
+    """Ask for the cache line at ``address``, which need not be valid."""
+    place = I8.as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [place, I32, I32, I32])
+    fetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+    b.call(fetch, [b.inttoptr(address, place), I32(0), I32(3), I32(1)])
 
 
 @emitted
@@ -261,10 +279,7 @@ def prefetch(tx, address):  # type: ignore[no-untyped-def]
     """Ask for the cache line at ``address``, which need not be valid."""
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        place = I8.as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [place, I32, I32, I32])
-        fetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-        b.call(fetch, [b.inttoptr(args[0], place), I32(0), I32(3), I32(1)])
+        _prefetch(b, args[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), emit
@@ -272,24 +287,29 @@ def prefetch(tx, address):  # type: ignore[no-untyped-def]
 
 def _look_up(size: int) -> Any:
     @emitted
-    def look_up(tx, source, target, count, table):  # type: ignore[no-untyped-def]
-        """target[i] = table[source[i]] for ``count`` bytes; may read, but never writes, up to 63 bytes beyond."""
+    def look_up(tx, source, target, count, table, quads, quad_bytes):  # type: ignore[no-untyped-def]
+        """target[i] = table[source[i]] for ``count`` bytes of each of ``quads``; reads, but never writes, beyond."""
 
         def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-            source, target, count, table = args
+            source, target, count, table, quads, quad_bytes = args
             store = _masked(b, "store", _BYTES)
 
-            def step(b: ir.IRBuilder, index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+            def column(b: ir.IRBuilder, index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
                 offset = b.mul(index, I64(64))
-                found = _permute(b, _load(b, source, offset, _BYTES), table, size)
-                place = b.inttoptr(b.add(target, offset), _BYTES.as_pointer())
-                b.call(store, [found, place, I32(1), _lanes_left(b, count, offset, 64)])
-                return []
+                here = _lanes_left(b, count, offset, 64)
 
-            _loop(b, b.ashr(b.add(count, I64(63)), I64(6)), [], step)
+                def quad(b: ir.IRBuilder, number: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+                    step = b.add(offset, b.mul(number, quad_bytes))
+                    found = _permute(b, _load(b, source, step, _BYTES), table, size)
+                    b.call(store, [found, b.inttoptr(b.add(target, step), _BYTES.as_pointer()), I32(1), here])
+                    return []
+
+                return _loop(b, quads, [], quad)
+
+            _loop(b, b.ashr(b.add(count, I64(63)), I64(6)), [], column)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 4), emit
+        return types.void(*[types.int64] * 6), emit
 
     return look_up
 
@@ -358,23 +378,24 @@ def _exact_scores(rows: int) -> Any:
         def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
             keys, query, out, rank, token_bytes, row_bytes, out_bytes = args
 
-            def step(b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-                offset = b.mul(index, I64(64))
-                here = _lanes_left(b, rank, b.mul(index, I64(LANES)), LANES)
-                tokens = [
-                    _masked_floats(b, b.add(b.add(keys, offset), b.mul(token_bytes, I64(token))), here)
-                    for token in range(4)
-                ]
-                new = []
-                for row in range(rows):
-                    own = _masked_floats(b, b.add(b.add(query, offset), b.mul(row_bytes, I64(row))), here)
-                    new += [_fma(b, own, tokens[token], sums[row * 4 + token]) for token in range(4)]
-                return new
-
             vectors = b.ashr(b.add(rank, I64(LANES - 1)), I64(4))
-            sums = _loop(b, vectors, [_NONE] * (4 * rows), step)
+            sums = []
+            for token in range(4):  # one after the other: the processor foresees only what is read in order
+                own = b.add(keys, b.mul(token_bytes, I64(token)))
+
+                def step(b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value], own: ir.Value = own) -> list[ir.Value]:
+                    offset = b.mul(index, I64(64))
+                    here = _lanes_left(b, rank, b.mul(index, I64(LANES)), LANES)
+                    key = _masked_floats(b, b.add(own, offset), here)
+                    sides = [
+                        _masked_floats(b, b.add(b.add(query, offset), b.mul(row_bytes, I64(row))), here)
+                        for row in range(rows)
+                    ]
+                    return [_fma(b, side, key, total) for side, total in zip(sides, sums, strict=True)]
+
+                sums.append(_loop(b, vectors, [_NONE] * rows, step))
             for row in range(rows):
-                _store(b, _sum_lanes(b, sums[4 * row : 4 * row + 4]), b.add(out, b.mul(out_bytes, I64(row))), 0)
+                _store(b, _sum_lanes(b, [own[row] for own in sums]), b.add(out, b.mul(out_bytes, I64(row))), 0)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7), emit
@@ -422,3 +443,98 @@ def _exact_mix(rows: int, columns: int) -> Any:
 
 exact_scores_1, exact_scores_2, exact_scores_3 = _exact_scores(1), _exact_scores(2), _exact_scores(3)
 exact_mix_1, exact_mix_2, exact_mix_3 = _exact_mix(1, 4), _exact_mix(2, 4), _exact_mix(3, 4)
+
+
+TILE = 64
+"""Tokens of the rows below: four vectors."""
+
+
+def _constant(value: float) -> ir.Constant:
+    return ir.Constant(_FLOATS, [value] * LANES)
+
+
+def _splat(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    lanes = b.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, I32(0))
+    return _shuffle(b, lanes, lanes, [0] * LANES)
+
+
+def _row(b: ir.IRBuilder, address: ir.Value) -> list[ir.Value]:
+    return [_load(b, address, I64(64 * part), _FLOATS) for part in range(TILE // LANES)]
+
+
+def _fold(b: ir.IRBuilder, x: ir.Value, together: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
+    """All lanes of ``x`` together."""
+    for width in (8, 4, 2, 1):
+        x = together(x, _shuffle(b, x, x, [lane ^ width for lane in range(LANES)]))
+    return b.extract_element(x, I32(0))
+
+
+def _exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """e^x for x ≤ 0 to about 2e-7: 2^n times a polynomial on [0, 1]."""
+    floor = _constant(-87.0)
+    x = b.select(b.fcmp_ordered(">", x, floor), x, floor)
+    y = b.fmul(x, _constant(1.4426950408889634))
+    n = b.sub(b.fptosi(y, _WORDS), ir.Constant(_WORDS, [1] * LANES))
+    f = b.fsub(y, b.sitofp(n, _FLOATS))
+    p = _constant(1.8775767e-3)
+    for c in (8.9893397e-3, 5.5826318e-2, 2.4015361e-1, 6.9315308e-1, 9.9999994e-1):
+        p = _fma(b, p, f, _constant(c))
+    exponent = b.shl(b.add(n, ir.Constant(_WORDS, [127] * LANES)), ir.Constant(_WORDS, [23] * LANES))
+    return b.fmul(p, b.bitcast(exponent, _FLOATS))
+
+
+@emitted
+def largest(tx, row, start):  # type: ignore[no-untyped-def]
+    """The largest of ``start`` and a row of 64."""
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        def larger(x: ir.Value, y: ir.Value) -> ir.Value:
+            return b.select(b.fcmp_ordered(">", x, y), x, y)
+
+        return _fold(b, reduce(larger, [_splat(b, args[1]), *_row(b, args[0])]), larger)
+
+    return types.float32(types.int64, types.float32), emit
+
+
+@emitted
+def exponentials(tx, row, top):  # type: ignore[no-untyped-def]
+    """A row of 64 scores becomes e^(score - top); their sum."""
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        row, top = args[0], _splat(b, args[1])
+        found = [_exp(b, b.fsub(score, top)) for score in _row(b, row)]
+        for part, p in enumerate(found):
+            _store(b, p, row, 64 * part)
+        return _fold(b, reduce(b.fadd, found), b.fadd)
+
+    return types.float32(types.int64, types.float32), emit
+
+
+@emitted
+def round_weights(tx, row, scale, zero, high, low, step, out):  # type: ignore[no-untyped-def]
+    """Weights p · scale of a row of 64, times ``step``, as two signed bytes each; out (3,) fp32 receives
+
+    Σ p · zero, and the sums of the high and of the low bytes. The low byte counts 1 / 254 of the high one.
+    """
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        row, scale, zero, high, low, step, out = args
+        step = _splat(b, step)
+        rest, whole, fine = _constant(0.0), _zero(), _zero()
+        bytes_ = ir.VectorType(I8, LANES)
+        parts = zip(_row(b, row), _row(b, scale), _row(b, zero), strict=True)
+        for part, (p, a, z) in enumerate(parts):
+            rest = _fma(b, p, z, rest)
+            y = b.fmul(b.fmul(p, a), step)
+            h = b.fptosi(b.fadd(y, _constant(0.5)), _WORDS)
+            off = b.fsub(y, b.sitofp(h, _FLOATS))
+            shifted = b.fptosi(_fma(b, off, _constant(254.0), _constant(128.5)), _WORDS)
+            f = b.sub(shifted, ir.Constant(_WORDS, [128] * LANES))
+            whole, fine = b.add(whole, h), b.add(fine, f)
+            _store(b, b.trunc(h, bytes_), high, LANES * part)
+            _store(b, b.trunc(f, bytes_), low, LANES * part)
+        for place, total in enumerate((rest, b.sitofp(whole, _FLOATS), b.sitofp(fine, _FLOATS))):
+            _store(b, _fold(b, total, b.fadd), out, 4 * place)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5, types.float32, types.int64), emit

@@ -13,7 +13,7 @@ from numba import carray, njit, types
 from kvbench.attention import simd
 from kvbench.attention.simd import as_float
 
-TILE = 64
+TILE = simd.TILE
 """Tokens handled at once: 16 quads, whose codes fit the first-level cache."""
 
 JIT: dict[str, Any] = {
@@ -78,16 +78,6 @@ def exponential(x: Any) -> Any:
 
 
 @njit(**JIT)
-def largest(x: Any, row: int, start: Any) -> Any:
-    """max(start, x[row, :64]), in eight strands that vectorise."""
-    a = b = c = d = e = f = g = h = start
-    for t in range(0, TILE, 8):
-        a, b, c, d = max(a, x[row, t]), max(b, x[row, t + 1]), max(c, x[row, t + 2]), max(d, x[row, t + 3])
-        e, f, g, h = max(e, x[row, t + 4]), max(f, x[row, t + 5]), max(g, x[row, t + 6]), max(h, x[row, t + 7])
-    return max(max(max(a, b), max(c, d)), max(max(e, f), max(g, h)))
-
-
-@njit(**JIT)
 def unpack_tile(
     codes: int, group_bytes: int, groups: int, runs: Any, levels: Any, looked_up: bool, out: int, padded: int
 ) -> None:
@@ -98,64 +88,82 @@ def unpack_tile(
     """
     quad = 4 * padded
     for run in range(runs.shape[0]):
-        width, first, count, fine = runs[run, 0], 4 * runs[run, 1], runs[run, 2], runs[run, 4]
-        table = levels.ctypes.data + width * 512
-        for group in range(groups):
-            low = out + 2 * group * quad
-            unpack_run(codes + group * group_bytes + runs[run, 3], width, count, low + first, low + quad + first)
-            if looked_up:
-                for half in range(2):
-                    at = low + half * quad
-                    if fine >= 0:
-                        look_up(at + first, at + 4 * fine, 4 * count, table + 256, width)
-                    look_up(at + first, at + first, 4 * count, table, width)
+        width, count, fine = runs[run, 0], runs[run, 2], runs[run, 4]
+        to = out + 4 * runs[run, 1]
+        unpack_run(codes + runs[run, 3], width, count, to, groups, group_bytes, quad)
+        if looked_up:
+            table = levels.ctypes.data + width * 512
+            if fine >= 0:
+                look_up(to, out + 4 * fine, 4 * count, table + 256, width, 2 * groups, quad)
+            look_up(to, to, 4 * count, table, width, 2 * groups, quad)
 
 
 @njit(**JIT)
-def look_up(source: int, target: int, count: int, table: int, width: int) -> None:
-    """target[i] = table[source[i]]."""
+def look_up(source: int, target: int, count: int, table: int, width: int, quads: int, step: int) -> None:
+    """target[i] = table[source[i]] for ``count`` bytes of each of ``quads``, ``step`` bytes apart."""
     if not BYTE_PERMUTE:
-        x, y, entries = octets(source, count), octets(target, count), octets(table, 256)
-        for i in range(count):
-            y[i] = entries[x[i]]
+        entries = octets(table, 256)
+        for quad in range(quads):
+            x, y = octets(source + quad * step, count), octets(target + quad * step, count)
+            for i in range(count):
+                y[i] = entries[x[i]]
     elif width <= 6:
-        simd.look_up_64(source, target, count, table)
+        simd.look_up_64(source, target, count, table, quads, step)
     else:
-        simd.look_up_256(source, target, count, table)
+        simd.look_up_256(source, target, count, table, quads, step)
 
 
 @njit(**JIT)
-def unpack_run(source: int, width: int, count: int, low: int, high: int) -> None:
+def unpack_run(source: int, width: int, count: int, out: int, groups: int, group_bytes: int, quad: int) -> None:
     """One run of ``count`` components: fields of 8, 4, 2, 1 bits, each in a section of its own, joined to codes."""
     first = True
     for field in (8, 4, 2, 1):
         if width & field:
-            unpack_field(source, field, count, width & (field - 1), low, high, first)
+            if field == 8:
+                copy_bytes(source, count, out, groups, group_bytes, quad)
+            else:
+                shift = width & (field - 1)
+                unpack_field(source, field, count, shift, out, first, groups, group_bytes, quad)
             source += count * field
             first = False
 
 
 @njit(**JIT)
-def unpack_field(source: int, field: int, count: int, shift: int, low: int, high: int, first: bool) -> None:
+def unpack_field(
+    source: int,
+    field: int,
+    count: int,
+    shift: int,
+    out: int,
+    first: bool,
+    groups: int,
+    group_bytes: int,
+    quad: int,
+) -> None:
     """One section (see :mod:`kvbench.quantizers.packing`): words first, then components with bytes of their own."""
-    if field == 8:
-        copy_words(source, low, count)
-        copy_words(source + 4 * count, high, count)
-        return
     shared = 4 // field
     each = count // shared
     keep = 0 if first else -1
     for part in range(shared):
-        offset = 4 * part * each
-        simd.spread_words(source, low + offset, high + offset, each, 2 * field * part, field, shift, keep)
+        to = out + 4 * part * each
+        simd.spread_words(source, to, each, 2 * field * part, field, shift, keep, groups, group_bytes, quad)
     whole = each * shared
-    if whole < count:
-        tail = octets(source + whole * field, (count - whole) * field)
-        for column in range(count - whole):
+    for group in range(groups):
+        for column in range(whole, count):
+            tail = octets(source + group * group_bytes + column * field, field)
             for token in range(8):
                 bit = token * field
-                code = (tail[column * field + (bit >> 3)] >> (bit & 7)) & ((1 << field) - 1)
-                place_byte(low if token < 4 else high, 4 * (whole + column) + token % 4, code << shift, first)
+                code = (tail[bit >> 3] >> (bit & 7)) & ((1 << field) - 1)
+                base = out + (2 * group + token // 4) * quad
+                place_byte(base, 4 * column + token % 4, code << shift, first)
+
+
+@njit(**JIT)
+def copy_bytes(source: int, count: int, out: int, groups: int, group_bytes: int, quad: int) -> None:
+    """Codes of 8 bits: whole quads, as they are."""
+    for group in range(groups):
+        for half in range(2):
+            copy_words(source + group * group_bytes + 4 * half * count, out + (2 * group + half) * quad, count)
 
 
 @njit(**JIT)
