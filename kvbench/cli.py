@@ -155,12 +155,20 @@ def compare(
 
 @app.command
 def report(
-    results: Results,
+    results: Annotated[Path, Parameter(help="Results folder, a .jsonl file of records, or a .json of benchmarks.")],
     /,
     *,
     out_dir: Annotated[Path | None, Parameter(name="--out", help="Folder to write to; default: the results'.")] = None,
 ) -> int:
-    """Write one self-contained HTML file and PNG charts of a results folder."""
+    """Write one self-contained HTML file and PNG charts of a results folder.
+
+    Of a .json file of `pytest benchmarks/ --benchmark-json=FILE`, print the tables as Markdown.
+    """
+    if results.suffix == ".json":
+        from kvbench.report.benchmarks import markdown, read_benchmarks
+
+        print(markdown(read_benchmarks(results)), end="")
+        return EXIT_OK
     from kvbench.report.html import write_report
     from kvbench.runs.store import RunStore, read_records
 

@@ -34,7 +34,7 @@ def peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
 
 @lru_cache(maxsize=16)
 def _measured(device: torch.device, dtype: torch.dtype, threads: int) -> Peaks:
-    side = SIDE.get(device.type, SIDE["cuda"])
+    side = SIDE["cpu" if device.type == "cpu" else "cuda"]
     array = torch.ones(ARRAY_BYTES // 4, dtype=torch.float32, device=device)
     read = ARRAY_BYTES / _fastest(array.sum, device)
     del array

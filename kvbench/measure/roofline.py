@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import Cache, PreTrainedModel
 
+from kvbench.cache.buffers import GrowingTensor
+from kvbench.cache.cache import CompressedCache
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.hardware.peaks import Peaks, peaks
 from kvbench.measure.arms import Arm
@@ -52,8 +54,7 @@ def roofline(arm: Arm, cache: Cache, batch: int, step_s: float) -> Roofline | No
     tokens = cache.get_seq_length()
     limits = peaks(model.device, model.dtype)
     weights, weight_bytes = weights_read(model)
-    held = walk(cache)
-    cache_bytes = held.total - held.slack - held.workspace
+    cache_bytes = bytes_read(cache)
     none_bytes = batch * geometry.elements(tokens) * geometry.dtype.itemsize
     operations, none_operations = (
         2 * batch * (weights + attention) for attention in (_attention(arm, cache, tokens), _exact(geometry, tokens))
@@ -82,6 +83,19 @@ def weights_read(model: PreTrainedModel) -> tuple[int, int]:
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)} - {id(tied)}
     read = [parameter for parameter in model.parameters() if id(parameter) not in tables]
     return sum(own.numel() for own in read), sum(own.numel() * own.itemsize for own in read)
+
+
+def bytes_read(cache: Cache) -> int:
+    """Bytes that a step reads of ``cache``: of what it has allocated all that is in use, each tensor once."""
+    if not isinstance(cache, CompressedCache):
+        return walk(cache).total
+    tensors = {
+        tensor.data_ptr(): tensor.numel() * tensor.itemsize
+        for layer in cache.kv_layers
+        for _, held in layer.held()
+        for tensor in [held.view if isinstance(held, GrowingTensor) else held]
+    }
+    return sum(tensors.values())
 
 
 def _least(limits: Peaks, bytes_read: float, operations: float) -> float:

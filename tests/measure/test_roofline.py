@@ -10,6 +10,7 @@ from kvbench.compressors.compressor import parse
 from kvbench.hardware.peaks import Peaks, peaks
 from kvbench.measure import roofline as floor
 from kvbench.measure.arms import Arm
+from kvbench.measure.memory import walk
 from kvbench.measure.prompt import exact_prompt
 from kvbench.measure.roofline import Roofline, roofline, weights_read
 
@@ -34,6 +35,15 @@ def test_an_uncompressed_cache_has_no_ceiling_above_one(monkeypatch, spec):
     assert own.operations == own.none_operations and own.ceiling == 1
     assert own.bound_s == pytest.approx((own.weight_bytes + own.cache_bytes) / 1e9)
     assert own.achieved == pytest.approx(own.bound_s / STEP_S)
+
+
+def test_unused_capacity_is_not_read():
+    one = subject("llama", torch.float32)
+    arm = Arm.of("none", one.model, one.geometry, parse("none").fit(one.geometry))
+    with arm.entered():
+        cache = arm.fill(exact_prompt(one.model, one.geometry, token_ids(1, TOKENS)))
+        arm.forward(token_ids(1, 1), cache)
+    assert floor.bytes_read(cache) == 4 * one.geometry.elements(TOKENS + 1) < walk(cache).total
 
 
 def test_fewer_bytes_raise_the_ceiling_where_reading_is_the_limit(monkeypatch):

@@ -1,0 +1,72 @@
+"""Whole decode steps of a model on caches of every kind, on the same weights and the same prompt."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pytest
+from models import ARMS, arm, bench, speed_bench
+from racing import Race, replayed
+
+from kvbench.measure.memory import walk
+from kvbench.measure.roofline import roofline
+from kvbench.measure.speed import Times
+from kvbench.measure.statistics import percentiles
+
+pytestmark = pytest.mark.benchmark(timer=replayed)
+
+
+@dataclass(frozen=True)
+class Case:
+    """``rounds`` of ``steps`` after a prompt of ``tokens`` in each of ``batch`` rows."""
+
+    batch: int
+    tokens: int
+    steps: int
+    rounds: int
+    tiny: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.tokens}"
+
+
+CASES = {
+    "tiny": [Case(2, 256, 1, 2, tiny=True)],
+    "quick": [Case(8, 4096, 2, 9), Case(1, 8192, 4, 9)],
+    "full": [Case(1, 2048, 8, 15), Case(1, 8192, 8, 15), Case(8, 4096, 4, 15)],
+}
+
+
+@pytest.fixture(scope="module")
+def race(case: Case) -> Race:
+    """All arms on one prompt, a few steps at a time."""
+    own = speed_bench(case.tokens, case.tiny, case.batch, case.steps, case.rounds)
+    times = own.interleave({name: arm(name, case.tiny) for name in ARMS})
+    facts = {name: _facts(case, times, name) for name in ARMS}
+    title = f"decode step of {bench(case.tiny).name}, {case.batch} × {case.tokens:,} tokens"
+    return Race(title, {name: times.rounds(name) for name in ARMS}, ("folded", "none", "hf"), facts)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_decode(benchmark: Any, race: Race, arm: str) -> None:
+    race.report(benchmark, arm)
+
+
+def _facts(case: Case, times: Times, name: str) -> dict[str, Any]:
+    """Bytes, the roofline, and how steady steps are; the mean over the median is what encoding adds now and then."""
+    own, cache = arm(name, case.tiny), times.caches[name]
+    steps = [step for turn in times.steps[name] for step in turn]
+    spread = percentiles(steps)
+    elements = case.batch * own.geometry.elements(cache.get_seq_length())
+    found = roofline(own, cache, case.batch, spread.p50)
+    return {
+        "spec": ARMS[name][0],
+        "attention": times.attention(name),
+        "ratio_to_16_bit": 2 * elements / walk(cache).total,
+        "p99_over_p50": spread.p99 / spread.p50,
+        "mean_over_p50": sum(steps) / len(steps) / spread.p50,
+        "ceiling": None if found is None else found.ceiling,
+        "share_of_roofline": None if found is None else found.achieved,
+        "roofline": None if found is None else asdict(found),
+    }

@@ -1,0 +1,161 @@
+"""What ``pytest benchmarks/ --benchmark-json=FILE`` wrote, as tables: times, ratios, bandwidth shares, errors.
+
+A benchmark's ``extra_info`` names its ``arm``, its ``ratios`` to the baselines of its group and, where they mean
+something, ``bytes_read``, ``bandwidth``, ``share_of_read`` and so on; :data:`COLUMNS` says what is shown of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvbench.errors import KvbenchError
+from kvbench.report.numbers import MISSING, measured, short, spread
+from kvbench.report.tables import escaped
+from kvbench.runs.records import Interval
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One benchmark: the seconds of its median round, and what it says about itself."""
+
+    name: str
+    seconds: float
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Arms that ran in turns in one process."""
+
+    title: str
+    arms: tuple[Arm, ...]
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """A whole file."""
+
+    machine: dict[str, Any]
+    when: str
+    tables: tuple[Table, ...]
+
+
+def read_benchmarks(path: Path) -> Benchmarks:
+    """The content of pytest-benchmark's JSON.
+
+    Raises:
+        KvbenchError: the file cannot be read, is not such JSON, or holds no benchmark of ``benchmarks/``.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        found = [own for own in data["benchmarks"] if "arm" in own["extra_info"]]
+        groups = dict.fromkeys(own["group"] for own in found)
+        tables = tuple(Table(group, tuple(_arm(own) for own in found if own["group"] == group)) for group in groups)
+        machine, when = data["machine_info"].get("kvbench", {}), data["datetime"][:10]
+    except OSError as error:
+        raise KvbenchError(f"cannot read {path} ({error.strerror or error})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise KvbenchError(f"{path} is not what `pytest benchmarks/ --benchmark-json={path}` writes") from error
+    if not tables:
+        raise KvbenchError(f"{path} holds no finished benchmark; run `pytest benchmarks/ --benchmark-json={path}`")
+    return Benchmarks(machine, when, tables)
+
+
+def _arm(benchmark: dict[str, Any]) -> Arm:
+    return Arm(benchmark["extra_info"]["arm"], benchmark["stats"]["median"], benchmark["extra_info"])
+
+
+def markdown(benchmarks: Benchmarks) -> str:
+    """All tables as Markdown, under the machine they come from; ends with a newline."""
+    parts = [_about(benchmarks), *(_table(table) for table in benchmarks.tables)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _about(benchmarks: Benchmarks) -> str:
+    own = benchmarks.machine
+    lines = [f"Measured {benchmarks.when} by `pytest benchmarks/{_option(own)} --benchmark-json=…`."]
+    if own:
+        commit = f"{own['commit'][:10]}{' with changes' if own['changed'] else ''}" if own["commit"] else "unknown"
+        lines.append(
+            f"{own['processor']}, {own['threads']} of {own['cores']} cores, kernels {own['kernels']}, commit {commit}, "
+            f"torch {own['packages'].get('torch', 'unknown')}."
+        )
+        lines.append(
+            f"Memory: {own['read_bandwidth'] / 1e9:.1f} GB/s read, {own['copy_bandwidth'] / 1e9:.1f} GB/s copied "
+            "(read + written)."
+        )
+    lines.append(
+        "All arms of a table ran in turns in one process. × is the speed-up, above 1 is faster: the median over rounds "
+        "of the ratio within a round, with its 95 % interval."
+    )
+    return "\n".join(lines)
+
+
+def _option(machine: dict[str, Any]) -> str:
+    size = machine.get("size", "full")
+    return "" if size == "full" else f" --{size}"
+
+
+def _table(table: Table) -> str:
+    compared = {name for arm in table.arms for name in arm.facts.get("ratios", {})}
+    baselines = [arm.name for arm in table.arms if arm.name in compared]
+    columns: list[tuple[str, Callable[[Arm], str]]] = [("ms", lambda arm: short(1e3 * arm.seconds))]
+    columns += [(f"× {name}", _ratio(name)) for name in baselines]
+    columns += [
+        (title, _fact(name, form)) for name, title, form in COLUMNS if any(name in arm.facts for arm in table.arms)
+    ]
+    lines = [f"### {escaped(table.title)}", "", _row(["arm", *(title for title, _ in columns)])]
+    lines.append(_row(["---", *("---:" for _ in columns)]))
+    lines += [_row([escaped(arm.name), *(cell(arm) for _, cell in columns)]) for arm in table.arms]
+    return "\n".join(lines)
+
+
+def _ratio(name: str) -> Callable[[Arm], str]:
+    def cell(arm: Arm) -> str:
+        own = arm.facts.get("ratios", {}).get(name)
+        if own is None:
+            return MISSING
+        interval = None if own["low"] is None else Interval(low=own["low"], high=own["high"])
+        ratio = own["ratio"]
+        return f"{measured(ratio, interval, decimals=2)} {spread(ratio, interval, decimals=2)}".strip()
+
+    return cell
+
+
+def _fact(name: str, form: Callable[[Any], str]) -> Callable[[Arm], str]:
+    def cell(arm: Arm) -> str:
+        value = arm.facts.get(name)
+        return MISSING if value is None else form(value)
+
+    return cell
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("bytes_read", "MB read", lambda count: short(count / 1e6)),
+    ("bandwidth", "GB/s", lambda speed: short(speed / 1e9)),
+    ("share_of_read", "% of read", _percent),
+    ("share_of_copy", "% of copy", _percent),
+    ("error", "error", lambda error: short(error, 2)),
+    ("tokens_per_s", "tokens/s", lambda rate: f"{rate:,.0f}"),
+    ("per_decoded_token_s", "ms per decoded token, all layers", lambda seconds: short(1e3 * seconds)),
+    ("ratio_to_16_bit", "ratio to 16 bit", lambda ratio: short(ratio)),
+    ("p99_over_p50", "p99/p50", lambda ratio: f"{ratio:.2f}"),
+    ("mean_over_p50", "mean/p50", lambda ratio: f"{ratio:.2f}"),
+    ("ceiling", "× none ceiling", lambda ratio: f"{ratio:.2f}"),
+    ("share_of_roofline", "% of roofline", _percent),
+    ("spec", "compressor", lambda spec: f"`{spec}`"),
+    ("attention", "attention", escaped),
+)
+"""Facts by name, with their titles and forms."""

@@ -1,0 +1,66 @@
+"""The benchmarks run, take turns, and say what the tables need. Sizes are tiny and no time is judged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvbench.report.benchmarks import markdown, read_benchmarks
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def racing(monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import racing
+
+    return racing
+
+
+def test_every_benchmark_runs_and_its_json_becomes_tables(tmp_path):
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--tiny", f"--benchmark-json={out}", "-q"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-3000:]
+    found = {own["group"]: own for own in json.loads(out.read_text())["benchmarks"]}
+    assert len(found) == 9
+    text = markdown(read_benchmarks(out))
+    assert all(f"### {group}" in text.replace("\\", "") for group in found)
+    assert "% of read" in text and "× folded" in text and "× hf" in text and "% of roofline" in text
+
+
+def test_arms_take_turns_in_a_shuffled_order(racing):
+    done: list[str] = []
+
+    def arm(name: str) -> Callable[[], None]:
+        return lambda: done.append(name)
+
+    times = racing.interleaved({name: arm(name) for name in "abc"}, rounds=8, warmup=2)
+    rounds = ["".join(done[start : start + 3]) for start in range(0, len(done), 3)]
+    assert len(rounds) == 10 and {"".join(sorted(own)) for own in rounds} == {"abc"} and len(set(rounds)) > 1
+    assert {name: len(own) for name, own in times.items()} == {"a": 8, "b": 8, "c": 8}
+
+
+def test_ratios_are_those_of_each_round(racing):
+    class Replayer:
+        group, extra_info = "", {}
+
+        def pedantic(self, function: Callable[[], None], rounds: int, **_: int) -> None:
+            self.seen = []
+            for _ in range(rounds):
+                start = racing.replayed()
+                function()
+                self.seen.append(racing.replayed() - start)
+
+    drifting = [1.0, 2.0, 4.0, 8.0]
+    race = racing.Race("g", {"slow": [2 * own for own in drifting], "fast": drifting}, ("slow",), {"fast": {"x": 1}})
+    benchmark = Replayer()
+    race.report(benchmark, "fast")
+    assert benchmark.seen == pytest.approx(drifting)
+    assert benchmark.extra_info["ratios"]["slow"]["ratio"] == pytest.approx(2) and benchmark.extra_info["x"] == 1
