@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvbench.api import compress, run
+    from kvbench.cache.compiled import compiled_decode
     from kvbench.errors import KvbenchError
     from kvbench.models.loading import load
 
-__all__ = ["KvbenchError", "compress", "load", "run"]
+__all__ = ["KvbenchError", "compiled_decode", "compress", "load", "run"]
 
 _PLACES = {
     "KvbenchError": "kvbench.errors",
+    "compiled_decode": "kvbench.cache.compiled",
     "compress": "kvbench.api",
     "load": "kvbench.models.loading",
     "run": "kvbench.api",

@@ -4,13 +4,14 @@ Eager decoding spends a good part of a small model's step in Python. A graph nee
 :mod:`kvbench.cache.static` keeps shapes and addresses fixed and lengths on the device, the model's own code does the
 rest, and once per block :meth:`StaticCompressedCache.settle` encodes between two steps::
 
-    with kvbench.compress(model, "kivi:bits=4") as compressed:
-        decode = compiled_decode(compressed, prompt, max_length=4096)
+    with kvbench.compress(loaded, "kivi:bits=4") as compressed:
+        decode = kvbench.compiled_decode(compressed, prompt, max_length=4096)
         token = decode.logits.argmax(-1, keepdim=True)
         for _ in range(100):
             token = decode(token).argmax(-1, keepdim=True)
 
-Attention runs in plain torch inside the graph, never in a kernel of kvbench's: it decodes tile by tile.
+Attention runs in plain torch inside the graph, never in a kernel of kvbench's: it decodes tile by tile. The graph holds
+every tile of every layer, so compiling takes longer the larger the maximum length; a smaller one also steps faster.
 """
 
 from __future__ import annotations
@@ -93,8 +94,9 @@ def static_cache(compressed: CompressedModel, cache: CompressedCache, max_length
     """A static copy of ``cache``, which holds a prompt without padding, with room for ``max_length`` tokens in all.
 
     Raises:
-        KvbenchError: no prompt or no room; or a layer that a graph cannot hold: one with a selector, with bases of the
-            prompt's own, shared by several layers, entropy coded, left-padded, or without attention.
+        KvbenchError: no prompt or no room; positions that do not count from zero; or a layer that a graph cannot hold:
+            one with a selector, with bases of the prompt's own, shared by several layers, entropy coded, left-padded,
+            or without attention.
     """
     tokens = cache.get_seq_length()
     if not 0 < tokens < max_length:
@@ -103,22 +105,24 @@ def static_cache(compressed: CompressedModel, cache: CompressedCache, max_length
         )
     for index, layer in enumerate(cache.layers):
         _require_static(index, layer)
+    known = cache.positions.index
+    if known is not None and not torch.equal(known, torch.arange(tokens, device=known.device)[None].to(known.dtype)):
+        raise KvbenchError("a static cache needs a prompt whose positions are 0, 1, 2, … in every row")
     seen = torch.tensor(tokens, device=cache.kv_layers[0].device)
+    reading = Reading("reference", compressed.reading.read)
     tables: dict[RotaryTable, StaticTable] = {}
     writers: dict[int, StaticTable] = {}
     layers: list[StaticLayer] = []
     for index, layer in enumerate(cache.kv_layers):
-        if isinstance(layer, ExactLayer):
-            layers.append(StaticExactLayer(layer, seen, tokens, max_length))
-            continue
-        assert isinstance(layer, CompressedLayer)
         rotator, turning = compressed.rotator(index, cache), None
         if rotator is not None:
             if rotator.table not in tables:
                 tables[rotator.table] = writers[index] = StaticTable(rotator.table, tokens, max_length)
             turning = StaticRotator(rotator, tables[rotator.table])
-        reading = Reading("reference", compressed.reading.read)
-        layers.append(StaticCompressedLayer(layer, seen, max_length, turning, reading))
+        if isinstance(layer, CompressedLayer):
+            layers.append(StaticCompressedLayer(layer, seen, max_length, turning, reading))
+        elif isinstance(layer, ExactLayer):
+            layers.append(StaticExactLayer(layer, seen, tokens, max_length))
     return StaticCompressedCache(layers, writers, tokens, seen, max_length, compressed)
 
 

@@ -272,6 +272,15 @@ def test_left_padding_is_refused(fp64: None) -> None:
             static_cache(compressed, cache, TOKENS)
 
 
+def test_positions_that_do_not_count_from_zero_are_refused(fp64: None) -> None:
+    one, ids = subject("llama"), token_ids(1, PROMPT)
+    with one.attach_untested(int_plan("llama", True)) as compressed:
+        cache = compressed.new_cache()
+        one.model(ids, position_ids=torch.arange(5, 5 + PROMPT)[None], past_key_values=cache)
+        with pytest.raises(KvbenchError, match="positions are 0, 1, 2"):
+            static_cache(compressed, cache, TOKENS)
+
+
 def test_no_prompt_no_room_and_a_full_cache_are_refused(fp64: None) -> None:
     one, ids = subject("llama"), token_ids(1, 10)
     with one.attach_untested(int_plan("llama", False)) as compressed:
