@@ -33,7 +33,7 @@ class Case:
 
 CASES = {
     "tiny": [Case(128, 1, tiny=True), Case(256, 1, 32, tiny=True)],
-    "quick": [Case(1024, 3), Case(2048, 5, 128)],
+    "quick": [Case(1024, 3), Case(1024, 5, 128)],
     "full": [Case(2048, 5), Case(4096, 5), Case(4096, 9, 512)],
 }
 

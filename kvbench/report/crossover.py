@@ -43,19 +43,18 @@ def crossovers(groups: Sequence[Group]) -> list[Figure]:
         if group.records[0].trial.workload.speed is not None:
             alike.setdefault(_setting(group), []).extend(_stops(group))
     found: list[Figure] = []
-    for (model, setting, attention, batch, *_), stops in alike.items():
+    for (model, setting, batch, _), stops in alike.items():
         if len({stop.tokens for stop in stops}) < 2:
             continue
-        read = "" if attention == "auto" else f", attention {attention}"
         name = file_name(f"{model} batch {batch} crossover", [figure.name for figure in found])
-        found.append(_figure(name, f"{model} · batch {batch} · {setting}{read}", stops))
+        found.append(_figure(name, f"{model} · batch {batch} · {setting}", stops))
     return found
 
 
 def _setting(group: Group) -> tuple[Any, ...]:
     """All that must be equal within a chart."""
     trial, speed = group.records[0].trial, group.records[0].trial.workload.speed
-    return trial.model, group.setting, trial.attention, None if speed is None else speed.batch, trial.weights_sha256
+    return trial.model, group.setting, None if speed is None else speed.batch, trial.weights_sha256
 
 
 def _stops(group: Group) -> list[Stop]:

@@ -33,10 +33,11 @@ class Group:
 
     @property
     def setting(self) -> str:
-        """Dtype, device, threads and seed in one line."""
+        """Dtype, device, threads, seed and how the caches were read, in one line."""
         trial = self.records[0].trial
         threads = f"{trial.threads} thread{'s' * (trial.threads != 1)}"
-        return f"{trial.dtype} on {trial.device}, {threads}, seed {trial.seed}"
+        read = "" if trial.attention == "auto" else f", attention {trial.attention}"
+        return f"{trial.dtype} on {trial.device}, {threads}, seed {trial.seed}{read}"
 
     @property
     def workload(self) -> tuple[str, ...]:

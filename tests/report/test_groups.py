@@ -105,3 +105,10 @@ def test_findings_say_when_nothing_is_faithful_and_are_silent_about_what_was_not
     assert findings(grouped([fake.ok(poor, fake.OTHER_DOMAIN)])[0])[0].answer == "none of these"
     assert [finding.question for finding in findings(grouped([fake.ok(poor, fake.BATCH)])[0])] == ["Fastest decoding"]
     assert findings(grouped([fake.broken("int:bits=4")])[0]) == []
+
+
+def test_the_setting_says_how_caches_were_read_where_that_was_chosen():
+    record = fake.ok(fake.OUTCOMES[2])
+    forced = record.model_copy(update={"trial": record.trial.model_copy(update={"attention": "reference"})})
+    (auto,), (reference,) = grouped([record]), grouped([forced])
+    assert auto.setting.endswith("seed 0") and reference.setting.endswith("seed 0, attention reference")
