@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kvbench.attention import simd
+from kvbench.attention import byte_ops, float_ops, vectors
 from kvbench.attention.tiles import (
     JIT,
     LOWEST,
@@ -194,18 +194,18 @@ def from_halves(address: int, count: int, stride: int, out: Any) -> None:
     if count == TILE and stride == 1:  # the usual case, with a length the compiler knows
         x = halves(address, TILE)
         for t in range(TILE):
-            out[t] = simd.half_to_float(x[t])
+            out[t] = vectors.half_to_float(x[t])
     else:
         x = halves(address, count * stride)
         for t in range(count):
-            out[t] = simd.half_to_float(x[t * stride])
+            out[t] = vectors.half_to_float(x[t * stride])
 
 
 @njit(**JIT)
 def dot_rows(tile: int, side: Any, channel: int, sides: Any, rows: int, dots: Any) -> None:
     """dots (2 · rows, 64): integer products of every row's two bytes with the codes of one channel group."""
     first, quad = channel * side[PER_CHANNEL_GROUP], 4 * side[PADDED]
-    vectors = min(side[PER_CHANNEL_GROUP], side[PADDED] - first) // simd.LANES
+    wide = min(side[PER_CHANNEL_GROUP], side[PADDED] - first) // vectors.LANES
     query, step, base = sides.ctypes.data + channel * sides.strides[0], sides.strides[1], dots.ctypes.data
     for part in range(TILE // 16):
         codes = tile + 4 * first + part * 4 * quad
@@ -215,11 +215,11 @@ def dot_rows(tile: int, side: Any, channel: int, sides: Any, rows: int, dots: An
             left = rows - row
             at, to = query + 2 * row * step, out + 2 * row * 4 * TILE
             if left >= 3:
-                simd.scores_6(codes, at, to, vectors, quad, step, 4 * TILE)
+                byte_ops.scores_6(codes, at, to, wide, quad, step, 4 * TILE)
             elif left == 2:
-                simd.scores_4(codes, at, to, vectors, quad, step, 4 * TILE)
+                byte_ops.scores_4(codes, at, to, wide, quad, step, 4 * TILE)
             else:
-                simd.scores_2(codes, at, to, vectors, quad, step, 4 * TILE)
+                byte_ops.scores_2(codes, at, to, wide, quad, step, 4 * TILE)
             row += min(left, 3)
 
 
@@ -257,7 +257,7 @@ def soften(score: Any, rows: int, top: Any, mass: Any, total: Any, bias: Any) ->
     base = score.ctypes.data
     for row in range(rows):
         own = base + 4 * TILE * row
-        most = simd.largest(own, top[row])
+        most = float_ops.largest(own, top[row])
         if most > top[row]:
             c = exponential(top[row] - most)
             top[row] = most
@@ -266,7 +266,7 @@ def soften(score: Any, rows: int, top: Any, mass: Any, total: Any, bias: Any) ->
                 total[row, i] *= c
             for i in range(bias.shape[1]):
                 bias[row, i] *= c
-        mass[row] += simd.exponentials(own, most)
+        mass[row] += float_ops.exponentials(own, most)
 
 
 @njit(**JIT)
@@ -286,12 +286,12 @@ def weigh(
 
     Weights are at most the tile's largest scale, which is what the bytes are relative to.
     """
-    most = max(simd.largest(scale.ctypes.data, _F(1e-30)), _F(1e-30))
+    most = max(float_ops.largest(scale.ctypes.data, _F(1e-30)), _F(1e-30))
     for t in range(TILE):
         zero[t] += middle * scale[t]
     for row in range(rows):
         high = rounded.ctypes.data + 2 * row * TILE
-        simd.round_weights(
+        float_ops.round_weights(
             p.ctypes.data + 4 * TILE * row,
             scale.ctypes.data,
             zero.ctypes.data,
@@ -316,22 +316,22 @@ def mix_rows(tile: int, side: Any, channel: int, rounded: Any, rows: int, mixed:
         at = weights + 2 * row * TILE
         while column < stop:
             codes, to = tile + 4 * column, base + 2 * row * wide + 4 * column
-            if stop - column >= 4 * simd.LANES:
+            if stop - column >= 4 * vectors.LANES:
                 if left >= 3:
-                    simd.mix_6(codes, at, to, TILE // 4, quad, TILE, wide)
+                    byte_ops.mix_6(codes, at, to, TILE // 4, quad, TILE, wide)
                 elif left == 2:
-                    simd.mix_4(codes, at, to, TILE // 4, quad, TILE, wide)
+                    byte_ops.mix_4(codes, at, to, TILE // 4, quad, TILE, wide)
                 else:
-                    simd.mix_2(codes, at, to, TILE // 4, quad, TILE, wide)
-                column += 4 * simd.LANES
+                    byte_ops.mix_2(codes, at, to, TILE // 4, quad, TILE, wide)
+                column += 4 * vectors.LANES
             else:
                 if left >= 3:
-                    simd.mix_6_narrow(codes, at, to, TILE // 4, quad, TILE, wide)
+                    byte_ops.mix_6_narrow(codes, at, to, TILE // 4, quad, TILE, wide)
                 elif left == 2:
-                    simd.mix_4_narrow(codes, at, to, TILE // 4, quad, TILE, wide)
+                    byte_ops.mix_4_narrow(codes, at, to, TILE // 4, quad, TILE, wide)
                 else:
-                    simd.mix_2_narrow(codes, at, to, TILE // 4, quad, TILE, wide)
-                column += simd.LANES
+                    byte_ops.mix_2_narrow(codes, at, to, TILE // 4, quad, TILE, wide)
+                column += vectors.LANES
         row += min(left, 3)
     for row in range(rows):
         u = unit[row]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kvbench.attention import simd
+from kvbench.attention import float_ops, vectors
 from kvbench.attention.coded_kernel import cut, fill, hide, soften
 from kvbench.attention.tiles import JIT, LOWEST, TILE, floats
 
@@ -74,11 +74,11 @@ def score_tile(key: int, side: Any, query: int, rows: int, count: int, score: An
         at, to = query + 4 * row * rank, out + row * wide
         for token in range(0, whole, 4):
             if left >= 3:
-                simd.exact_scores_3(key + token * step, at, to + 4 * token, rank, step, 4 * rank, wide)
+                float_ops.exact_scores_3(key + token * step, at, to + 4 * token, rank, step, 4 * rank, wide)
             elif left == 2:
-                simd.exact_scores_2(key + token * step, at, to + 4 * token, rank, step, 4 * rank, wide)
+                float_ops.exact_scores_2(key + token * step, at, to + 4 * token, rank, step, 4 * rank, wide)
             else:
-                simd.exact_scores_1(key + token * step, at, to + 4 * token, rank, step, 4 * rank, wide)
+                float_ops.exact_scores_1(key + token * step, at, to + 4 * token, rank, step, 4 * rank, wide)
         row += min(left, 3)
     for token in range(whole, count):
         x = floats(key + token * step, rank)
@@ -96,14 +96,14 @@ def mix_tile(value: int, side: Any, p: Any, rows: int, count: int, total: Any) -
     row = 0
     while row < rows:
         left = rows - row
-        for column in range(0, rank, 4 * simd.LANES):
+        for column in range(0, rank, 4 * vectors.LANES):
             at, to, rest = weights + 4 * row * TILE, base + 4 * (row * rank + column), rank - column
             if left >= 3:
-                simd.exact_mix_3(value + 4 * column, at, to, count, step, 4 * TILE, 4 * rank, rest)
+                float_ops.exact_mix_3(value + 4 * column, at, to, count, step, 4 * TILE, 4 * rank, rest)
             elif left == 2:
-                simd.exact_mix_2(value + 4 * column, at, to, count, step, 4 * TILE, 4 * rank, rest)
+                float_ops.exact_mix_2(value + 4 * column, at, to, count, step, 4 * TILE, 4 * rank, rest)
             else:
-                simd.exact_mix_1(value + 4 * column, at, to, count, step, 4 * TILE, 4 * rank, rest)
+                float_ops.exact_mix_1(value + 4 * column, at, to, count, step, 4 * TILE, 4 * rank, rest)
         row += min(left, 3)
 
 

@@ -21,7 +21,7 @@ from kvbench.attention.partial import Partial
 from kvbench.models.folders import cache_dir
 from kvbench.quantizers.coded import Coded
 
-_SOURCES = ("simd", "tiles", "coded_kernel", "exact_kernel")
+_SOURCES = ("vectors", "byte_ops", "float_ops", "tiles", "coded_kernel", "exact_kernel")
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def _cpu() -> Kernels:
         if "avx" in features and not features.get("avx2"):
             raise _MissingError("this processor has no AVX2")
         with _disk_cache():
-            from kvbench.attention import coded, exact, simd
+            from kvbench.attention import coded, exact, vectors
     except ImportError as error:
         raise _MissingError(f"numba cannot be imported ({error}); pip install numba") from error
-    kind = "VNNI" if simd.has_vnni() else "SIMD"
+    kind = "VNNI" if vectors.has_vnni() else "SIMD"
     return Kernels(f"numba {kind}", (torch.float32,), exact.exact_decode, coded.coded_attention, coded.readable)
 
 

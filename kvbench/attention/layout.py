@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvbench.attention.simd import LANES
+from kvbench.attention.vectors import LANES
 from kvbench.quantizers.coded import Coded
 from kvbench.quantizers.packing import packed_bytes, runs
 

@@ -21,7 +21,7 @@ MAX_SCORES = 1 << 25
 
 @dataclass(frozen=True)
 class Partial:
-    """``output`` (batch, heads, queries, value_dim) and ``lse`` (batch, heads, queries) of one part, and ``by`` what."""
+    """``output`` (batch, heads, queries, value_dim) and ``lse`` (batch, heads, queries) of a part, and ``by`` what."""
 
     output: Tensor
     lse: Tensor

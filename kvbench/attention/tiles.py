@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numba import carray, njit, types
 
-from kvbench.attention import simd
-from kvbench.attention.simd import as_float
+from kvbench.attention import byte_ops, float_ops, vectors
+from kvbench.attention.vectors import as_float
 
-TILE = simd.TILE
+TILE = float_ops.TILE
 """Tokens handled at once: 16 quads, whose codes fit the first-level cache."""
 
 JIT: dict[str, Any] = {
@@ -24,13 +24,13 @@ JIT: dict[str, Any] = {
 }
 """Finite arithmetic only in name: flags that assume no infinities would break masks."""
 
-BYTE_PERMUTE = simd.has_byte_permute()
+BYTE_PERMUTE = vectors.has_byte_permute()
 
 LOWEST = np.float32(-1e30)
 """The score of a masked token: finite, so that differences of scores stay defined."""
 
 
-@simd.emitted
+@vectors.emitted
 def _pointer(tx, address):  # type: ignore[no-untyped-def]
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
         return b.inttoptr(args[0], context.get_value_type(types.voidptr))
@@ -108,9 +108,9 @@ def look_up(source: int, target: int, count: int, table: int, width: int, quads:
             for i in range(count):
                 y[i] = entries[x[i]]
     elif width <= 6:
-        simd.look_up_64(source, target, count, table, quads, step)
+        byte_ops.look_up_64(source, target, count, table, quads, step)
     else:
-        simd.look_up_256(source, target, count, table, quads, step)
+        byte_ops.look_up_256(source, target, count, table, quads, step)
 
 
 @njit(**JIT)
@@ -146,7 +146,7 @@ def unpack_field(
     keep = 0 if first else -1
     for part in range(shared):
         to = out + 4 * part * each
-        simd.spread_words(source, to, each, 2 * field * part, field, shift, keep, groups, group_bytes, quad)
+        byte_ops.spread_words(source, to, each, 2 * field * part, field, shift, keep, groups, group_bytes, quad)
     whole = each * shared
     for group in range(groups):
         for column in range(whole, count):
@@ -185,4 +185,4 @@ def copy_words(source: int, target: int, count: int) -> None:
 def fetch_ahead(address: int, size: int) -> None:
     """Ask for ``size`` bytes that will be needed soon: the hardware does not look ahead over tiles this short."""
     for line in range(0, size, 64):
-        simd.prefetch(address + line)
+        vectors.prefetch(address + line)

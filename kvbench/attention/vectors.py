@@ -1,0 +1,147 @@
+"""Pieces of LLVM code on vectors of 512 bits, for the intrinsics of the CPU kernels; LLVM fits them to the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 16
+"""32-bit lanes of a vector."""
+
+I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+WORDS = ir.VectorType(I32, LANES)
+BYTES = ir.VectorType(I8, 4 * LANES)
+FLOATS = ir.VectorType(ir.FloatType(), LANES)
+
+
+def emitted(function: Callable[..., Any]) -> Any:
+    """An intrinsic: a function that numba calls while compiling, to emit LLVM code in its place."""
+    return intrinsic(function)
+
+
+def has_vnni() -> bool:
+    """Whether this processor multiplies and adds bytes in one instruction, 64 at a time."""
+    features = llvm.get_host_cpu_features()
+    return bool(features.get("avx512vnni")) and bool(features.get("avx512vl"))
+
+
+def has_byte_permute() -> bool:
+    """Whether this processor looks 64 bytes up in a table of 64 or 128 in one instruction."""
+    return bool(llvm.get_host_cpu_features().get("avx512vbmi"))
+
+
+def load(b: ir.IRBuilder, base: ir.Value, offset: ir.Value, kind: ir.Type = WORDS) -> ir.Value:
+    """The vector at ``base + offset``, aligned to 4 bytes."""
+    value = b.load(b.inttoptr(b.add(base, offset), kind.as_pointer()))
+    value.align = 4
+    return value
+
+
+def store(b: ir.IRBuilder, value: ir.Value, base: ir.Value, offset: int) -> None:
+    """Write ``value`` to ``base + offset``."""
+    done = b.store(value, b.inttoptr(b.add(base, I64(offset)), value.type.as_pointer()))
+    done.align = 4
+
+
+def shuffle(b: ir.IRBuilder, x: ir.Value, y: ir.Value, order: Sequence[int]) -> ir.Value:
+    """Lanes of ``x`` and ``y``, counted through, in ``order``."""
+    return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(order)), list(order)))
+
+
+def loop(
+    b: ir.IRBuilder, count: ir.Value, carried: list[ir.Value], body: Callable[..., list[ir.Value]]
+) -> list[ir.Value]:
+    """Emit ``for i in range(count)`` with values carried in registers; ``body(b, i, carried)`` returns the new ones."""
+    before, loop, after = b.block, b.append_basic_block("loop"), b.append_basic_block("after")
+    b.cbranch(b.icmp_signed(">", count, I64(0)), loop, after)
+    b.position_at_end(loop)
+    index = b.phi(I64)
+    phis = [b.phi(value.type) for value in carried]
+    results = body(b, index, phis)
+    following = b.add(index, I64(1))
+    end = b.block
+    b.cbranch(b.icmp_signed("<", following, count), loop, after)
+    for phi, start, new in zip([index, *phis], [I64(0), *carried], [following, *results], strict=True):
+        phi.add_incoming(start, before)
+        phi.add_incoming(new, end)
+    b.position_at_end(after)
+    final = []
+    for start, new in zip(carried, results, strict=True):
+        phi = b.phi(start.type)
+        phi.add_incoming(start, before)
+        phi.add_incoming(new, end)
+        final.append(phi)
+    return final
+
+
+def zero() -> ir.Constant:
+    """16 words of zero."""
+    return ir.Constant(WORDS, [0] * LANES)
+
+
+def lanes_left(b: ir.IRBuilder, count: ir.Value, done: ir.Value, lanes: int) -> ir.Value:
+    """Which of ``lanes`` lie before ``count`` when ``done`` are behind."""
+    kind = ir.VectorType(I32, lanes)
+    left = b.insert_element(ir.Constant(kind, ir.Undefined), b.trunc(b.sub(count, done), I32), I32(0))
+    left = b.shuffle_vector(left, left, ir.Constant(kind, [0] * lanes))
+    return b.icmp_signed("<", ir.Constant(kind, list(range(lanes))), left)
+
+
+def masked(b: ir.IRBuilder, name: str, kind: ir.VectorType) -> ir.Function:
+    """``llvm.masked.load`` or ``llvm.masked.store`` of ``kind``."""
+    bits = ir.VectorType(ir.IntType(1), kind.count)
+    place = kind.as_pointer()
+    signature = (
+        ir.FunctionType(kind, [place, I32, bits, kind])
+        if name == "load"
+        else ir.FunctionType(ir.VoidType(), [kind, place, I32, bits])
+    )
+    return cgutils.get_or_insert_function(
+        b.module, signature, f"llvm.masked.{name}.v{kind.count}i{kind.element.width}.p0"
+    )
+
+
+def splat(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """A float in all lanes."""
+    lanes = b.insert_element(ir.Constant(FLOATS, ir.Undefined), value, I32(0))
+    return shuffle(b, lanes, lanes, [0] * LANES)
+
+
+@emitted
+def prefetch(tx, address):  # type: ignore[no-untyped-def]
+    """Ask for the cache line at ``address``, which need not be valid."""
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        place = I8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [place, I32, I32, I32])
+        fetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+        b.call(fetch, [b.inttoptr(args[0], place), I32(0), I32(3), I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit
+
+
+@emitted
+def half_to_float(tx, bits):  # type: ignore[no-untyped-def]
+    """The fp16 number with these 16 ``bits``, as fp32."""
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        return b.fpext(b.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), emit
+
+
+@emitted
+def as_float(tx, bits):  # type: ignore[no-untyped-def]
+    """The fp32 number with these 32 ``bits``."""
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        return b.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), emit
