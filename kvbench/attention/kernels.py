@@ -61,7 +61,9 @@ def warm_up(device: torch.device) -> None:
 @lru_cache(maxsize=4)
 def _load(device: str) -> Kernels | str:
     try:
-        return _cpu() if device == "cpu" else _cuda()
+        if device not in _DEVICES:
+            raise _MissingError(f"none are written for it; known: {', '.join(_DEVICES)}")
+        return _DEVICES[device]()
     except _MissingError as reason:
         warnings.warn(f"no decode kernels for {device}: {reason}; plain torch attends instead", stacklevel=2)
         return str(reason)
@@ -87,7 +89,20 @@ def _cpu() -> Kernels:
 
 
 def _cuda() -> Kernels:
-    raise _MissingError("none are built for it")
+    try:
+        from kvbench.attention import triton_coded, triton_exact
+    except ImportError as error:
+        raise _MissingError(f"triton cannot be imported ({error}); pip install triton") from error
+    return Kernels(
+        "triton",
+        triton_exact.DTYPES,
+        triton_exact.triton_exact_decode,
+        triton_coded.triton_coded_attention,
+        triton_coded.readable,
+    )
+
+
+_DEVICES: dict[str, Callable[[], Kernels]] = {"cpu": _cpu, "cuda": _cuda}
 
 
 @contextmanager
