@@ -16,6 +16,7 @@ from kvbench.attention.partial import Partial, partial_attention
 from kvbench.quantizers.base import Quantizer
 from kvbench.quantizers.codebook import CodebookQuantizer
 from kvbench.quantizers.coded import Coded, meaning
+from kvbench.quantizers.floating import FloatQuantizer
 from kvbench.quantizers.gaussian import GaussianQuantizer
 from kvbench.quantizers.integer import IntegerQuantizer
 
@@ -124,6 +125,12 @@ def test_mixed_widths_with_level_tables(shape: Sequence[int], keys: list[int], v
 def test_codes_with_a_norm_per_token(bits: int) -> None:
     quantizer = GaussianQuantizer.on(torch.device("cpu"), bits)
     check((2, 3, 3, 11), quantizer, quantizer, (64, 64), True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bit_floats(dtype: torch.dtype) -> None:
+    quantizer = FloatQuantizer(dtype, scaled=True)
+    check((2, 3, 3, 11), quantizer, quantizer, (64, 40), True)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
