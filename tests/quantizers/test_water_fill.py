@@ -46,8 +46,7 @@ def test_bits_that_do_not_fit_are_refused(bits: int) -> None:
 def test_words_share_a_width(variances: list[float], data: st.DataObject, together: int) -> None:
     bits = data.draw(st.integers(0, 8 * len(variances)))
     widths = water_fill(torch.tensor(sorted(variances, reverse=True)), bits, together=together)
-    assert (len(widths) == len(variances) and bits - 8 * together < int(widths.sum()) <= bits) or bits > 8 * len(
-        widths
-    ) - 8
+    assert len(widths) == len(variances)
+    assert bits - 8 * together <= int(widths.sum()) <= bits
     for word in widths.split(together):
         assert len(set(word.tolist())) == 1
