@@ -115,7 +115,7 @@ def _summary(arm: Arm, allocated: CacheBytes, batch: int, tokens: int, held: dic
         bytes_per_token=allocated.total / (tokens * batch),
         ratio_allocated=2 * elements / allocated.total,
         ratio_predicted=2 * elements / predicted,
-        ratio_claimed=None if body is None else 16 / body,
+        ratio_claimed=16 / body if body else None,
         bits_per_element=8 * allocated.total / elements,
         body_bits_per_element=body,
         flagged=abs(error) > FLAG,

@@ -78,6 +78,11 @@ def test_claimed_ratio_is_the_bodys_and_the_allocated_one_pays_for_everything():
     assert found.allocated.exact > 0 and found.allocated.payload > 0 and found.allocated.scales > 0
 
 
+def test_a_body_that_keeps_nothing_claims_no_ratio():
+    found = measure_memory(arm_of(subject("llama", torch.float32), "streaming"), token_ids(1, TOKENS), steps=0)
+    assert found.ratio_claimed is None and found.body_bits_per_element == 0
+
+
 def test_bases_are_model_level_and_not_in_the_cache():
     one = subject("llama", torch.float32)
     found = measure_memory(arm_of(one, "pca:rank=0.5,keys=before"), token_ids(1, TOKENS), steps=0)
