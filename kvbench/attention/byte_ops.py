@@ -168,24 +168,25 @@ def spread_words(  # type: ignore[no-untyped-def]
         places = every(place), every(b.add(place, field))
         get, put = masked(b, "load", WORDS), masked(b, "store", WORDS)
 
-        def column(b: ir.IRBuilder, index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
-            offset = b.mul(index, I64(64))
-            here = lanes_left(b, count, b.mul(index, I64(LANES)), LANES)
+        def group(b: ir.IRBuilder, number: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+            start = b.add(source, b.mul(number, group_bytes))
+            base = b.add(low, b.mul(number, b.shl(quad_bytes, I64(1))))
 
-            def group(b: ir.IRBuilder, number: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
-                at = b.add(b.add(source, offset), b.mul(number, group_bytes))
-                packed = b.call(get, [b.inttoptr(at, WORDS.as_pointer()), I32(1), here, zero()])
-                target = b.add(b.add(low, offset), b.mul(number, b.shl(quad_bytes, I64(1))))
-                for half, start in enumerate(places):
-                    to = b.inttoptr(b.add(target, b.mul(quad_bytes, I64(half))), WORDS.as_pointer())
+            def column(b: ir.IRBuilder, index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+                offset = b.mul(index, I64(64))
+                here = lanes_left(b, count, b.mul(index, I64(LANES)), LANES)
+                packed = b.call(get, [b.inttoptr(b.add(start, offset), WORDS.as_pointer()), I32(1), here, zero()])
+                for half, first in enumerate(places):
+                    target = b.add(b.add(base, offset), b.mul(quad_bytes, I64(half)))
+                    to = b.inttoptr(target, WORDS.as_pointer())
                     old = b.and_(b.call(get, [to, I32(1), here, zero()]), kept)
-                    new = b.shl(b.and_(b.lshr(packed, start), mask), by)
+                    new = b.shl(b.and_(b.lshr(packed, first), mask), by)
                     b.call(put, [b.or_(old, new), to, I32(1), here])
                 return []
 
-            return loop(b, groups, [], group)
+            return loop(b, b.ashr(b.add(count, I64(LANES - 1)), I64(4)), [], column)
 
-        loop(b, b.ashr(b.add(count, I64(LANES - 1)), I64(4)), [], column)
+        loop(b, groups, [], group)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 10), emit
