@@ -11,6 +11,7 @@ from torch import Tensor
 from kvbench.attention import coded_kernel as kernel
 from kvbench.attention.layout import Layout, layout
 from kvbench.attention.partial import Partial
+from kvbench.attention.tasks import coded_task
 from kvbench.attention.threads import share
 from kvbench.attention.units import gather_splits, mask_bytes, splits_for
 from kvbench.quantizers.coded import Coded
@@ -40,15 +41,14 @@ def coded_attention(
     key_side, value_side = _side(keys, key_layout), _side(values, value_layout)
     mask_at, mask_row, mask_head, mask = mask_bytes(mask, batch, groups)
 
-    def work(first: int, last: int) -> None:
-        kernel.attend_coded(
-            first, last, splits, tokens, groups, rows, latent.data_ptr(),
-            key_side, key_layout.runs, key_layout.levels, _affine(key_layout),
-            value_side, value_layout.runs, value_layout.levels, _affine(value_layout),
-            mask_at, mask_row, mask_head, out.data_ptr(), lse.data_ptr(),
-        )  # fmt: skip
-
-    share(work, units, batch * groups * tokens * (key_layout.group_bytes + value_layout.group_bytes) // 8)
+    arguments = [splits, tokens, groups, rows, latent.data_ptr()]
+    for side, own in ((key_side, key_layout), (value_side, value_layout)):
+        arguments += [side.ctypes.data, own.runs.ctypes.data, len(own.runs), own.levels.ctypes.data]
+        arguments.append(own.affine.ctypes.data)
+    arguments += [mask_at, mask_row, mask_head, out.data_ptr(), lse.data_ptr()]
+    share(
+        coded_task, arguments, units, batch * groups * tokens * (key_layout.group_bytes + value_layout.group_bytes) // 8
+    )
     return _components(gather_splits(out, lse, batch, groups, splits), values, value_layout)
 
 
@@ -73,10 +73,6 @@ def _components(part: Partial, values: Coded, own: Layout) -> Partial:
 def _worth(coded: Coded, own: Layout) -> Tensor:
     """What one unit of each column's byte is worth (columns,)."""
     return own.factors if coded.component is None else own.factors * coded.component[own.sources]
-
-
-def _affine(own: Layout) -> Any:
-    return np.array([1.0, -own.middle, own.middle], np.float32)
 
 
 def _side(coded: Coded, own: Layout) -> Any:

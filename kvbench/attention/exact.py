@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvbench.attention import exact_kernel as kernel
 from kvbench.attention.partial import Partial
+from kvbench.attention.tasks import exact_task
 from kvbench.attention.threads import share
 from kvbench.attention.units import gather_splits, mask_bytes, splits_for
 
@@ -28,13 +28,9 @@ def exact_decode(query: Tensor, keys: Tensor, values: Tensor, scaling: float, ma
     key_side, value_side = _side(keys), _side(values)
     mask_at, mask_row, mask_head, mask = mask_bytes(mask, batch, groups)
 
-    def work(first: int, last: int) -> None:
-        kernel.attend_exact(
-            first, last, splits, tokens, groups, rows, scaled.data_ptr(), key_side, value_side,
-            mask_at, mask_row, mask_head, out.data_ptr(), lse.data_ptr(),
-        )  # fmt: skip
-
-    share(work, units, 4 * batch * groups * tokens * (keys.shape[-1] + values.shape[-1]))
+    arguments = [splits, tokens, groups, rows, scaled.data_ptr(), key_side.ctypes.data, value_side.ctypes.data]
+    arguments += [mask_at, mask_row, mask_head, out.data_ptr(), lse.data_ptr()]
+    share(exact_task, arguments, units, 4 * batch * groups * tokens * (keys.shape[-1] + values.shape[-1]))
     return gather_splits(out, lse, batch, groups, splits)
 
 

@@ -21,7 +21,7 @@ from kvbench.attention.partial import Partial
 from kvbench.models.folders import cache_dir
 from kvbench.quantizers.coded import Coded
 
-_SOURCES = ("vectors", "byte_ops", "float_ops", "tiles", "coded_kernel", "exact_kernel")
+_SOURCES = ("vectors", "byte_ops", "float_ops", "tiles", "coded_kernel", "exact_kernel", "tasks")
 
 
 @dataclass(frozen=True)

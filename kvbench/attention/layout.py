@@ -28,7 +28,7 @@ class Layout:
 
     ``sources`` names the component of each column and ``factors`` what its byte is worth: levels off the byte grid take
     two columns. ``middle`` is the byte that stands for zero, ``direct`` says that stored codes need no unpacking, and
-    ``in_order`` that columns are the components as they come.
+    ``in_order`` that columns are the components as they come. ``affine``: scale, zero and middle of the bytes (3,).
     """
 
     runs: Any
@@ -41,6 +41,7 @@ class Layout:
     direct: bool
     looked_up: bool
     in_order: bool
+    affine: Any
 
 
 def layout(coded: Coded) -> Layout:
@@ -85,6 +86,7 @@ def _layout(widths: tuple[int, ...], levels: _Levels | None) -> Layout:
         sources += range(first, first + count)
         factors += [unit] * count
     columns = -(-len(sources) // LANES) * LANES
+    middle = 0.0 if levels is None else 128.0
     return Layout(
         np.array(rows, np.int64),
         tables,
@@ -92,10 +94,11 @@ def _layout(widths: tuple[int, ...], levels: _Levels | None) -> Layout:
         torch.tensor(factors, dtype=torch.float32),
         columns,
         packed_bytes(widths),
-        0.0 if levels is None else 128.0,
+        middle,
         levels is None and set(widths) == {8} and len(widths) % LANES == 0,
         levels is not None,
         sources == list(range(len(widths))),
+        np.array([1.0, -middle, middle], np.float32),
     )
 
 

@@ -1,35 +1,58 @@
-"""Sharing a kernel's work between as many threads as torch uses, with no second pool spinning beside torch's."""
+"""Sharing a kernel's units of work between the threads that torch computes with.
+
+A second pool beside torch's would compete with it: torch's threads spin for a while after every operation, and waking
+sleeping ones takes longer than a layer's attention. So a task runs as a parallel region of torch's own OpenMP library.
+"""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+
+SMALL = 2**20
+"""Bytes that one thread reads sooner than another would have begun."""
+
+NEXT, UNITS, CHUNK, ARGUMENTS = 0, 1, 2, 3
+"""Where a job (int64) holds the next unit, their number, how many are claimed at once, and what the task needs."""
+
+
+def share(task: Any, arguments: list[int], units: int, size: int) -> None:
+    """Run ``task``, a C function of a job's address, until all ``units`` are done; they read ``size`` bytes."""
+    threads = min(torch.get_num_threads(), units) if size > SMALL else 1
+    job = np.array([0, units, -(-units // threads), *arguments], np.int64)
+    address = job.ctypes.data
+    if threads == 1:
+        task.ctypes(address)
+    elif (parallel := _parallel()) is not None:
+        parallel(task.address, address, threads, 0)
+    else:
+        others = [_pool(torch.get_num_threads() - 1).submit(task.ctypes, address) for _ in range(threads - 1)]
+        task.ctypes(address)
+        for other in others:
+            other.result()
+
+
+@lru_cache(maxsize=1)
+def _parallel() -> Callable[[int, int, int, int], None] | None:
+    """``GOMP_parallel(function, data, threads, flags)`` of the library that torch has loaded; None without one."""
+    for path in sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*")):
+        try:
+            function = ctypes.CDLL(str(path)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        function.restype = None
+        return function
+    return None
 
 
 @lru_cache(maxsize=1)
 def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="kvbench-attention")
-
-
-SMALL = 2**17
-"""Bytes that one thread reads sooner than another would wake."""
-
-
-def share(work: Callable[[int, int], None], units: int, size: int) -> None:
-    """Run ``work(first, last)`` over [0, units) in contiguous parts, one of them here; all if they read few bytes.
-
-    For work that frees the GIL.
-    """
-    threads = min(torch.get_num_threads(), units) if size > SMALL else 1
-    if threads <= 1:
-        work(0, units)
-        return
-    bounds = [units * part // threads for part in range(threads + 1)]
-    pool = _pool(torch.get_num_threads() - 1)
-    others = [pool.submit(work, *bounds[part : part + 2]) for part in range(1, threads)]
-    work(*bounds[:2])
-    for other in others:
-        other.result()

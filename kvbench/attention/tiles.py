@@ -31,7 +31,9 @@ LOWEST = np.float32(-1e30)
 
 
 @vectors.emitted
-def _pointer(tx, address):  # type: ignore[no-untyped-def]
+def address_of(tx, address):  # type: ignore[no-untyped-def]
+    """``address`` as a pointer."""
+
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
         return b.inttoptr(args[0], context.get_value_type(types.voidptr))
 
@@ -41,25 +43,25 @@ def _pointer(tx, address):  # type: ignore[no-untyped-def]
 @njit(inline="always")
 def words(address: int, count: int) -> Any:
     """``count`` 32-bit words at ``address``."""
-    return carray(_pointer(address), (count,), np.uint32)
+    return carray(address_of(address), (count,), np.uint32)
 
 
 @njit(inline="always")
 def octets(address: int, count: int) -> Any:
     """``count`` bytes at ``address``."""
-    return carray(_pointer(address), (count,), np.uint8)
+    return carray(address_of(address), (count,), np.uint8)
 
 
 @njit(inline="always")
 def halves(address: int, count: int) -> Any:
     """``count`` fp16 numbers at ``address``, as their bits."""
-    return carray(_pointer(address), (count,), np.uint16)
+    return carray(address_of(address), (count,), np.uint16)
 
 
 @njit(inline="always")
 def floats(address: int, count: int) -> Any:
     """``count`` fp32 numbers at ``address``."""
-    return carray(_pointer(address), (count,), np.float32)
+    return carray(address_of(address), (count,), np.float32)
 
 
 @njit(inline="always")

@@ -145,3 +145,13 @@ def as_float(tx, bits):  # type: ignore[no-untyped-def]
         return b.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.int32), emit
+
+
+@emitted
+def claim(tx, address, count):  # type: ignore[no-untyped-def]
+    """Add ``count`` to the 64-bit number at ``address``, among threads; the number before."""
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        return b.atomic_rmw("add", b.inttoptr(args[0], I64.as_pointer()), args[1], "monotonic")
+
+    return types.int64(types.int64, types.int64), emit
