@@ -16,10 +16,9 @@ from kvbench.attention.partial import Partial, causal_mask, exact_attention, mer
 from kvbench.cache.body import Body, kind
 from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.codec import Codec
-from kvbench.cache.layer import Held, KVLayer, gather_slots
+from kvbench.cache.layer import Held, KVLayer, gather_slots, mask_at, require_finite
 from kvbench.cache.rotary import Rotator
 from kvbench.cache.spans import Spans
-from kvbench.errors import KvbenchError
 from kvbench.models.intercept import AttentionCall, rotate
 from kvbench.quantizers.base import Stored
 from kvbench.selectors.base import OBSERVED, Leaving, Selector, pick
@@ -100,23 +99,38 @@ class CompressedLayer(KVLayer):
         mask = call.mask
         if mask is None and query.shape[AXIS] > 1:
             mask = causal_mask(query.shape[AXIS], self.seen, query.device)
-        parts = []
-        if self.sink_keys is not None and self.sink_values is not None and self.spans.sinks:
-            slots = self._sink_slots(query.device)
-            keys = self.sink_keys if rotator is None else rotator.at(self.sink_keys, slots.expand(query.shape[0], -1))
-            sink_mask = None if mask is None else _mask_at(mask, slots)
-            if limits is not None and sink_mask is not None:
-                sink_mask = sink_mask & (limits > 0)[:, None]  # earlier queries still see the sinks in the tail
-            parts.append(self.attend_exact(query, keys, self.sink_values, call, sink_mask))
+        parts = [self._attend_exact_spans(query, call, rotator, tail, tail_start, mask, limits)]
         if self.body.entries:
             parts.append(self._attend_body(query, call, rotator, mask, limits))
+        return parts
+
+    def _attend_exact_spans(
+        self,
+        query: Tensor,
+        call: AttentionCall,
+        rotator: Rotator | None,
+        tail: tuple[Tensor, Tensor],
+        tail_start: int,
+        mask: Tensor | None,
+        limits: Tensor | None,
+    ) -> Partial:
+        """Sinks and tail as one part: copying a hundred tokens costs less than another call."""
         tail_mask = None if mask is None else mask[..., tail_start:]
         if limits is not None:
             assert tail_mask is not None
             slots = torch.arange(tail_start, self.seen, device=query.device)
             tail_mask = tail_mask & (slots >= limits[:, None])
-        parts.append(self.attend_exact(query, *tail, call, tail_mask))
-        return parts
+        if self.sink_keys is None or self.sink_values is None or not self.spans.sinks:
+            return self.attend_exact(query, *tail, call, tail_mask)
+        slots = self._sink_slots(query.device)
+        keys = self.sink_keys if rotator is None else rotator.at(self.sink_keys, slots.expand(query.shape[0], -1))
+        if mask is not None and tail_mask is not None:
+            sink_mask = mask_at(mask, slots)
+            if limits is not None:
+                sink_mask = sink_mask & (limits > 0)[:, None]  # earlier queries still see the sinks in the tail
+            tail_mask = torch.cat([sink_mask, tail_mask], -1)
+        keys, values = torch.cat([keys, tail[0]], AXIS), torch.cat([self.sink_values, tail[1]], AXIS)
+        return self.attend_exact(query, keys, values, call, tail_mask)
 
     def _attend_body(
         self, query: Tensor, call: AttentionCall, rotator: Rotator | None, mask: Tensor | None, limits: Tensor | None
@@ -125,7 +139,7 @@ class CompressedLayer(KVLayer):
         slots = None if self.body.slots is None else self.body.slots.view
         index = self._body_slots(query.device).unsqueeze(-2)
         if mask is not None:
-            mask = mask[..., start : start + entries] if slots is None else _mask_at(mask, slots)
+            mask = mask[..., start : start + entries] if slots is None else mask_at(mask, slots)
         if limits is not None:
             within = index < limits[:, None]
             mask = within if mask is None else mask & within
@@ -376,26 +390,3 @@ class CompressedLayer(KVLayer):
             self.first = function(self.first)
         if self.owns_body:
             self.body.map_rows(function)
-
-
-def require_finite(keys: Tensor, values: Tensor) -> None:
-    """Refuse what is about to be encoded if a codebook would turn NaN into a number, and nobody would notice.
-
-    Raises:
-        KvbenchError: NaN or infinite values.
-    """
-    for name, states in (("keys", keys), ("values", values)):
-        if not bool(torch.stack(states.aminmax()).isfinite().all()):
-            raise KvbenchError(
-                f"the model's {name} hold NaN or infinite values in {states.dtype}, which no codec can store; "
-                "check its weights, or use a dtype with more range (float32, bfloat16)"
-            )
-
-
-def _mask_at(mask: Tensor, slots: Tensor) -> Tensor:
-    """Columns of ``mask`` (batch or 1, 1, queries, tokens) at ``slots`` (batch or 1, [kv heads,] picks)."""
-    if slots.dim() == 2:
-        slots = slots.unsqueeze(1)
-    rows, heads, picks = max(mask.shape[0], slots.shape[0]), slots.shape[1], slots.shape[2]
-    index = slots.long().unsqueeze(2).expand(rows, heads, mask.shape[2], picks)
-    return mask.expand(rows, heads, -1, -1).gather(-1, index)

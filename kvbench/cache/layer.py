@@ -240,3 +240,26 @@ def gather_slots(states: Tensor, index: Tensor) -> Tensor:
     if index.dim() == 2:
         index = index.unsqueeze(1).expand(-1, states.shape[1], -1)
     return torch.gather(states, 2, index.unsqueeze(-1).expand(-1, -1, -1, states.shape[-1]))
+
+
+def require_finite(keys: Tensor, values: Tensor) -> None:
+    """Refuse what is about to be encoded if a codebook would turn NaN into a number, and nobody would notice.
+
+    Raises:
+        KvbenchError: NaN or infinite values.
+    """
+    for name, states in (("keys", keys), ("values", values)):
+        if not bool(torch.stack(states.aminmax()).isfinite().all()):
+            raise KvbenchError(
+                f"the model's {name} hold NaN or infinite values in {states.dtype}, which no codec can store; "
+                "check its weights, or use a dtype with more range (float32, bfloat16)"
+            )
+
+
+def mask_at(mask: Tensor, slots: Tensor) -> Tensor:
+    """Columns of ``mask`` (batch or 1, 1, queries, tokens) at ``slots`` (batch or 1, [kv heads,] picks)."""
+    if slots.dim() == 2:
+        slots = slots.unsqueeze(1)
+    rows, heads, picks = max(mask.shape[0], slots.shape[0]), slots.shape[1], slots.shape[2]
+    index = slots.long().unsqueeze(2).expand(rows, heads, mask.shape[2], picks)
+    return mask.expand(rows, heads, -1, -1).gather(-1, index)

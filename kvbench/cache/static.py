@@ -21,8 +21,8 @@ from kvbench.attention.partial import merge, partial_attention
 from kvbench.attention.reading import Reading
 from kvbench.cache.body import kind
 from kvbench.cache.buffers import AXIS, GrowingTensor
-from kvbench.cache.compressed import CompressedLayer, require_finite
-from kvbench.cache.layer import ExactLayer, Held
+from kvbench.cache.compressed import CompressedLayer
+from kvbench.cache.layer import ExactLayer, Held, require_finite
 from kvbench.cache.rotary import StaticRotator
 from kvbench.errors import KvbenchError
 from kvbench.models.intercept import AttentionCall, rotate

@@ -44,7 +44,7 @@ class Arm:
         stock: StockPart | None = None,
         reading: Reading = DEFAULT,
     ) -> Arm:
-        """An arm for a fitted plan, read as ``reading`` says; without a plan, for a ``stock`` cache (default ``hf``)."""
+        """An arm for a fitted plan, read as ``reading`` says; without one, for a ``stock`` cache (default ``hf``)."""
         attachment = None if plan is None else CompressedModel(model, plan, geometry, reading)
         return cls(name, model, geometry, plan, attachment, stock or StockCache())
 

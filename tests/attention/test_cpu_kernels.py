@@ -134,7 +134,11 @@ def test_eight_bit_floats(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_splits_and_threads_change_nothing(threads: int) -> None:
+@pytest.mark.parametrize("parallel", [True, False], ids=["in torch's threads", "in a pool"])
+def test_splits_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch, threads: int, parallel: bool) -> None:
+    monkeypatch.setattr("kvbench.attention.threads.SMALL", 0)
+    if not parallel:
+        monkeypatch.setattr("kvbench.attention.threads._parallel", lambda: None)
     torch.manual_seed(0)
     before = torch.get_num_threads()
     quantizer = IntegerQuantizer(4, 64)
