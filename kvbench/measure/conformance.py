@@ -8,7 +8,7 @@ or raises.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -290,8 +290,13 @@ def _ladder(compressor: Compressor) -> Iterable[str]:
         if knob is None or getattr(part, knob[0]) is None:
             continue
         name, choices = knob
-        steps = choices or ((2.0, 4.0, 6.0) if name == "bits" else (0.25, 0.5, 1.0))
-        own = f"{name}={getattr(part, name):g}"
+        value = getattr(part, name)
+        shares = (0.25, 0.5, 1.0)
+        if isinstance(value, int) and not choices:  # a count, as mla's latent
+            steps: Sequence[float] = [max(1, round(share * value)) for share in shares]
+        else:
+            steps = choices or ((2.0, 4.0, 6.0) if name == "bits" else shares)
+        own = f"{name}={value:g}"
         return [str(compressor).replace(own, f"{name}={step:g}") for step in steps]
     return []
 
