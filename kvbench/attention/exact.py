@@ -22,6 +22,8 @@ def exact_decode(query: Tensor, keys: Tensor, values: Tensor, scaling: float, ma
     batch, groups, rows, _ = query.shape
     tokens = keys.shape[2]
     scaled = (query * scaling).contiguous()
+    # Copies must outlive the kernel, which only knows their addresses.
+    keys, values = (own if own.stride(-1) == 1 else own.contiguous() for own in (keys, values))
     splits = splits_for(batch * groups, tokens)
     units = batch * groups * splits
     out, lse = torch.empty(units, rows, values.shape[-1]), torch.empty(units, rows)
@@ -35,6 +37,5 @@ def exact_decode(query: Tensor, keys: Tensor, values: Tensor, scaling: float, ma
 
 
 def _side(states: Tensor) -> Any:
-    states = states if states.stride(-1) == 1 else states.contiguous()
     row, head, token, _ = (4 * step for step in states.stride())
     return np.array([states.data_ptr(), row, head, token, states.shape[-1]], np.int64)

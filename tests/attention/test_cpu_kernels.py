@@ -61,6 +61,15 @@ def test_exact_decode(shape: Sequence[int], rank: int, width: int, beyond: int, 
     assert_close(found, reference(query, keys, values, mask), 3e-6)
 
 
+def test_components_that_do_not_lie_side_by_side() -> None:
+    torch.manual_seed(0)
+    query, states = torch.randn(1, 2, 3, 16), torch.randn(1, 2, 16, 200).transpose(2, 3)
+    expected = reference(query, states, states, None)
+    for _ in range(20):  # a copy that was given back would be written over
+        assert_close(exact_decode(query, states, states, SCALING), expected, 3e-6)
+        torch.randn(1, 2, 200, 16)
+
+
 def stored(quantizer: Quantizer, latents: Tensor, capacity: int) -> tuple[Coded, Tensor]:
     """The codes as views into buffers with room for more, as a cache holds them, and their values."""
     encoded = quantizer.encode(latents)
