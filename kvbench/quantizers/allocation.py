@@ -14,14 +14,22 @@ from torch.nn import functional
 from kvbench.quantizers.lloyd import MAX_BITS, laplace_levels
 
 WORD = 4
-"""Components whose codes a kernel unpacks at once: runs of equal widths are whole words of packed codes."""
+"""Components whose codes a kernel unpacks at once."""
+
+
+def grain(components: int) -> int:
+    """How many components of a side with so many in all should share a width.
+
+    A word, so that runs of equal widths are unpacked whole: at 192 components and more no cost could be measured. In a
+    side of less than 32 words that is too coarse (at 64 components it raised the error by a quarter).
+    """
+    return WORD if components >= 32 * WORD else 1
 
 
 def water_fill(variances: Tensor, bits: int, max_bits: int = MAX_BITS, together: int = 1) -> Tensor:
     """Widths (components,) int64 in 0…max_bits that sum to ``bits`` and minimise the total distortion.
 
-    ``together`` adjacent components get the same width, and up to that many bits may be left over: with
-    :data:`WORD` and sorted components kernels unpack whole words, at no cost that could be measured.
+    ``together`` adjacent components get the same width (see :func:`grain`), and a few bits may be left over.
 
     Raises:
         ValueError: more bits than the components can hold.

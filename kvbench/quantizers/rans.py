@@ -238,5 +238,5 @@ def decode(words, steps, layout, tables, out):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def level(index, second):  # type: ignore[no-untyped-def]
     """Where ``index`` of the first or second quantizer lies, in steps: every step, or half a step nearer to zero."""
-    half = np.float32(0.5) if second else np.float32(0)
-    return np.float32(index) - (half if index > 0 else -half if index < 0 else np.float32(0))
+    half = 0.5 if second else 0.0
+    return np.float32(index - (half if index > 0 else -half if index < 0 else 0.0))  # rounded once, also above 2^24

@@ -125,7 +125,7 @@ def test_bits_are_spent_on_both_sides() -> None:
         ("kvtc:bits=3,shift=-2", (4.5, 1.5)),
         ("kvtc:bits=3,shift=99", (1.5, 4.5)),
         ("kvtc:bits=8,shift=1", (8, 8)),
-        ("kvtc:bits=0.08", (0, 1 / 8)),  # one word of four components
+        ("kvtc:bits=0.02", (0, 1 / 32)),
     ):
         codec = parse(spec).fit(one.geometry, calibrated(one)).layers[0].codec
         assert tuple(sum(side.quantizer.widths) / 32 for side in (codec.keys, codec.values)) == expected

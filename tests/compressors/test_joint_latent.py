@@ -109,7 +109,7 @@ def test_what_keys_and_values_share_is_stored_once():
     tied = Calibrated(layers=2, hidden=96, heads=4, kv_heads=2, head_dim=16, tie=True)
     # One more component than keys have: values keep their mean, which keys are rid of.
     assert tied.error(f"latent:rank={33 / 64}") < 1e-10 < 0.1 < tied.error(f"pca:rank={33 / 64}")
-    assert tied.error("ftc:bits=2") < 0.6 * tied.error("ftc:bits=2,basis=split")
+    assert tied.error("ftc:bits=2") < 0.5 * tied.error("ftc:bits=2,basis=split")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
 from kvbench.compressors.joint import join_sides, joint_moment
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
-from kvbench.quantizers.allocation import WORD, water_fill
+from kvbench.quantizers.allocation import grain, water_fill
 from kvbench.quantizers.codebook import CodebookQuantizer
 from kvbench.quantizers.entropy import EntropyQuantizer, entropy_quantizers
 from kvbench.quantizers.lloyd import MAX_BITS
@@ -80,7 +80,9 @@ class Ftc(Part):
 
     def _codebooks(self, variances: list[Tensor], draft: Draft) -> list[CodebookQuantizer]:
         counts = [len(side) for side in variances]
-        widths = water_fill(torch.cat(variances), round(self.bits * sum(counts)), together=WORD).split(counts)
+        widths = water_fill(torch.cat(variances), round(self.bits * sum(counts)), together=grain(min(counts))).split(
+            counts
+        )
         kept = [max(1, int((width > 0).sum())) for width in widths]
         deviations = [
             side[:rank].sqrt().clamp_min(1e-9).to(draft.geometry.device, draft.dtype)

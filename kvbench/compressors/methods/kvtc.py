@@ -11,7 +11,7 @@ from torch import Tensor
 from kvbench.compressors.allocation import Side, side_weights
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
-from kvbench.quantizers.allocation import WORD, water_fill
+from kvbench.quantizers.allocation import grain, water_fill
 from kvbench.quantizers.codebook import CodebookQuantizer
 from kvbench.quantizers.lloyd import MAX_BITS
 from kvbench.transforms.fitting import orthonormal_transform, principal_axes
@@ -64,14 +64,12 @@ class Kvtc(Part):
         most = min(self.bits / 2, MAX_BITS - self.bits)
         shift = max(-most, min(self.shift, most))
         bits = [self.bits - shift, self.bits + shift] * (len(variances) // 2)
-        return [
-            water_fill(own, round(mean * len(own)), together=WORD) for own, mean in zip(variances, bits, strict=True)
-        ]
+        sides = [(own, round(mean * len(own))) for own, mean in zip(variances, bits, strict=True)]
+        return [water_fill(own, budget, together=grain(len(own))) for own, budget in sides]
 
     def _shared(self, draft: Draft, sides: Sequence[Side], variances: list[Tensor]) -> list[Tensor]:
         """One water level for the whole model."""
         weights = side_weights(self.allocate, draft, sides)
         weighted = torch.cat([own * weight for own, weight in zip(variances, weights, strict=True)])
-        return list(
-            water_fill(weighted, round(self.bits * len(weighted)), together=WORD).split([len(own) for own in variances])
-        )
+        counts = [len(own) for own in variances]
+        return list(water_fill(weighted, round(self.bits * sum(counts)), together=grain(min(counts))).split(counts))
