@@ -20,7 +20,10 @@ from kvbench.attention.vectors import (
     I64,
     LANES,
     WORDS,
+    ask,
+    choose,
     emitted,
+    every,
     has_vnni,
     lanes_left,
     load,
@@ -61,70 +64,109 @@ def _across(b: ir.IRBuilder, quads: Sequence[ir.Value]) -> ir.Value:
     return fold(fold(quads[0], quads[1]), fold(quads[2], quads[3]))
 
 
-def _scores(rows: int) -> Any:
-    @emitted
-    def scores(tx, codes, query, out, vectors, quad_bytes, row_bytes, out_bytes):  # type: ignore[no-untyped-def]
-        """out[row][token] (i32, 16 tokens) = Σ codes · query over ``vectors`` · 16 components.
+def _quads(
+    b: ir.IRBuilder, base: ir.Value, offset: ir.Value, second: ir.Value, ahead: ir.Value, nibbles: bool
+) -> list[ir.Value]:
+    """16 components of the two quads of 8 tokens: bytes, the other quad ``second`` bytes on, or nibbles of one word.
 
-        ``codes``: 4 quads, ``quad_bytes`` apart. ``query``: per row ``vectors`` vectors, every 4 bytes four times.
-        """
+    What lies ``ahead`` of them is asked for: tiles are too short for the hardware to foresee them.
+    """
+    here = load(b, base, offset)
+    first = b.add(b.add(base, offset), ahead)
+    for place in [first] if nibbles else [b.add(first, offset), b.add(first, b.add(offset, I64(64)))]:  # in order
+        ask(b, place)
+    return [here, here] if nibbles else [here, load(b, base, b.add(offset, second))]
 
-        def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-            codes, query, out, vectors, quad_bytes, row_bytes, out_bytes = args
 
+def _nibble(b: ir.IRBuilder, word: ir.Value, half: int) -> ir.Value:
+    word = b.lshr(word, ir.Constant(WORDS, [4] * LANES)) if half else word
+    return b.and_(word, ir.Constant(WORDS, [0x0F0F0F0F] * LANES))
+
+
+def _turned(b: ir.IRBuilder, words: ir.Value) -> ir.Value:
+    raw = b.bitcast(words, BYTES)
+    return b.bitcast(shuffle(b, raw, raw, _TRANSPOSED), WORDS)
+
+
+@emitted
+def scores(tx, codes, query, out, rows, vectors, group_bytes, row_bytes, out_bytes, nibbles):  # type: ignore[no-untyped-def]
+    """out[row][token] (i32, 16 tokens) = Σ codes · query over ``vectors`` · 16 components: 1 to 3 rows of two bytes.
+
+    ``codes``: two groups of 8 tokens, ``group_bytes`` apart, as quads of bytes or, with ``nibbles``, of 4 bits.
+    ``query``: per row and byte ``vectors`` vectors, every 4 bytes four times.
+    """
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        codes, query, out, rows, vectors, group_bytes, row_bytes, out_bytes, nibbles = args
+        second, ahead = b.ashr(group_bytes, I64(1)), b.mul(group_bytes, I64(8))
+
+        def some(b: ir.IRBuilder, rows: int, nibbles: int) -> None:
             sums = []
-            for quad in range(4):  # one after the other: the processor foresees only what is read in order
-                own = b.add(codes, b.mul(quad_bytes, I64(quad)))
+            for group in range(2):
+                own = b.add(codes, b.mul(group_bytes, I64(group)))
 
                 def step(b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value], own: ir.Value = own) -> list[ir.Value]:
                     offset = b.mul(index, I64(64))
-                    raw = b.bitcast(load(b, own, offset), BYTES)
-                    turned = b.bitcast(shuffle(b, raw, raw, _TRANSPOSED), WORDS)
-                    sides = [load(b, b.add(query, b.mul(row_bytes, I64(row))), offset) for row in range(rows)]
-                    return [_dot_bytes(b, total, turned, side) for side, total in zip(sides, sums, strict=True)]
+                    quads = [_turned(b, words) for words in _quads(b, own, offset, second, ahead, bool(nibbles))]
+                    quads = [_nibble(b, quad, half) for half, quad in enumerate(quads)] if nibbles else quads
+                    sides = [load(b, b.add(query, b.mul(row_bytes, I64(row))), offset) for row in range(2 * rows)]
+                    pairs = [(quad, side) for quad in quads for side in sides]
+                    return [_dot_bytes(b, total, *pair) for pair, total in zip(pairs, sums, strict=True)]
 
-                sums.append(loop(b, vectors, [zero()] * rows, step))
-            for row in range(rows):
+                found = loop(b, vectors, [zero()] * (4 * rows), step)
+                sums += [found[: 2 * rows], found[2 * rows :]]
+            for row in range(2 * rows):
                 target = b.add(out, b.mul(out_bytes, I64(row)))
                 store(b, _across(b, [own[row] for own in sums]), target, 0)
-            return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 7), emit
+        choose(b, [rows, nibbles], [(1, 2, 3), (0, 1)], some)
+        return context.get_dummy_value()
 
-    return scores
+    return types.void(*[types.int64] * 9), emit
 
 
-def _mix(rows: int, columns: int) -> Any:
-    @emitted
-    def mix(tx, codes, weights, out, quads, quad_bytes, row_bytes, out_bytes):  # type: ignore[no-untyped-def]
-        """out[row][component] (i32) = Σ codes · weights over ``quads`` · 4 tokens, for ``columns`` · 16 components."""
+@emitted
+def mix(tx, codes, weights, out, rows, columns, groups, group_bytes, row_bytes, out_bytes, nibbles, flip):  # type: ignore[no-untyped-def]
+    """out[row][component] (i32) = Σ (codes ^ flip) · weights over ``groups`` · 8 tokens, for 1 to 3 rows of two bytes
 
-        def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-            codes, weights, out, quads, quad_bytes, row_bytes, out_bytes = args
+    and 1, 2 or 4 ``columns`` of 16 components. Codes are as in :func:`scores`; weights are unsigned, flipped codes
+    signed.
+    """
 
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        codes, weights, out, rows, columns, groups, group_bytes, row_bytes, out_bytes, nibbles, flip = args
+        second, ahead, flipped = b.ashr(group_bytes, I64(1)), b.mul(group_bytes, I64(8)), every(b, flip)
+
+        def some(b: ir.IRBuilder, rows: int, columns: int, nibbles: int) -> None:
             def step(b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-                base = b.add(codes, b.mul(index, quad_bytes))
-                vectors = [load(b, base, I64(64 * column)) for column in range(columns)]
-                new = []
-                for row in range(rows):
-                    word = load(b, b.add(weights, b.mul(row_bytes, I64(row))), b.mul(index, I64(4)), I32)
-                    lanes = b.insert_element(ir.Constant(WORDS, ir.Undefined), word, I32(0))
-                    lanes = shuffle(b, lanes, lanes, [0] * LANES)
-                    new += [
-                        _dot_bytes(b, sums[row * columns + column], vectors[column], lanes) for column in range(columns)
-                    ]
-                return new
+                base = b.add(codes, b.mul(index, group_bytes))
+                for half in range(2):
+                    vectors = []
+                    for column in range(columns):
+                        place = I64(64 * column) if nibbles or not half else b.add(second, I64(64 * column))
+                        word = load(b, base, place)
+                        if not (nibbles and half):
+                            ask(b, b.add(b.add(base, place), ahead))
+                        vectors.append(_nibble(b, word, half) if nibbles else b.xor(word, flipped))
+                    new = []
+                    for row in range(2 * rows):
+                        at = b.add(b.add(weights, b.mul(row_bytes, I64(row))), I64(4 * half))
+                        lanes = every(b, load(b, at, b.mul(index, I64(8)), I32))
+                        own = sums[row * columns : (row + 1) * columns]
+                        new += [_dot_bytes(b, total, lanes, codes) for total, codes in zip(own, vectors, strict=True)]
+                    sums = new
+                return sums
 
-            sums = loop(b, quads, [zero()] * (rows * columns), step)
-            for row in range(rows):
+            sums = loop(b, groups, [zero()] * (2 * rows * columns), step)
+            for row in range(2 * rows):
                 target = b.add(out, b.mul(out_bytes, I64(row)))
                 for column in range(columns):
                     store(b, sums[row * columns + column], target, 64 * column)
-            return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 7), emit
+        choose(b, [rows, columns, nibbles], [(1, 2, 3), (1, 2, 4), (0, 1)], some)
+        return context.get_dummy_value()
 
-    return mix
+    return types.void(*[types.int64] * 11), emit
 
 
 def _table(b: ir.IRBuilder, address: ir.Value, part: int) -> ir.Value:
@@ -159,13 +201,9 @@ def spread_words(  # type: ignore[no-untyped-def]
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
         source, low, count, place, field, shift, keep, groups, group_bytes, quad_bytes = args
 
-        def every(value: ir.Value) -> ir.Value:
-            word = b.insert_element(ir.Constant(WORDS, ir.Undefined), b.trunc(value, I32), I32(0))
-            return shuffle(b, word, word, [0] * LANES)
-
         bits = b.sub(b.shl(I64(1), field), I64(1))
-        mask, by, kept = every(b.mul(bits, I64(0x01010101))), every(shift), every(keep)
-        places = every(place), every(b.add(place, field))
+        mask, by, kept = every(b, b.mul(bits, I64(0x01010101))), every(b, shift), every(b, keep)
+        places = every(b, place), every(b, b.add(place, field))
         get, put = masked(b, "load", WORDS), masked(b, "store", WORDS)
 
         def group(b: ir.IRBuilder, number: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
@@ -222,8 +260,3 @@ def _look_up(size: int) -> Any:
 
 
 look_up_64, look_up_256 = _look_up(64), _look_up(256)
-
-# Rows come in pairs: the high and the low byte of a query or a weight. Six rows of four vectors fill the registers.
-scores_2, scores_4, scores_6 = _scores(2), _scores(4), _scores(6)
-mix_2, mix_4, mix_6 = _mix(2, 4), _mix(4, 4), _mix(6, 4)
-mix_2_narrow, mix_4_narrow, mix_6_narrow = _mix(2, 1), _mix(4, 1), _mix(6, 1)

@@ -38,7 +38,7 @@ def coded_attention(
     units = batch * groups * splits
     out = torch.empty(units, rows, len(value_layout.sources))
     lse = torch.empty(units, rows)
-    key_side, value_side = _side(keys, key_layout), _side(values, value_layout)
+    key_side, value_side = _side(keys, key_layout), _side(values, value_layout, signed=True)
     mask_at, mask_row, mask_head, mask = mask_bytes(mask, batch, groups)
 
     arguments = [splits, tokens, groups, rows, latent.data_ptr()]
@@ -75,8 +75,8 @@ def _worth(coded: Coded, own: Layout) -> Tensor:
     return own.factors if coded.component is None else own.factors * coded.component[own.sources]
 
 
-def _side(coded: Coded, own: Layout) -> Any:
-    """What the kernel asks of stored keys or values; see the field numbers there."""
+def _side(coded: Coded, own: Layout, signed: bool = False) -> Any:
+    """What the kernel asks of stored keys or values, these as ``signed`` bytes; see the field numbers there."""
     side = np.zeros(kernel.FIELDS, np.int64)
     codes = coded.codes
     channels = 1 if coded.scale is None else coded.scale.shape[-1]
@@ -89,5 +89,7 @@ def _side(coded: Coded, own: Layout) -> Any:
     if coded.zero is not None:
         side[kernel.ZERO] = coded.zero.data_ptr()
     side[[kernel.CHANNELS, kernel.PER_CHANNEL_GROUP]] = channels, coded.channel if channels > 1 else own.columns
-    side[[kernel.DIRECT, kernel.LOOKED_UP]] = own.direct, own.looked_up
+    side[[kernel.DIRECT, kernel.NIBBLES, kernel.LOOKED_UP]] = own.direct, own.nibbles, own.looked_up
+    if signed and (own.looked_up or max(coded.widths) == 8):
+        side[kernel.FLIP] = 0x80808080
     return side

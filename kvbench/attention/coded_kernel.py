@@ -1,8 +1,8 @@
 """Decode attention over packed codes on the CPU: one pass, online softmax, nothing expanded beyond a tile of 64 tokens.
 
-A stored value is ``a · u + b`` with a code or level ``u`` of at most 8 bits and ``a``, ``b`` constant or one pair per
-token and channel group. Scores and outputs are integer dot products of ``u`` with queries and weights rounded to two
-bytes each (15 bits and a sign), so their error stays near 1e-4; ``a`` and ``b`` enter in fp32.
+A stored value is ``a · u + b`` with a code or level ``u`` of at most 8 bits and ``a`` ≥ 0, ``b`` constant or one pair
+per token and channel group. Scores and outputs are integer dot products of ``u`` with queries and weights rounded to
+two bytes each, so their error stays near 1e-4; ``a`` and ``b`` enter in fp32.
 """
 
 from __future__ import annotations
@@ -24,15 +24,28 @@ from kvbench.attention.tiles import (
     octets,
     unpack_tile,
 )
+from kvbench.attention.vectors import as_float
 
 # What an int64 vector `side` says about stored keys or values. Strides: bytes for codes, elements for scales.
 CODES, ROW, HEAD, GROUP_BYTES, RANK, PADDED = 0, 1, 2, 3, 4, 5
-SCALE, ZERO, SCALE_ROW, SCALE_HEAD, CHANNELS, PER_CHANNEL_GROUP, DIRECT, LOOKED_UP = 6, 7, 8, 9, 10, 11, 12, 13
-FIELDS = 14
+SCALE, ZERO, SCALE_ROW, SCALE_HEAD, CHANNELS, PER_CHANNEL_GROUP = 6, 7, 8, 9, 10, 11
+DIRECT, NIBBLES, LOOKED_UP, FLIP = 12, 13, 14, 15
+FIELDS = 16
+
+AHEAD = 2 * TILE
+"""Tokens that scales are asked for in advance."""
 
 _F = np.float32
 _LOW = _F(1 / 254)
-"""What the second byte of a rounded number is worth, in units of the first."""
+"""What the second byte of a rounded query is worth, in units of the first."""
+
+_MOST = _F(65534)
+"""The largest weight of a tile, as two bytes; one less than they hold, for exponentials that round up."""
+
+_LOG2_E = _F(np.log2(np.e))
+
+_NEGLIGIBLE = _F(-34)
+"""Weights so far below the largest (2^-34) count for nothing in fp32: the values of a tile of them are not read."""
 
 
 @njit(**JIT)
@@ -66,42 +79,44 @@ def attend_coded(
     value_tile = np.empty(TILE * values[PADDED] + 256, np.uint8)
     sides = np.zeros((keys[CHANNELS], 2 * rows, 4 * keys[PADDED]), np.int8)
     query_unit, query_sum = np.empty((keys[CHANNELS], rows), _F), np.empty((keys[CHANNELS], rows), _F)
-    dots, rounded = np.empty((2 * rows, TILE), np.int32), np.empty((2 * rows, TILE), np.int8)
-    score, weight_unit = np.empty((rows, TILE), _F), np.empty(rows, _F)
-    sums = np.empty(3, _F)
-    scale, zero = np.empty(TILE, _F), np.empty(TILE, _F)
-    mixed, total = np.empty((2 * rows, values[PADDED]), np.int32), np.empty((rows, values[PADDED]), _F)
-    bias, top, mass = np.empty((rows, values[CHANNELS]), _F), np.empty(rows, _F), np.empty(rows, _F)
+    affines = np.empty((2, TILE), _F)
+    score, peak, top, units = np.empty((rows, TILE), _F), np.empty(rows, _F), np.empty(rows, _F), np.empty(rows, _F)
+    total, bias = np.empty((rows, values[PADDED]), _F), np.empty((rows, vectors.LANES * values[CHANNELS]), _F)
+    mass = np.empty((rows, vectors.LANES), _F)
+    dots, rounded = np.empty((6, TILE), np.int32), np.empty((6, TILE), np.uint8)
     blocks = (tokens + TILE - 1) // TILE
     for index in range(unit, last):
         pair, split = index // splits, index % splits
         row, head = pair // heads, pair % heads
         round_query(query + 4 * pair * rows * keys[RANK], rows, keys, sides, query_unit, query_sum)
-        fill(total, _F(0))
-        fill(bias, _F(0))
-        top[:], mass[:] = LOWEST, _F(0)
+        begin(top, mass, total, bias)
+        affine = affines.ctypes.data
         for block in range(blocks * split // splits, blocks * (split + 1) // splits):
             start = block * TILE
             count = min(TILE, tokens - start)
-            fetch_scales(keys, row, head, start + TILE)
-            fetch_scales(values, row, head, start + TILE)
+            fetch_scales(keys, row, head, start + AHEAD)
+            fetch_scales(values, row, head, start + AHEAD)
             tile = stored_tile(keys, row, head, start, count, key_runs, key_levels, key_tile.ctypes.data)
             fill(score, _F(0))
             for channel in range(keys[CHANNELS]):
-                read_affine(keys, key_affine, row, head, start, count, channel, scale, zero)
-                dot_rows(tile, keys, channel, sides, rows, dots)
-                add_scores(dots, rows, query_unit, query_sum, channel, scale, zero, score)
-            if mask:
-                hide(score, rows, mask + row * mask_row + head * mask_head + start, count)
-            if count < TILE:
-                cut(score, rows, count)
-            soften(score, rows, top, mass, total, bias)
-            tile = stored_tile(values, row, head, start, count, value_runs, value_levels, value_tile.ctypes.data)
-            for channel in range(values[CHANNELS]):
-                read_affine(values, value_affine, row, head, start, count, channel, scale, zero)
-                weigh(score, rows, scale, zero, value_affine[2], rounded, sums, weight_unit, bias, channel)
-                mix_rows(tile, values, channel, rounded, rows, mixed, weight_unit, total)
+                read_affine(keys, key_affine, row, head, start, count, channel, affine)
+                score_tile(tile, keys, count, channel, sides, rows, query_unit, query_sum, affine, dots, score)
+            hide(score, rows, mask and mask + row * mask_row + head * mask_head + start, count)
+            if soften(score, rows, top, mass, total, bias, peak):
+                tile = stored_tile(values, row, head, start, count, value_runs, value_levels, value_tile.ctypes.data)
+                for channel in range(values[CHANNELS]):
+                    read_affine(values, value_affine, row, head, start, count, channel, affine)
+                    mix_tile(tile, values, count, channel, score, rows, peak, affine, rounded, dots, units, total, bias)
         finish(total, bias, top, mass, rows, values, out + 4 * index * rows * values[RANK], lse + 4 * index * rows)
+
+
+@njit(**JIT)
+def begin(top: Any, mass: Any, total: Any, bias: Any) -> None:
+    """Nothing seen yet."""
+    top[:] = LOWEST
+    fill(mass, _F(0))
+    fill(total, _F(0))
+    fill(bias, _F(0))
 
 
 @njit(**JIT)
@@ -166,185 +181,171 @@ def stored_tile(side: Any, row: int, head: int, start: int, count: int, runs: An
 
 
 @njit(**JIT)
-def read_affine(
-    side: Any, constant: Any, row: int, head: int, start: int, count: int, channel: int, scale: Any, zero: Any
-) -> None:
-    """``scale`` and ``zero`` (64,) of the tile's tokens in one channel group."""
+def read_affine(side: Any, constant: Any, row: int, head: int, start: int, count: int, channel: int, out: int) -> None:
+    """Scales, then zeros of the tile's tokens in one channel group: two rows of 64 at ``out``."""
+    zero = out + 4 * TILE
     if not side[SCALE]:
-        for t in range(TILE):
-            scale[t] = constant[0]
-            zero[t] = constant[1]
+        float_ops.fill_row(out, constant[0])
+        float_ops.fill_row(zero, constant[1])
         return
     offset = 2 * (row * side[SCALE_ROW] + head * side[SCALE_HEAD] + start * side[CHANNELS] + channel)
-    from_halves(side[SCALE] + offset, count, side[CHANNELS], scale)
+    read_halves(side[SCALE] + offset, count, side[CHANNELS], out)
     if side[ZERO]:
-        from_halves(side[ZERO] + offset, count, side[CHANNELS], zero)
+        read_halves(side[ZERO] + offset, count, side[CHANNELS], zero)
     else:
-        for t in range(TILE):
-            zero[t] = scale[t] * constant[1]
-            scale[t] *= constant[0]
-    for t in range(count, TILE):
-        scale[t] = _F(0)
-        zero[t] = _F(0)
+        float_ops.scale_row(out, constant[1], zero)
+        float_ops.scale_row(out, constant[0], out)
 
 
 @njit(**JIT)
-def from_halves(address: int, count: int, stride: int, out: Any) -> None:
-    """fp16 numbers, ``stride`` apart, to fp32."""
-    if count == TILE and stride == 1:  # the usual case, with a length the compiler knows
-        x = halves(address, TILE)
-        for t in range(TILE):
-            out[t] = vectors.half_to_float(x[t])
-    else:
-        x = halves(address, count * stride)
-        for t in range(count):
-            out[t] = vectors.half_to_float(x[t * stride])
+def read_halves(address: int, count: int, stride: int, out: int) -> None:
+    """``count`` fp16 numbers, ``stride`` apart, as 64 of fp32; zeros beyond."""
+    if count == TILE and stride == 1:
+        float_ops.from_halves(address, out)
+        return
+    x, y = halves(address, count * stride), floats(out, TILE)
+    for t in range(TILE):
+        y[t] = vectors.half_to_float(x[t * stride]) if t < count else _F(0)
 
 
 @njit(**JIT)
-def dot_rows(tile: int, side: Any, channel: int, sides: Any, rows: int, dots: Any) -> None:
-    """dots (2 · rows, 64): integer products of every row's two bytes with the codes of one channel group."""
-    first, quad = channel * side[PER_CHANNEL_GROUP], 4 * side[PADDED]
-    wide = min(side[PER_CHANNEL_GROUP], side[PADDED] - first) // vectors.LANES
-    query, step, base = sides.ctypes.data + channel * sides.strides[0], sides.strides[1], dots.ctypes.data
-    for part in range(TILE // 16):
-        codes = tile + 4 * first + part * 4 * quad
-        out = base + part * 64
-        row = 0
-        while row < rows:
-            left = rows - row
-            at, to = query + 2 * row * step, out + 2 * row * 4 * TILE
-            if left >= 3:
-                byte_ops.scores_6(codes, at, to, wide, quad, step, 4 * TILE)
-            elif left == 2:
-                byte_ops.scores_4(codes, at, to, wide, quad, step, 4 * TILE)
-            else:
-                byte_ops.scores_2(codes, at, to, wide, quad, step, 4 * TILE)
-            row += min(left, 3)
+def score_tile(
+    tile: int,
+    side: Any,
+    count: int,
+    channel: int,
+    sides: Any,
+    rows: int,
+    unit: Any,
+    summed: Any,
+    affine: int,
+    dots: Any,
+    score: Any,
+) -> None:
+    """Add the scores of one channel group: scale · (codes · query) + zero · Σ query."""
+    packed, group_bytes, first = form(side, count, channel)
+    wide = min(side[PER_CHANNEL_GROUP], side[PADDED] - channel * side[PER_CHANNEL_GROUP]) // vectors.LANES
+    step, codes, to = sides.strides[1], tile + first, dots.ctypes.data
+    for row in range(0, rows, 3):
+        some = min(3, rows - row)
+        at = sides.ctypes.data + channel * sides.strides[0] + 2 * row * step
+        for part in range(TILE // 16):
+            byte_ops.scores(
+                codes + 2 * part * group_bytes, at, to + 64 * part, some, wide, group_bytes, step, 4 * TILE, packed
+            )
+        for r in range(some):
+            u, o = unit[channel, row + r], summed[channel, row + r]
+            own = score.ctypes.data + 4 * TILE * (row + r)
+            float_ops.add_scores(to + 8 * TILE * r, _LOW, u, o, affine, affine + 4 * TILE, own)
 
 
 @njit(**JIT)
-def add_scores(dots: Any, rows: int, unit: Any, summed: Any, channel: int, scale: Any, zero: Any, score: Any) -> None:
-    """Scores of one channel group: scale · (codes · query) + zero · Σ query."""
-    for row in range(rows):
-        u, o = unit[channel, row], summed[channel, row]
-        for t in range(TILE):
-            dot = _F(dots[2 * row, t]) + _F(dots[2 * row + 1, t]) * _LOW
-            score[row, t] += dot * u * scale[t] + o * zero[t]
+def form(side: Any, count: int, channel: int) -> Any:
+    """Whether a tile is nibbles, its bytes per 8 tokens, and where a channel group begins."""
+    component = channel * side[PER_CHANNEL_GROUP]
+    return (
+        (side[NIBBLES], side[GROUP_BYTES], 4 * component)
+        if side[NIBBLES] and count == TILE
+        else (0, 8 * side[PADDED], 4 * component)
+    )
 
 
 @njit(**JIT)
 def hide(score: Any, rows: int, mask: int, count: int) -> None:
-    """Scores of masked tokens as low as they go."""
-    seen = octets(mask, count)
-    for row in range(rows):
-        for t in range(count):
-            if not seen[t]:
-                score[row, t] = LOWEST
-
-
-@njit(**JIT)
-def cut(score: Any, rows: int, count: int) -> None:
-    """Tokens beyond the end, the same."""
+    """Scores of masked tokens, and beyond the ``count`` of a tile, as low as they go."""
+    if mask:
+        seen = octets(mask, count)
+        for row in range(rows):
+            for t in range(count):
+                if not seen[t]:
+                    score[row, t] = LOWEST
     for row in range(rows):
         for t in range(count, TILE):
             score[row, t] = LOWEST
 
 
 @njit(**JIT)
-def soften(score: Any, rows: int, top: Any, mass: Any, total: Any, bias: Any) -> None:
-    """Online softmax: scores become weights relative to the largest so far, and earlier sums are brought to it."""
-    base = score.ctypes.data
+def soften(score: Any, rows: int, top: Any, mass: Any, total: Any, bias: Any, peak: Any) -> bool:
+    """Online softmax: scores become weights e^score relative to the largest so far, to which sums are brought.
+
+    ``peak`` receives a power of two that no weight of a row exceeds, at most twice the largest. False if none counts.
+    """
+    counts = False
     for row in range(rows):
-        own = base + 4 * TILE * row
-        most = float_ops.largest(own, top[row])
+        own = score.ctypes.data + 4 * TILE * row
+        most = float_ops.largest(own, LOWEST)
         if most > top[row]:
             c = exponential(top[row] - most)
             top[row] = most
-            mass[row] *= c
-            for i in range(total.shape[1]):
-                total[row, i] *= c
-            for i in range(bias.shape[1]):
-                bias[row, i] *= c
-        mass[row] += float_ops.exponentials(own, most)
+            rescale(mass, row, c)
+            rescale(total, row, c)
+            rescale(bias, row, c)
+        below = (most - top[row]) * _LOG2_E
+        peak[row] = as_float(np.int32(127 + np.int32(max(below, _NEGLIGIBLE))) << np.int32(23))
+        counts = counts or below > _NEGLIGIBLE
+        float_ops.exponentials(own, top[row], mass.ctypes.data + 4 * vectors.LANES * row)
+    return counts
 
 
 @njit(**JIT)
-def weigh(
+def rescale(sums: Any, row: int, c: Any) -> None:
+    """sums[row] *= c."""
+    for i in range(sums.shape[1]):
+        sums[row, i] *= c
+
+
+@njit(**JIT)
+def mix_tile(
+    tile: int,
+    side: Any,
+    count: int,
+    channel: int,
     p: Any,
     rows: int,
-    scale: Any,
-    zero: Any,
-    middle: Any,
+    peak: Any,
+    affine: int,
     rounded: Any,
-    sums: Any,
+    mixed: Any,
     unit: Any,
+    total: Any,
     bias: Any,
-    channel: int,
 ) -> None:
-    """Weights p · scale as two bytes each; what codes around ``middle`` do not say goes to ``bias``.
-
-    Weights are at most the tile's largest scale, which is what the bytes are relative to.
-    """
-    most = max(float_ops.largest(scale.ctypes.data, _F(1e-30)), _F(1e-30))
-    for t in range(TILE):
-        zero[t] += middle * scale[t]
-    for row in range(rows):
-        high = rounded.ctypes.data + 2 * row * TILE
-        float_ops.round_weights(
-            p.ctypes.data + 4 * TILE * row,
-            scale.ctypes.data,
-            zero.ctypes.data,
-            high,
-            high + TILE,
-            _F(127) / most,
-            sums.ctypes.data,
-        )
-        unit[row] = most / _F(127)
-        bias[row, channel] += sums[0] - middle * unit[row] * (sums[1] + sums[2] * _LOW)
-
-
-@njit(**JIT)
-def mix_rows(tile: int, side: Any, channel: int, rounded: Any, rows: int, mixed: Any, unit: Any, total: Any) -> None:
-    """Add Σ weight · codes of one channel group to ``total`` (rows, components)."""
-    first, quad = channel * side[PER_CHANNEL_GROUP], 4 * side[PADDED]
+    """Add Σ p · value of one channel group: Σ p · scale · codes to ``total``, Σ p · zero to ``bias``, in parts."""
+    packed, group_bytes, start = form(side, count, channel)
+    first = channel * side[PER_CHANNEL_GROUP]
     stop = first + min(side[PER_CHANNEL_GROUP], side[PADDED] - first)
-    weights, base, wide = rounded.ctypes.data, mixed.ctypes.data, mixed.strides[0]
-    row = 0
-    while row < rows:
-        left, column = rows - row, first
-        at = weights + 2 * row * TILE
+    largest = max(float_ops.largest(affine, _F(1e-30)), _F(1e-30))
+    to, wide, lift = mixed.ctypes.data, mixed.strides[0], _F(128) if side[FLIP] else _F(0)
+    for row in range(0, rows, 3):
+        some, weights = min(3, rows - row), rounded.ctypes.data
+        for r in range(row, row + some):
+            own, high = p.ctypes.data + 4 * TILE * r, weights + 2 * (r - row) * TILE
+            unit[r] = largest * peak[r] / _MOST
+            float_ops.round_weights(own, affine, _F(1) / unit[r], high, high + TILE)
+            offset = bias.ctypes.data + 4 * (vectors.LANES * channel + r * bias.shape[1])
+            float_ops.weighted_sum(own, affine + 4 * TILE, affine, lift, offset)
+        column = first
         while column < stop:
-            codes, to = tile + 4 * column, base + 2 * row * wide + 4 * column
-            if stop - column >= 4 * vectors.LANES:
-                if left >= 3:
-                    byte_ops.mix_6(codes, at, to, TILE // 4, quad, TILE, wide)
-                elif left == 2:
-                    byte_ops.mix_4(codes, at, to, TILE // 4, quad, TILE, wide)
-                else:
-                    byte_ops.mix_2(codes, at, to, TILE // 4, quad, TILE, wide)
-                column += 4 * vectors.LANES
-            else:
-                if left >= 3:
-                    byte_ops.mix_6_narrow(codes, at, to, TILE // 4, quad, TILE, wide)
-                elif left == 2:
-                    byte_ops.mix_4_narrow(codes, at, to, TILE // 4, quad, TILE, wide)
-                else:
-                    byte_ops.mix_2_narrow(codes, at, to, TILE // 4, quad, TILE, wide)
-                column += vectors.LANES
-        row += min(left, 3)
-    for row in range(rows):
-        u = unit[row]
-        for i in range(first, stop):
-            total[row, i] += (_F(mixed[2 * row, i]) + _F(mixed[2 * row + 1, i]) * _LOW) * u
+            left = (stop - column) // vectors.LANES
+            columns = 4 if left >= 4 else 2 if left >= 2 else 1
+            codes = tile + start + 4 * (column - first)
+            byte_ops.mix(codes, weights, to, some, columns, TILE // 8, group_bytes, TILE, wide, packed, side[FLIP])
+            for r in range(row, row + some):
+                at = total.ctypes.data + 4 * (r * total.shape[1] + column)
+                float_ops.add_mixed(to + 2 * (r - row) * wide, wide, unit[r], at, columns)
+            column += columns * vectors.LANES
 
 
 @njit(**JIT)
 def finish(total: Any, bias: Any, top: Any, mass: Any, rows: int, side: Any, out: int, lse: int) -> None:
     """Normalise: output (rows, rank) and log-sum-exp (rows,) of one unit."""
-    ends, rank = floats(lse, rows), side[RANK]
+    ends, rank, lanes = floats(lse, rows), side[RANK], vectors.LANES
     for row in range(rows):
-        ends[row] = top[row] + np.log(mass[row])
+        summed = mass[row].sum()
+        ends[row] = top[row] + np.log(summed)
         own = floats(out + 4 * row * rank, rank)
-        for i in range(rank):
-            own[i] = (total[row, i] + bias[row, i // side[PER_CHANNEL_GROUP]]) / mass[row]
+        for channel in range(side[CHANNELS]):
+            first = channel * side[PER_CHANNEL_GROUP]
+            offset = bias[row, channel * lanes : (channel + 1) * lanes].sum()
+            for i in range(first, min(first + side[PER_CHANNEL_GROUP], rank)):
+                own[i] = (total[row, i] + offset) / summed

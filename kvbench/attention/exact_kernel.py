@@ -8,8 +8,8 @@ import numpy as np
 from numba import njit
 
 from kvbench.attention import float_ops, vectors
-from kvbench.attention.coded_kernel import cut, fill, hide, soften
-from kvbench.attention.tiles import JIT, LOWEST, TILE, floats
+from kvbench.attention.coded_kernel import begin, hide, soften
+from kvbench.attention.tiles import JIT, TILE, floats
 
 # What an int64 vector `side` says about keys or values. Strides in bytes; components lie side by side.
 ADDRESS, ROW, HEAD, TOKEN, RANK = 0, 1, 2, 3, 4
@@ -40,13 +40,13 @@ def attend_exact(
     ``out`` (units, rows, value rank) and ``lse`` (units, rows) receive every split's normalised output.
     """
     score, total = np.empty((rows, TILE), _F), np.empty((rows, values[RANK]), _F)
-    bias, top, mass = np.zeros((rows, 1), _F), np.empty(rows, _F), np.empty(rows, _F)
+    top, peak, mass = np.empty(rows, _F), np.empty(rows, _F), np.empty((rows, vectors.LANES), _F)
+    bias = np.empty((rows, 0), _F)
     blocks = (tokens + TILE - 1) // TILE
     for index in range(unit, last):
         pair, split = index // splits, index % splits
         row, head = pair // heads, pair % heads
-        fill(total, _F(0))
-        top[:], mass[:] = LOWEST, _F(0)
+        begin(top, mass, total, bias)
         own = query + 4 * pair * rows * keys[RANK]
         for block in range(blocks * split // splits, blocks * (split + 1) // splits):
             start = block * TILE
@@ -54,12 +54,9 @@ def attend_exact(
             key = keys[ADDRESS] + row * keys[ROW] + head * keys[HEAD] + start * keys[TOKEN]
             value = values[ADDRESS] + row * values[ROW] + head * values[HEAD] + start * values[TOKEN]
             score_tile(key, keys, own, rows, count, score)
-            if mask:
-                hide(score, rows, mask + row * mask_row + head * mask_head + start, count)
-            if count < TILE:
-                cut(score, rows, count)
-            soften(score, rows, top, mass, total, bias)
-            mix_tile(value, values, score, rows, count, total)
+            hide(score, rows, mask and mask + row * mask_row + head * mask_head + start, count)
+            if soften(score, rows, top, mass, total, bias, peak):
+                mix_tile(value, values, score, rows, count, total)
         normalise(total, top, mass, rows, out + 4 * index * rows * values[RANK], lse + 4 * index * rows)
 
 
@@ -68,18 +65,10 @@ def score_tile(key: int, side: Any, query: int, rows: int, count: int, score: An
     """score (rows, 64): four tokens at a time; a ragged end is scored token by token."""
     rank, step, out, wide = side[RANK], side[TOKEN], score.ctypes.data, 4 * TILE
     whole = count // 4 * 4
-    row = 0
-    while row < rows:
-        left = rows - row
-        at, to = query + 4 * row * rank, out + row * wide
+    for row in range(0, rows, 3):
+        at, to, some = query + 4 * row * rank, out + row * wide, min(3, rows - row)
         for token in range(0, whole, 4):
-            if left >= 3:
-                float_ops.exact_scores_3(key + token * step, at, to + 4 * token, rank, step, 4 * rank, wide)
-            elif left == 2:
-                float_ops.exact_scores_2(key + token * step, at, to + 4 * token, rank, step, 4 * rank, wide)
-            else:
-                float_ops.exact_scores_1(key + token * step, at, to + 4 * token, rank, step, 4 * rank, wide)
-        row += min(left, 3)
+            float_ops.exact_scores(key + token * step, at, to + 4 * token, some, rank, step, 4 * rank, wide)
     for token in range(whole, count):
         x = floats(key + token * step, rank)
         for r in range(rows):
@@ -93,18 +82,11 @@ def score_tile(key: int, side: Any, query: int, rows: int, count: int, score: An
 def mix_tile(value: int, side: Any, p: Any, rows: int, count: int, total: Any) -> None:
     """Add Σ p · values of the tile to ``total`` (rows, components)."""
     rank, step, weights, base = side[RANK], side[TOKEN], p.ctypes.data, total.ctypes.data
-    row = 0
-    while row < rows:
-        left = rows - row
+    for row in range(0, rows, 3):
+        at, some = weights + 4 * row * TILE, min(3, rows - row)
         for column in range(0, rank, 4 * vectors.LANES):
-            at, to, rest = weights + 4 * row * TILE, base + 4 * (row * rank + column), rank - column
-            if left >= 3:
-                float_ops.exact_mix_3(value + 4 * column, at, to, count, step, 4 * TILE, 4 * rank, rest)
-            elif left == 2:
-                float_ops.exact_mix_2(value + 4 * column, at, to, count, step, 4 * TILE, 4 * rank, rest)
-            else:
-                float_ops.exact_mix_1(value + 4 * column, at, to, count, step, 4 * TILE, 4 * rank, rest)
-        row += min(left, 3)
+            to, rest = base + 4 * (row * rank + column), rank - column
+            float_ops.exact_mix(value + 4 * column, at, to, some, count, step, 4 * TILE, 4 * rank, rest)
 
 
 @njit(**JIT)
@@ -112,7 +94,8 @@ def normalise(total: Any, top: Any, mass: Any, rows: int, out: int, lse: int) ->
     """Output (rows, rank) and log-sum-exp (rows,) of one unit."""
     ends, rank = floats(lse, rows), total.shape[1]
     for row in range(rows):
-        ends[row] = top[row] + np.log(mass[row])
+        summed = mass[row].sum()
+        ends[row] = top[row] + np.log(summed)
         own = floats(out + 4 * row * rank, rank)
         for i in range(rank):
-            own[i] = total[row, i] / mass[row]
+            own[i] = total[row, i] / summed

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
 from kvbench.attention.vectors import (
+    BYTES,
     FLOATS,
-    I8,
     I32,
     I64,
     LANES,
     WORDS,
+    choose,
     emitted,
     lanes_left,
     load,
@@ -27,6 +28,9 @@ from kvbench.attention.vectors import (
     store,
     zero,
 )
+
+TILE = 64
+"""Tokens of a row of scores, and components of a step of the sums: four vectors."""
 
 _NONE = ir.Constant(FLOATS, [0.0] * LANES)
 
@@ -55,15 +59,15 @@ def _sum_lanes(b: ir.IRBuilder, tokens: Sequence[ir.Value]) -> ir.Value:
     return fold(pairs, pairs, [0, 4, 8, 12], [1, 5, 9, 13])
 
 
-def _exact_scores(rows: int) -> Any:
-    @emitted
-    def scores(tx, keys, query, out, rank, token_bytes, row_bytes, out_bytes):  # type: ignore[no-untyped-def]
-        """out[row][token] (fp32, 4 tokens, ``token_bytes`` apart) = keys · query over ``rank`` components."""
+@emitted
+def exact_scores(tx, keys, query, out, rows, rank, token_bytes, row_bytes, out_bytes):  # type: ignore[no-untyped-def]
+    """out[row][token] (fp32, 4 tokens, ``token_bytes`` apart) = keys · query over ``rank`` components, 1 to 3 rows."""
 
-        def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-            keys, query, out, rank, token_bytes, row_bytes, out_bytes = args
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        keys, query, out, rows, rank, token_bytes, row_bytes, out_bytes = args
+        vectors = b.ashr(b.add(rank, I64(LANES - 1)), I64(4))
 
-            vectors = b.ashr(b.add(rank, I64(LANES - 1)), I64(4))
+        def some(b: ir.IRBuilder, rows: int) -> None:
             sums = []
             for token in range(4):  # one after the other: the processor foresees only what is read in order
                 own = b.add(keys, b.mul(token_bytes, I64(token)))
@@ -81,65 +85,60 @@ def _exact_scores(rows: int) -> Any:
                 sums.append(loop(b, vectors, [_NONE] * rows, step))
             for row in range(rows):
                 store(b, _sum_lanes(b, [own[row] for own in sums]), b.add(out, b.mul(out_bytes, I64(row))), 0)
-            return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 7), emit
+        choose(b, [rows], [(1, 2, 3)], some)
+        return context.get_dummy_value()
 
-    return scores
+    return types.void(*[types.int64] * 8), emit
 
 
-def _exact_mix(rows: int, columns: int) -> Any:
-    @emitted
-    def mix(tx, values, weights, out, tokens, token_bytes, row_bytes, out_bytes, count):  # type: ignore[no-untyped-def]
-        """out[row][component] (fp32) += weights · values over ``tokens``, for the ``count`` next components."""
+@emitted
+def exact_mix(tx, values, weights, out, rows, tokens, token_bytes, row_bytes, out_bytes, count):  # type: ignore[no-untyped-def]
+    """out[row][component] (fp32) += weights · values over ``tokens``, 1 to 3 rows, the ``count`` next components
 
-        def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-            values, weights, out, tokens, token_bytes, row_bytes, out_bytes, count = args
-            here = [lanes_left(b, count, I64(LANES * column), LANES) for column in range(columns)]
+    and no more than 64.
+    """
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        values, weights, out, rows, tokens, token_bytes, row_bytes, out_bytes, count = args
+        columns = range(TILE // LANES)
+        here = [lanes_left(b, count, I64(LANES * column), LANES) for column in columns]
+        put = masked(b, "store", WORDS)
+
+        def some(b: ir.IRBuilder, rows: int) -> None:
             places = [
                 b.add(b.add(out, b.mul(out_bytes, I64(row))), I64(64 * column))
                 for row in range(rows)
-                for column in range(columns)
+                for column in columns
             ]
-            start = [_masked_floats(b, place, here[index % columns]) for index, place in enumerate(places)]
+            start = [_masked_floats(b, place, here[index % len(columns)]) for index, place in enumerate(places)]
 
             def step(b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
                 base = b.add(values, b.mul(index, token_bytes))
-                vectors = [_masked_floats(b, b.add(base, I64(64 * c)), here[c]) for c in range(columns)]
+                vectors = [_masked_floats(b, b.add(base, I64(64 * c)), here[c]) for c in columns]
                 new = []
                 for row in range(rows):
                     at = b.add(weights, b.mul(row_bytes, I64(row)))
-                    word = load(b, at, b.mul(index, I64(4)), ir.FloatType())
-                    lanes = b.insert_element(ir.Constant(FLOATS, ir.Undefined), word, I32(0))
-                    lanes = shuffle(b, lanes, lanes, [0] * LANES)
-                    new += [_fma(b, lanes, vectors[c], sums[row * columns + c]) for c in range(columns)]
+                    lanes = splat(b, load(b, at, b.mul(index, I64(4)), ir.FloatType()))
+                    new += [_fma(b, lanes, vectors[c], sums[row * len(columns) + c]) for c in columns]
                 return new
 
-            put = masked(b, "store", WORDS)
             for index, total in enumerate(loop(b, tokens, start, step)):
                 place = b.inttoptr(places[index], WORDS.as_pointer())
-                b.call(put, [b.bitcast(total, WORDS), place, I32(1), here[index % columns]])
-            return context.get_dummy_value()
+                b.call(put, [b.bitcast(total, WORDS), place, I32(1), here[index % len(columns)]])
 
-        return types.void(*[types.int64] * 8), emit
+        choose(b, [rows], [(1, 2, 3)], some)
+        return context.get_dummy_value()
 
-    return mix
-
-
-exact_scores_1, exact_scores_2, exact_scores_3 = _exact_scores(1), _exact_scores(2), _exact_scores(3)
-exact_mix_1, exact_mix_2, exact_mix_3 = _exact_mix(1, 4), _exact_mix(2, 4), _exact_mix(3, 4)
-
-
-TILE = 64
-"""Tokens of the rows below: four vectors."""
+    return types.void(*[types.int64] * 9), emit
 
 
 def _constant(value: float) -> ir.Constant:
     return ir.Constant(FLOATS, [value] * LANES)
 
 
-def _row(b: ir.IRBuilder, address: ir.Value) -> list[ir.Value]:
-    return [load(b, address, I64(64 * part), FLOATS) for part in range(TILE // LANES)]
+def _row(b: ir.IRBuilder, address: ir.Value, kind: ir.Type = FLOATS) -> list[ir.Value]:
+    return [load(b, address, I64(64 * part), kind) for part in range(TILE // LANES)]
 
 
 def _fold(b: ir.IRBuilder, x: ir.Value, together: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
@@ -149,18 +148,23 @@ def _fold(b: ir.IRBuilder, x: ir.Value, together: Callable[[ir.Value, ir.Value],
     return b.extract_element(x, I32(0))
 
 
+_POWER = (1.3276471e-3, 9.6755419e-3, 5.5507131e-2, 2.4022120e-1, 6.9314694e-1, 1.0000001)
+"""A polynomial within 8e-8 of 2^x on [-1/2, 1/2] (weighted least squares, made minimax by reweighting)."""
+
+
 def _exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """e^x for x ≤ 0 to about 2e-7: 2^n times a polynomial on [0, 1]."""
-    floor = _constant(-87.0)
+    """e^x for x ≤ 0: 2 to the whole part of x · log2(e), times a polynomial of what is left."""
+    floor = _constant(-125.0)
+    x = b.fmul(x, _constant(math.log2(math.e)))
     x = b.select(b.fcmp_ordered(">", x, floor), x, floor)
-    y = b.fmul(x, _constant(1.4426950408889634))
-    n = b.sub(b.fptosi(y, WORDS), ir.Constant(WORDS, [1] * LANES))
-    f = b.fsub(y, b.sitofp(n, FLOATS))
-    p = _constant(1.8775767e-3)
-    for c in (8.9893397e-3, 5.5826318e-2, 2.4015361e-1, 6.9315308e-1, 9.9999994e-1):
+    rint = cgutils.get_or_insert_function(b.module, ir.FunctionType(FLOATS, [FLOATS]), "llvm.rint.v16f32")
+    rounded = b.call(rint, [x])
+    f = b.fsub(x, rounded)
+    p = _constant(_POWER[0])
+    for c in _POWER[1:]:
         p = _fma(b, p, f, _constant(c))
-    exponent = b.shl(b.add(n, ir.Constant(WORDS, [127] * LANES)), ir.Constant(WORDS, [23] * LANES))
-    return b.fmul(p, b.bitcast(exponent, FLOATS))
+    whole = b.shl(b.fptosi(rounded, WORDS), ir.Constant(WORDS, [23] * LANES))
+    return b.bitcast(b.add(b.bitcast(p, WORDS), whole), FLOATS)
 
 
 @emitted
@@ -177,44 +181,128 @@ def largest(tx, row, start):  # type: ignore[no-untyped-def]
 
 
 @emitted
-def exponentials(tx, row, top):  # type: ignore[no-untyped-def]
-    """A row of 64 scores becomes e^(score - top); their sum."""
+def exponentials(tx, row, top, sums):  # type: ignore[no-untyped-def]
+    """A row of 64 scores becomes e^(score - top); 16 partial sums of them are added to ``sums``."""
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        row, top = args[0], splat(b, args[1])
+        row, top, sums = args[0], splat(b, args[1]), args[2]
         found = [_exp(b, b.fsub(score, top)) for score in _row(b, row)]
         for part, p in enumerate(found):
             store(b, p, row, 64 * part)
-        return _fold(b, reduce(b.fadd, found), b.fadd)
+        store(b, reduce(b.fadd, [load(b, sums, I64(0), FLOATS), *found]), sums, 0)
+        return context.get_dummy_value()
 
-    return types.float32(types.int64, types.float32), emit
+    return types.void(types.int64, types.float32, types.int64), emit
 
 
 @emitted
-def round_weights(tx, row, scale, offset, high, low, step, out):  # type: ignore[no-untyped-def]
-    """Weights p · scale of a row of 64, times ``step``, as two signed bytes each; out (3,) fp32 receives
-
-    Σ p · offset, and the sums of the high and of the low bytes. The low byte counts 1 / 254 of the high one.
-    """
+def add_scores(tx, dots, low, unit, offset, scale, zero, row):  # type: ignore[no-untyped-def]
+    """A row of 64 scores += (high + low · LOW) · unit · scale + offset · zero, of two rows of integer ``dots``."""
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        row, scale, offset, high, low, step, out = args
-        step = splat(b, step)
-        rest, whole, fine = _constant(0.0), zero(), zero()
-        bytes_ = ir.VectorType(I8, LANES)
-        parts = zip(_row(b, row), _row(b, scale), _row(b, offset), strict=True)
-        for part, (p, a, z) in enumerate(parts):
-            rest = _fma(b, p, z, rest)
-            y = b.fmul(b.fmul(p, a), step)
-            h = b.fptosi(b.fadd(y, _constant(0.5)), WORDS)
-            off = b.fsub(y, b.sitofp(h, FLOATS))
-            shifted = b.fptosi(_fma(b, off, _constant(254.0), _constant(128.5)), WORDS)
-            f = b.sub(shifted, ir.Constant(WORDS, [128] * LANES))
-            whole, fine = b.add(whole, h), b.add(fine, f)
-            store(b, b.trunc(h, bytes_), high, LANES * part)
-            store(b, b.trunc(f, bytes_), low, LANES * part)
-        for place, total in enumerate((rest, b.sitofp(whole, FLOATS), b.sitofp(fine, FLOATS))):
-            store(b, _fold(b, total, b.fadd), out, 4 * place)
+        dots, low, unit, offset, scale, zero, row = args
+        low, unit, offset = splat(b, low), splat(b, unit), splat(b, offset)
+        high, fine = _row(b, dots, WORDS), _row(b, b.add(dots, I64(4 * TILE)), WORDS)
+        parts = zip(high, fine, _row(b, scale), _row(b, zero), _row(b, row), strict=True)
+        for part, (h, f, a, z, score) in enumerate(parts):
+            dot = b.fmul(_fma(b, b.sitofp(f, FLOATS), low, b.sitofp(h, FLOATS)), unit)
+            store(b, _fma(b, dot, a, _fma(b, offset, z, score)), row, 64 * part)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 5, types.float32, types.int64), emit
+    return types.void(types.int64, *[types.float32] * 3, *[types.int64] * 3), emit
+
+
+@emitted
+def add_mixed(tx, mixed, low_bytes, unit, total, columns):  # type: ignore[no-untyped-def]
+    """total (``columns`` · 16) += (high · 256 + low) · unit, of two rows of integer sums, ``low_bytes`` apart."""
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        mixed, low_bytes, unit, total, columns = args
+        unit, most = splat(b, unit), _constant(256.0)
+
+        def column(b: ir.IRBuilder, index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+            offset = b.mul(index, I64(64))
+            high, low = (b.sitofp(load(b, place, offset), FLOATS) for place in (mixed, b.add(mixed, low_bytes)))
+            place = b.add(total, offset)
+            store(b, _fma(b, _fma(b, high, most, low), unit, load(b, place, I64(0), FLOATS)), place, 0)
+            return []
+
+        loop(b, columns, [], column)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.float32, types.int64, types.int64), emit
+
+
+@emitted
+def from_halves(tx, halves, out):  # type: ignore[no-untyped-def]
+    """A row of 64 fp16 numbers as fp32."""
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        halves, out = args
+        for part in range(TILE // LANES):
+            own = load(b, halves, I64(2 * LANES * part), ir.VectorType(ir.HalfType(), LANES))
+            store(b, b.fpext(own, FLOATS), out, 64 * part)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), emit
+
+
+@emitted
+def fill_row(tx, row, value):  # type: ignore[no-untyped-def]
+    """A row of 64 times ``value``."""
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        for part in range(TILE // LANES):
+            store(b, splat(b, args[1]), args[0], 64 * part)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32), emit
+
+
+@emitted
+def scale_row(tx, row, factor, out):  # type: ignore[no-untyped-def]
+    """``out`` = a row of 64 · ``factor``."""
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        row, factor, out = args
+        factor = splat(b, factor)
+        for part, own in enumerate(_row(b, row)):
+            store(b, b.fmul(own, factor), out, 64 * part)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32, types.int64), emit
+
+
+@emitted
+def round_weights(tx, row, scale, step, high, low):  # type: ignore[no-untyped-def]
+    """Weights p · scale · step in 0…65535 of a row of 64, as two unsigned bytes each."""
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        row, scale, step, high, low = args
+        step, half = splat(b, step), _constant(0.5)
+        parts = zip(_row(b, row), _row(b, scale), strict=True)
+        whole = [b.bitcast(b.fptosi(_fma(b, b.fmul(p, a), step, half), WORDS), BYTES) for p, a in parts]
+        # Of every word its lowest byte, then its second one: of two vectors at a time, and of these again.
+        order = [4 * word + byte for byte in range(2) for word in range(2 * LANES)]
+        first, second = shuffle(b, whole[0], whole[1], order), shuffle(b, whole[2], whole[3], order)
+        halves = [[*range(start, start + 32), *range(64 + start, 96 + start)] for start in (0, 32)]
+        store(b, shuffle(b, first, second, halves[1]), high, 0)
+        store(b, shuffle(b, first, second, halves[0]), low, 0)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.float32, types.int64, types.int64), emit
+
+
+@emitted
+def weighted_sum(tx, row, zero, scale, lift, sums):  # type: ignore[no-untyped-def]
+    """16 partial sums of p · (zero + scale · lift) of a row of 64 are added to ``sums``."""
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        row, zero, scale, lift, sums = args
+        total, lift = load(b, sums, I64(0), FLOATS), splat(b, lift)
+        for p, z, a in zip(_row(b, row), _row(b, zero), _row(b, scale), strict=True):
+            total = _fma(b, p, _fma(b, a, lift, z), total)
+        store(b, total, sums, 0)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3, types.float32, types.int64), emit

@@ -27,7 +27,8 @@ class Layout:
     """``columns`` bytes per token after unpacking, a multiple of 16; those beyond ``sources`` mean nothing.
 
     ``sources`` names the component of each column and ``factors`` what its byte is worth: levels off the byte grid take
-    two columns. ``middle`` is the byte that stands for zero, ``direct`` says that stored codes need no unpacking, and
+    two columns. ``middle`` is the byte that stands for zero, ``direct`` says that stored codes need no unpacking,
+    ``nibbles`` that they are all of 4 bits, and
     ``in_order`` that columns are the components as they come. ``affine``: scale, zero and middle of the bytes (3,).
     """
 
@@ -39,6 +40,7 @@ class Layout:
     group_bytes: int
     middle: float
     direct: bool
+    nibbles: bool
     looked_up: bool
     in_order: bool
     affine: Any
@@ -95,7 +97,8 @@ def _layout(widths: tuple[int, ...], levels: _Levels | None) -> Layout:
         columns,
         packed_bytes(widths),
         middle,
-        levels is None and set(widths) == {8} and len(widths) % LANES == 0,
+        levels is None and set(widths) in ({4}, {8}) and len(widths) % LANES == 0,
+        levels is None and set(widths) == {4} and len(widths) % LANES == 0,
         levels is not None,
         sources == list(range(len(widths))),
         np.array([1.0, -middle, middle], np.float32),

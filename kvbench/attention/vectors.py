@@ -80,6 +80,30 @@ def loop(
     return final
 
 
+def choose(
+    b: ir.IRBuilder,
+    values: Sequence[ir.Value],
+    choices: Sequence[Sequence[int]],
+    body: Callable[..., None],
+    taken: tuple[int, ...] = (),
+) -> None:
+    """Emit ``body(b, …)`` for every combination of ``choices``, and a jump to that which ``values`` are at run time."""
+    if len(taken) == len(values):
+        body(b, *taken)
+        return
+    value = values[len(taken)]
+    for choice in choices[len(taken)]:
+        with b.if_then(b.icmp_signed("==", value, ir.Constant(value.type, choice))):
+            choose(b, values, choices, body, (*taken, choice))
+
+
+def every(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """An integer in all lanes, as 32 bits."""
+    value = b.trunc(value, I32) if value.type != I32 else value
+    word = b.insert_element(ir.Constant(WORDS, ir.Undefined), value, I32(0))
+    return shuffle(b, word, word, [0] * LANES)
+
+
 def zero() -> ir.Constant:
     """16 words of zero."""
     return ir.Constant(WORDS, [0] * LANES)
@@ -113,15 +137,20 @@ def splat(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return shuffle(b, lanes, lanes, [0] * LANES)
 
 
+def ask(b: ir.IRBuilder, address: ir.Value) -> None:
+    """Ask for the cache line at ``address``, which need not be valid."""
+    place = I8.as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [place, I32, I32, I32])
+    fetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+    b.call(fetch, [b.inttoptr(address, place), I32(0), I32(3), I32(1)])
+
+
 @emitted
 def prefetch(tx, address):  # type: ignore[no-untyped-def]
     """Ask for the cache line at ``address``, which need not be valid."""
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        place = I8.as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [place, I32, I32, I32])
-        fetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-        b.call(fetch, [b.inttoptr(args[0], place), I32(0), I32(3), I32(1)])
+        ask(b, args[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), emit

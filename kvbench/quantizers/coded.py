@@ -15,7 +15,7 @@ class Coded:
     """One stored side: component c, token t is ``component[c] · (scale[t, g] · u + zero[t, g])``, g = c // ``channel``.
 
     ``codes`` (batch, groups, tokens / 8, bytes) packed by ``widths``; u is the code itself, or its entry in ``levels``
-    by width. ``scale`` and ``zero`` (batch, groups, tokens, channel groups) fp16, None: one and zero. ``component``
+    by width. ``scale`` ≥ 0 and ``zero`` (batch, groups, tokens, channel groups) fp16, None: one and zero. ``component``
     (rank,), None: ones.
     """
 
