@@ -7,7 +7,7 @@ which AVX512-VNNI does in one instruction (``vpdpbusd``); elsewhere plain vector
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -33,6 +33,9 @@ from kvbench.attention.vectors import (
     store,
     zero,
 )
+
+MOST_SLOTS = 6
+"""Most fields of different words that make up 16 codes."""
 
 _TRANSPOSED = [16 * lane + 4 * column + row for lane in range(4) for row in range(4) for column in range(4)]
 """Within 128 bits: 4 components of 4 tokens each → 4 tokens of 4 components each."""
@@ -89,7 +92,7 @@ def _turned(b: ir.IRBuilder, words: ir.Value) -> ir.Value:
 
 
 @emitted
-def scores(tx, codes, query, out, rows, vectors, group_bytes, row_bytes, out_bytes, nibbles):  # type: ignore[no-untyped-def]
+def scores(tx, codes, query, out, rows, vectors, group_bytes, row_bytes, out_bytes, nibbles, ahead):  # type: ignore[no-untyped-def]
     """out[row][token] (i32, 16 tokens) = Σ codes · query over ``vectors`` · 16 components: 1 to 3 rows of two bytes.
 
     ``codes``: two groups of 8 tokens, ``group_bytes`` apart, as quads of bytes or, with ``nibbles``, of 4 bits.
@@ -97,8 +100,8 @@ def scores(tx, codes, query, out, rows, vectors, group_bytes, row_bytes, out_byt
     """
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        codes, query, out, rows, vectors, group_bytes, row_bytes, out_bytes, nibbles = args
-        second, ahead = b.ashr(group_bytes, I64(1)), b.mul(group_bytes, I64(8))
+        codes, query, out, rows, vectors, group_bytes, row_bytes, out_bytes, nibbles, ahead = args
+        second = b.ashr(group_bytes, I64(1))
 
         def some(b: ir.IRBuilder, rows: int, nibbles: int) -> None:
             sums = []
@@ -122,11 +125,11 @@ def scores(tx, codes, query, out, rows, vectors, group_bytes, row_bytes, out_byt
         choose(b, [rows, nibbles], [(1, 2, 3), (0, 1)], some)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 9), emit
+    return types.void(*[types.int64] * 10), emit
 
 
 @emitted
-def mix(tx, codes, weights, out, rows, columns, groups, group_bytes, row_bytes, out_bytes, nibbles, flip):  # type: ignore[no-untyped-def]
+def mix(tx, codes, weights, out, rows, columns, groups, group_bytes, row_bytes, out_bytes, nibbles, flip, ahead):  # type: ignore[no-untyped-def]
     """out[row][component] (i32) = Σ (codes ^ flip) · weights over ``groups`` · 8 tokens, for 1 to 3 rows of two bytes
 
     and 1, 2 or 4 ``columns`` of 16 components. Codes are as in :func:`scores`; weights are unsigned, flipped codes
@@ -134,8 +137,8 @@ def mix(tx, codes, weights, out, rows, columns, groups, group_bytes, row_bytes, 
     """
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        codes, weights, out, rows, columns, groups, group_bytes, row_bytes, out_bytes, nibbles, flip = args
-        second, ahead, flipped = b.ashr(group_bytes, I64(1)), b.mul(group_bytes, I64(8)), every(b, flip)
+        codes, weights, out, rows, columns, groups, group_bytes, row_bytes, out_bytes, nibbles, flip, ahead = args
+        second, flipped = b.ashr(group_bytes, I64(1)), every(b, flip)
 
         def some(b: ir.IRBuilder, rows: int, columns: int, nibbles: int) -> None:
             def step(b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
@@ -166,26 +169,80 @@ def mix(tx, codes, weights, out, rows, columns, groups, group_bytes, row_bytes, 
         choose(b, [rows, columns, nibbles], [(1, 2, 3), (1, 2, 4), (0, 1)], some)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 11), emit
+    return types.void(*[types.int64] * 12), emit
 
 
 def _table(b: ir.IRBuilder, address: ir.Value, part: int) -> ir.Value:
     return load(b, address, I64(64 * part), BYTES)
 
 
-def _permute(b: ir.IRBuilder, codes: ir.Value, address: ir.Value, size: int) -> ir.Value:
-    """``codes`` looked up in the table of ``size`` bytes (64 or 256) at ``address``."""
-    if size == 64:
-        one = cgutils.get_or_insert_function(
-            b.module, ir.FunctionType(BYTES, [BYTES] * 2), "llvm.x86.avx512.permvar.qi.512"
-        )
-        return b.call(one, [_table(b, address, 0), codes])
-    two = cgutils.get_or_insert_function(
-        b.module, ir.FunctionType(BYTES, [BYTES] * 3), "llvm.x86.avx512.vpermi2var.qi.512"
-    )
-    lower = b.call(two, [_table(b, address, 0), codes, _table(b, address, 1)])
-    upper = b.call(two, [_table(b, address, 2), codes, _table(b, address, 3)])
+def _permuted(b: ir.IRBuilder, codes: ir.Value, table: Sequence[ir.Value]) -> ir.Value:
+    """``codes`` looked up in a ``table`` of 64, 128 or 256 bytes."""
+    if len(table) == 1:
+        one = ir.FunctionType(BYTES, [BYTES] * 2)
+        permute = cgutils.get_or_insert_function(b.module, one, "llvm.x86.avx512.permvar.qi.512")
+        return b.call(permute, [table[0], codes])
+    two = ir.FunctionType(BYTES, [BYTES] * 3)
+    permute = cgutils.get_or_insert_function(b.module, two, "llvm.x86.avx512.vpermi2var.qi.512")
+    lower = b.call(permute, [table[0], codes, table[1]])
+    if len(table) == 2:
+        return lower
+    upper = b.call(permute, [table[2], codes, table[3]])
     return b.select(b.icmp_signed("<", codes, ir.Constant(BYTES, [0] * 64)), upper, lower)
+
+
+@emitted
+def unpack_columns(  # type: ignore[no-untyped-def]
+    tx, source, group_bytes, groups, out, quad_bytes, slots, windows, orders, starts, table, size
+):
+    """16 columns of ``groups`` · 8 tokens by their slots (:class:`kvbench.attention.fields.Plan`), as bytes of quads.
+
+    If ``size``, they are looked up in the first ``size`` bytes of ``table``.
+    """
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        source, group_bytes, groups, out, quad_bytes, slots, windows, orders, starts, table, size = args
+        start = load(b, starts, I64(0))
+
+        def some(b: ir.IRBuilder, size: int, slots: int) -> None:
+            fetches = [_fetch(b, windows, orders, slot) for slot in range(slots)]
+            parts = [_table(b, table, part) for part in range(size // 64)]
+
+            def group(b: ir.IRBuilder, index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+                base = b.add(source, b.mul(index, group_bytes))
+                quads = [start, start]
+                for fetch in fetches:
+                    quads = [b.or_(quad, field) for quad, field in zip(quads, fetch(b, base), strict=True)]
+                target = b.add(out, b.mul(index, b.shl(quad_bytes, I64(1))))
+                for place, quad in zip((target, b.add(target, quad_bytes)), quads, strict=True):
+                    codes = b.bitcast(quad, BYTES)
+                    store(b, _permuted(b, codes, parts) if parts else codes, place, 0)
+                return []
+
+            loop(b, groups, [], group)
+
+        choose(b, [size, slots], [(0, 64, 128, 256), range(1, MOST_SLOTS + 1)], some)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 11), emit
+
+
+def _fetch(b: ir.IRBuilder, windows: ir.Value, orders: ir.Value, slot: int) -> Callable[..., list[ir.Value]]:
+    """What a slot adds to the first and to the second quad of the group at an address."""
+    first, count = (load(b, windows, I64(16 * slot + 8 * part), I64) for part in range(2))
+    here = lanes_left(b, count, I64(0), LANES)
+    words, *turns, mask = (load(b, orders, I64(256 * slot + 64 * part)) for part in range(4))
+    get = masked(b, "load", WORDS)
+    two, three = ir.FunctionType(WORDS, [WORDS] * 2), ir.FunctionType(WORDS, [WORDS] * 3)
+    pick = cgutils.get_or_insert_function(b.module, two, "llvm.x86.avx512.permvar.si.512")
+    rotate = cgutils.get_or_insert_function(b.module, three, "llvm.fshl.v16i32")
+
+    def fetch(b: ir.IRBuilder, base: ir.Value) -> list[ir.Value]:
+        window = b.call(get, [b.inttoptr(b.add(base, first), WORDS.as_pointer()), I32(1), here, zero()])
+        word = b.call(pick, [window, words])
+        return [b.and_(b.call(rotate, [word, word, turn]), mask) for turn in turns]
+
+    return fetch
 
 
 @emitted
@@ -238,6 +295,7 @@ def _look_up(size: int) -> Any:
         def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
             source, target, count, table, quads, quad_bytes = args
             put = masked(b, "store", BYTES)
+            parts = [_table(b, table, part) for part in range(size // 64)]
 
             def column(b: ir.IRBuilder, index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
                 offset = b.mul(index, I64(64))
@@ -245,7 +303,7 @@ def _look_up(size: int) -> Any:
 
                 def quad(b: ir.IRBuilder, number: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
                     step = b.add(offset, b.mul(number, quad_bytes))
-                    found = _permute(b, load(b, source, step, BYTES), table, size)
+                    found = _permuted(b, load(b, source, step, BYTES), parts)
                     b.call(put, [found, b.inttoptr(b.add(target, step), BYTES.as_pointer()), I32(1), here])
                     return []
 

@@ -41,10 +41,7 @@ def coded_attention(
     key_side, value_side = _side(keys, key_layout), _side(values, value_layout, signed=True)
     mask_at, mask_row, mask_head, mask = mask_bytes(mask, batch, groups)
 
-    arguments = [splits, tokens, groups, rows, latent.data_ptr()]
-    for side, own in ((key_side, key_layout), (value_side, value_layout)):
-        arguments += [side.ctypes.data, own.runs.ctypes.data, len(own.runs), own.levels.ctypes.data]
-        arguments.append(own.affine.ctypes.data)
+    arguments = [splits, tokens, groups, rows, latent.data_ptr(), key_side.ctypes.data, value_side.ctypes.data]
     arguments += [mask_at, mask_row, mask_head, out.data_ptr(), lse.data_ptr()]
     share(
         coded_task, arguments, units, batch * groups * tokens * (key_layout.group_bytes + value_layout.group_bytes) // 8
@@ -89,7 +86,8 @@ def _side(coded: Coded, own: Layout, signed: bool = False) -> Any:
     if coded.zero is not None:
         side[kernel.ZERO] = coded.zero.data_ptr()
     side[[kernel.CHANNELS, kernel.PER_CHANNEL_GROUP]] = channels, coded.channel if channels > 1 else own.columns
-    side[[kernel.DIRECT, kernel.NIBBLES, kernel.LOOKED_UP]] = own.direct, own.nibbles, own.looked_up
+    side[[kernel.DIRECT, kernel.NIBBLES]] = own.direct, own.nibbles
+    side[[kernel.AFFINE, kernel.UNPACKING]] = own.affine.ctypes.data, own.unpacking.ctypes.data
     if signed and (own.looked_up or max(coded.widths) == 8):
         side[kernel.FLIP] = 0x80808080
     return side

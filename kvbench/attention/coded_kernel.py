@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kvbench.attention import byte_ops, float_ops, vectors
+from kvbench.attention import byte_ops, float_ops, unpack_kernel, vectors
 from kvbench.attention.tiles import (
     JIT,
     LOWEST,
@@ -21,16 +21,16 @@ from kvbench.attention.tiles import (
     fetch_ahead,
     floats,
     halves,
+    longs,
     octets,
-    unpack_tile,
 )
 from kvbench.attention.vectors import as_float
 
 # What an int64 vector `side` says about stored keys or values. Strides: bytes for codes, elements for scales.
 CODES, ROW, HEAD, GROUP_BYTES, RANK, PADDED = 0, 1, 2, 3, 4, 5
 SCALE, ZERO, SCALE_ROW, SCALE_HEAD, CHANNELS, PER_CHANNEL_GROUP = 6, 7, 8, 9, 10, 11
-DIRECT, NIBBLES, LOOKED_UP, FLIP = 12, 13, 14, 15
-FIELDS = 16
+DIRECT, NIBBLES, FLIP, AFFINE, UNPACKING = 12, 13, 14, 15, 16
+FIELDS = 17
 
 AHEAD = 2 * TILE
 """Tokens that scales are asked for in advance."""
@@ -58,13 +58,7 @@ def attend_coded(
     rows: int,
     query: int,
     keys: Any,
-    key_runs: Any,
-    key_levels: Any,
-    key_affine: Any,
     values: Any,
-    value_runs: Any,
-    value_levels: Any,
-    value_affine: Any,
     mask: int,
     mask_row: int,
     mask_head: int,
@@ -96,16 +90,16 @@ def attend_coded(
             count = min(TILE, tokens - start)
             fetch_scales(keys, row, head, start + AHEAD)
             fetch_scales(values, row, head, start + AHEAD)
-            tile = stored_tile(keys, row, head, start, count, key_runs, key_levels, key_tile.ctypes.data)
+            tile = stored_tile(keys, row, head, start, count, key_tile.ctypes.data)
             fill(score, _F(0))
             for channel in range(keys[CHANNELS]):
-                read_affine(keys, key_affine, row, head, start, count, channel, affine)
+                read_affine(keys, row, head, start, count, channel, affine)
                 score_tile(tile, keys, count, channel, sides, rows, query_unit, query_sum, affine, dots, score)
             hide(score, rows, mask and mask + row * mask_row + head * mask_head + start, count)
             if soften(score, rows, top, mass, total, bias, peak):
-                tile = stored_tile(values, row, head, start, count, value_runs, value_levels, value_tile.ctypes.data)
+                tile = stored_tile(values, row, head, start, count, value_tile.ctypes.data)
                 for channel in range(values[CHANNELS]):
-                    read_affine(values, value_affine, row, head, start, count, channel, affine)
+                    read_affine(values, row, head, start, count, channel, affine)
                     mix_tile(tile, values, count, channel, score, rows, peak, affine, rounded, dots, units, total, bias)
         finish(total, bias, top, mass, rows, values, out + 4 * index * rows * values[RANK], lse + 4 * index * rows)
 
@@ -170,20 +164,21 @@ def fetch_scales(side: Any, row: int, head: int, start: int) -> None:
 
 
 @njit(**JIT)
-def stored_tile(side: Any, row: int, head: int, start: int, count: int, runs: Any, levels: Any, buffer: int) -> int:
+def stored_tile(side: Any, row: int, head: int, start: int, count: int, buffer: int) -> int:
     """The address of ``count`` tokens' bytes in quads: the stored codes as they are, or unpacked to ``buffer``."""
     codes = code_address(side, row, head, start)
     if side[DIRECT] and count == TILE:
         return codes
-    groups = (count + 7) // 8
-    unpack_tile(codes, side[GROUP_BYTES], groups, runs, levels, side[LOOKED_UP], buffer, side[PADDED])
+    fetch_ahead(codes + TILE // 8 * side[GROUP_BYTES], TILE // 8 * side[GROUP_BYTES])
+    how = longs(side[UNPACKING], unpack_kernel.FIELDS)
+    unpack_kernel.unpack_tile(codes, side[GROUP_BYTES], (count + 7) // 8, how, buffer, side[PADDED])
     return buffer
 
 
 @njit(**JIT)
-def read_affine(side: Any, constant: Any, row: int, head: int, start: int, count: int, channel: int, out: int) -> None:
+def read_affine(side: Any, row: int, head: int, start: int, count: int, channel: int, out: int) -> None:
     """Scales, then zeros of the tile's tokens in one channel group: two rows of 64 at ``out``."""
-    zero = out + 4 * TILE
+    zero, constant = out + 4 * TILE, floats(side[AFFINE], 2)
     if not side[SCALE]:
         float_ops.fill_row(out, constant[0])
         float_ops.fill_row(zero, constant[1])
@@ -223,7 +218,7 @@ def score_tile(
     score: Any,
 ) -> None:
     """Add the scores of one channel group: scale · (codes · query) + zero · Σ query."""
-    packed, group_bytes, first = form(side, count, channel)
+    packed, group_bytes, first, ahead = form(side, count, channel)
     wide = min(side[PER_CHANNEL_GROUP], side[PADDED] - channel * side[PER_CHANNEL_GROUP]) // vectors.LANES
     step, codes, to = sides.strides[1], tile + first, dots.ctypes.data
     for row in range(0, rows, 3):
@@ -231,7 +226,16 @@ def score_tile(
         at = sides.ctypes.data + channel * sides.strides[0] + 2 * row * step
         for part in range(TILE // 16):
             byte_ops.scores(
-                codes + 2 * part * group_bytes, at, to + 64 * part, some, wide, group_bytes, step, 4 * TILE, packed
+                codes + 2 * part * group_bytes,
+                at,
+                to + 64 * part,
+                some,
+                wide,
+                group_bytes,
+                step,
+                4 * TILE,
+                packed,
+                ahead,
             )
         for r in range(some):
             u, o = unit[channel, row + r], summed[channel, row + r]
@@ -241,13 +245,12 @@ def score_tile(
 
 @njit(**JIT)
 def form(side: Any, count: int, channel: int) -> Any:
-    """Whether a tile is nibbles, its bytes per 8 tokens, and where a channel group begins."""
-    component = channel * side[PER_CHANNEL_GROUP]
-    return (
-        (side[NIBBLES], side[GROUP_BYTES], 4 * component)
-        if side[NIBBLES] and count == TILE
-        else (0, 8 * side[PADDED], 4 * component)
-    )
+    """Whether a tile is nibbles, its bytes per 8 tokens, where a channel group begins, and how far on the next tile."""
+    group_bytes, first = 8 * side[PADDED], 4 * channel * side[PER_CHANNEL_GROUP]
+    if side[DIRECT] and count == TILE:
+        group_bytes = side[GROUP_BYTES]
+        return side[NIBBLES], group_bytes, first, TILE // 8 * group_bytes
+    return 0, group_bytes, first, 0
 
 
 @njit(**JIT)
@@ -311,7 +314,7 @@ def mix_tile(
     bias: Any,
 ) -> None:
     """Add Σ p · value of one channel group: Σ p · scale · codes to ``total``, Σ p · zero to ``bias``, in parts."""
-    packed, group_bytes, start = form(side, count, channel)
+    packed, group_bytes, start, ahead = form(side, count, channel)
     first = channel * side[PER_CHANNEL_GROUP]
     stop = first + min(side[PER_CHANNEL_GROUP], side[PADDED] - first)
     largest = max(float_ops.largest(affine, _F(1e-30)), _F(1e-30))
@@ -329,7 +332,9 @@ def mix_tile(
             left = (stop - column) // vectors.LANES
             columns = 4 if left >= 4 else 2 if left >= 2 else 1
             codes = tile + start + 4 * (column - first)
-            byte_ops.mix(codes, weights, to, some, columns, TILE // 8, group_bytes, TILE, wide, packed, side[FLIP])
+            byte_ops.mix(
+                codes, weights, to, some, columns, TILE // 8, group_bytes, TILE, wide, packed, side[FLIP], ahead
+            )
             for r in range(row, row + some):
                 at = total.ctypes.data + 4 * (r * total.shape[1] + column)
                 float_ops.add_mixed(to + 2 * (r - row) * wide, wide, unit[r], at, columns)

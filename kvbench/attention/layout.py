@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kvbench.attention import unpack_kernel
+from kvbench.attention.fields import Column, Plan, planned, table
 from kvbench.attention.vectors import LANES
 from kvbench.quantizers.coded import Coded
-from kvbench.quantizers.packing import packed_bytes, runs
+from kvbench.quantizers.packing import Run, packed_bytes, runs
 
 GRID = 127
 """Levels are read as bytes: multiples of their largest magnitude / 127."""
@@ -27,13 +29,17 @@ class Layout:
     """``columns`` bytes per token after unpacking, a multiple of 16; those beyond ``sources`` mean nothing.
 
     ``sources`` names the component of each column and ``factors`` what its byte is worth: levels off the byte grid take
-    two columns. ``middle`` is the byte that stands for zero, ``direct`` says that stored codes need no unpacking,
-    ``nibbles`` that they are all of 4 bits, and
-    ``in_order`` that columns are the components as they come. ``affine``: scale, zero and middle of the bytes (3,).
+    two columns. Columns are unpacked by ``plan``, with levels from ``table``, those that it leaves out by ``runs``
+    (count, 5: width, first column, components, first byte, first column of second bytes or -1) and ``levels`` (9, 2,
+    256) by width. ``middle`` is the byte that stands for zero, ``direct`` says that codes need no unpacking,
+    ``nibbles`` that they are all of 4 bits, and ``in_order`` that columns are the components as they come.
+    ``affine``: scale, zero and middle of the bytes (3,).
     """
 
     runs: Any
+    plan: Plan
     levels: Any
+    table: Any
     sources: Tensor
     factors: Tensor
     columns: int
@@ -44,6 +50,24 @@ class Layout:
     looked_up: bool
     in_order: bool
     affine: Any
+
+    @cached_property
+    def unpacking(self) -> Any:
+        """The addresses that the kernel unpacks by; they hold as long as the layout does."""
+        plan, how = self.plan, np.zeros(unpack_kernel.FIELDS, np.int64)
+        how[[unpack_kernel.VECTOR_COUNT, unpack_kernel.RUN_COUNT]] = len(plan.vectors), len(self.runs)
+        how[unpack_kernel.LOOKED_UP] = self.looked_up
+        for field, array in (
+            (unpack_kernel.VECTORS, plan.vectors),
+            (unpack_kernel.WINDOWS, plan.windows),
+            (unpack_kernel.ORDERS, plan.orders),
+            (unpack_kernel.STARTS, plan.starts),
+            (unpack_kernel.TABLE, self.table),
+            (unpack_kernel.RUNS, self.runs),
+            (unpack_kernel.LEVELS, self.levels),
+        ):
+            how[field] = array.ctypes.data
+        return how
 
 
 def layout(coded: Coded) -> Layout:
@@ -69,39 +93,40 @@ class _Levels:
 @lru_cache(maxsize=1024)
 def _layout(widths: tuple[int, ...], levels: _Levels | None) -> Layout:
     tables = np.zeros((9, 2, 256), np.uint8)
-    rows: list[list[int]] = []
-    sources: list[int] = []
+    columns: list[Column] = []
     factors: list[float] = []
-    fine_columns: list[tuple[int, int, float]] = []
-    for width, first, count, byte in runs(widths):
-        unit, is_fine = 1.0, False
-        if levels is not None:
-            unit, is_fine = _byte_levels(levels.tables[width], tables[width])
-        rows.append([width, len(sources), count, byte, -1])
-        sources += range(first, first + count)
-        factors += [unit] * count
+    rows: dict[Run, list[int]] = {}
+    fine: list[tuple[Run, float]] = []
+    for run in runs(widths):
+        unit, is_fine = (1.0, False) if levels is None else _byte_levels(levels.tables[run.width], tables[run.width])
+        rows[run] = [run.width, len(columns), run.components, run.byte, -1]
+        columns += [Column(run, index, False) for index in range(run.components)]
+        factors += [unit] * run.components
         if is_fine:
-            fine_columns.append((len(rows) - 1, first, unit / FINE))
-    for row, first, unit in fine_columns:  # after all others: unpacking a run may spill into what follows it
-        count = rows[row][2]
-        rows[row][4] = len(sources)
-        sources += range(first, first + count)
-        factors += [unit] * count
-    columns = -(-len(sources) // LANES) * LANES
+            fine.append((run, unit / FINE))
+    for run, unit in fine:
+        rows[run][4] = len(columns)
+        columns += [Column(run, index, True) for index in range(run.components)]
+        factors += [unit] * run.components
+    sources = [column.run.first + column.number for column in columns]
     middle = 0.0 if levels is None else 128.0
+    plan, slow = planned(columns, levels is not None)
+    whole = levels is None and len(widths) % LANES == 0
     return Layout(
-        np.array(rows, np.int64),
-        tables,
-        torch.tensor(sources),
-        torch.tensor(factors, dtype=torch.float32),
-        columns,
-        packed_bytes(widths),
-        middle,
-        levels is None and set(widths) in ({4}, {8}) and len(widths) % LANES == 0,
-        levels is None and set(widths) == {4} and len(widths) % LANES == 0,
-        levels is not None,
-        sources == list(range(len(widths))),
-        np.array([1.0, -middle, middle], np.float32),
+        runs=np.array([rows[run] for run in slow], np.int64).reshape(-1, 5),
+        plan=plan,
+        levels=tables,
+        table=table(tables),
+        sources=torch.tensor(sources),
+        factors=torch.tensor(factors, dtype=torch.float32),
+        columns=-(-len(sources) // LANES) * LANES,
+        group_bytes=packed_bytes(widths),
+        middle=middle,
+        direct=whole and set(widths) in ({4}, {8}),
+        nibbles=whole and set(widths) == {4},
+        looked_up=levels is not None,
+        in_order=sources == list(range(len(widths))),
+        affine=np.array([1.0, -middle, middle], np.float32),
     )
 
 

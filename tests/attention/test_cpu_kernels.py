@@ -12,7 +12,9 @@ from torch import Tensor
 
 from kvbench.attention.coded import coded_attention, readable
 from kvbench.attention.exact import exact_decode
+from kvbench.attention.layout import layout
 from kvbench.attention.partial import Partial, partial_attention
+from kvbench.attention.vectors import has_byte_permute
 from kvbench.quantizers.base import Quantizer
 from kvbench.quantizers.codebook import CodebookQuantizer
 from kvbench.quantizers.coded import Coded, meaning
@@ -90,7 +92,8 @@ def check(shape: Sequence[int], keys: Quantizer, values: Quantizer, ranks: tuple
     torch.manual_seed(tokens + sum(ranks))
     query = torch.randn(batch, groups, rows, ranks[0])
     coded_keys, key_states = stored(keys, torch.randn(batch, groups, tokens, ranks[0]), 8)
-    coded_values, value_states = stored(values, torch.randn(batch, groups, tokens, ranks[1]), 16)
+    # Around one: outputs that happen to cancel have no relative error to speak of.
+    coded_values, value_states = stored(values, 1 + torch.randn(batch, groups, tokens, ranks[1]), 16)
     mask = random_mask(batch, 1, tokens) if masked else None
     found = coded_attention(query, coded_keys, coded_values, tokens, SCALING, mask)
     assert found.output.shape == (batch, groups, rows, ranks[1])
@@ -128,6 +131,39 @@ def codebook(widths: Sequence[int]) -> CodebookQuantizer:
 @settings(deadline=None, max_examples=60)
 def test_mixed_widths_with_level_tables(shape: Sequence[int], keys: list[int], values: list[int]) -> None:
     check(shape, codebook(sorted(keys, reverse=True)), codebook(values), (len(keys), len(values)), False)
+
+
+word_runs = st.lists(st.tuples(st.integers(0, 8), st.integers(1, 12)), min_size=1, max_size=5).filter(
+    lambda runs: any(width for width, _ in runs)
+)
+"""Widths, and words of four components of that width, in any order."""
+
+
+def in_words(runs: Sequence[tuple[int, int]]) -> list[int]:
+    return [width for width, words in runs for _ in range(4 * words)]
+
+
+@given(shapes, word_runs, word_runs)
+@settings(deadline=None, max_examples=80)
+def test_mixed_widths_in_whole_words(
+    shape: Sequence[int], keys: list[tuple[int, int]], values: list[tuple[int, int]]
+) -> None:
+    widths = in_words(keys), in_words(values)
+    check(shape, codebook(widths[0]), codebook(widths[1]), (len(widths[0]), len(widths[1])), False)
+
+
+@pytest.mark.parametrize("how", ["no byte permutation", "few slots"])
+def test_runs_that_no_plan_takes(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Unpacked run by run, all of them or those of crowded vectors, the same codes mean the same."""
+    widths = in_words([(6, 5), (5, 7), (4, 9), (3, 5), (2, 4), (1, 6)]) + [1] * (how == "few slots")
+    if how == "few slots":
+        monkeypatch.setattr("kvbench.attention.fields.MOST_SLOTS", 2)
+    else:
+        monkeypatch.setattr("kvbench.attention.fields.has_byte_permute", lambda: False)
+    coded, _ = stored(codebook(widths), torch.randn(1, 1, 8, len(widths)), 8)
+    own = layout(coded)
+    assert len(own.runs) and bool(len(own.plan.vectors)) == (how == "few slots" and has_byte_permute())
+    check((2, 1, 4, 9), codebook(widths), codebook(widths), (len(widths), len(widths)), True)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
