@@ -57,7 +57,7 @@ def test_exact_decode(shape: Sequence[int], rank: int, width: int, beyond: int, 
     tokens = 8 * eights - min(beyond, 7)
     torch.manual_seed(tokens + rank)
     query, keys = torch.randn(batch, groups, rows, rank), torch.randn(batch, groups, tokens + 3, rank)[:, :, :tokens]
-    values = torch.randn(batch, groups, tokens + 5, width)[:, :, 2 : tokens + 2]
+    values = 1 + torch.randn(batch, groups, tokens + 5, width)[:, :, 2 : tokens + 2]
     mask = None if masked == "none" else random_mask(batch, groups if masked == "each" else 1, tokens)
     found = exact_decode(query, keys, values, SCALING, mask)
     assert_close(found, reference(query, keys, values, mask), 3e-6)
