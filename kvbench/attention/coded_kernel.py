@@ -29,8 +29,8 @@ from kvbench.attention.vectors import as_float
 # What an int64 vector `side` says about stored keys or values. Strides: bytes for codes, elements for scales.
 CODES, ROW, HEAD, GROUP_BYTES, RANK, PADDED = 0, 1, 2, 3, 4, 5
 SCALE, ZERO, SCALE_ROW, SCALE_HEAD, CHANNELS, PER_CHANNEL_GROUP = 6, 7, 8, 9, 10, 11
-DIRECT, NIBBLES, FLIP, AFFINE, UNPACKING = 12, 13, 14, 15, 16
-FIELDS = 17
+DIRECT, NIBBLES, FLIP, AFFINE, UNPACKING, WIDTH, SOURCES, WORTH = 12, 13, 14, 15, 16, 17, 18, 19
+FIELDS = 20
 
 AHEAD = 2 * TILE
 """Tokens that scales are asked for in advance."""
@@ -57,6 +57,7 @@ def attend_coded(
     heads: int,
     rows: int,
     query: int,
+    scaling: Any,
     keys: Any,
     values: Any,
     mask: int,
@@ -65,9 +66,9 @@ def attend_coded(
     out: int,
     lse: int,
 ) -> None:
-    """Units [unit, last) of batch · heads · splits. ``query`` (batch, heads, rows, rank) fp32, scaled already.
+    """Units [unit, last) of batch · heads · splits. ``query`` (batch, heads, rows, width) fp32.
 
-    ``out`` (units, rows, value rank) and ``lse`` (units, rows) receive every split's normalised output.
+    ``out`` (units, rows, value width) and ``lse`` (units, rows) receive every split's normalised output.
     """
     key_tile = np.empty(TILE * keys[PADDED] + 256, np.uint8)
     value_tile = np.empty(TILE * values[PADDED] + 256, np.uint8)
@@ -77,12 +78,13 @@ def attend_coded(
     score, peak, top, units = np.empty((rows, TILE), _F), np.empty(rows, _F), np.empty(rows, _F), np.empty(rows, _F)
     total, bias = np.empty((rows, values[PADDED]), _F), np.empty((rows, vectors.LANES * values[CHANNELS]), _F)
     mass = np.empty((rows, vectors.LANES), _F)
+    picked = np.empty(keys[PADDED], _F)
     dots, rounded = np.empty((6, TILE), np.int32), np.empty((6, TILE), np.uint8)
     blocks = (tokens + TILE - 1) // TILE
     for index in range(unit, last):
         pair, split = index // splits, index % splits
         row, head = pair // heads, pair % heads
-        round_query(query + 4 * pair * rows * keys[RANK], rows, keys, sides, query_unit, query_sum)
+        round_query(query + 4 * pair * rows * keys[WIDTH], scaling, rows, keys, picked, sides, query_unit, query_sum)
         begin(top, mass, total, bias)
         affine = affines.ctypes.data
         for block in range(blocks * split // splits, blocks * (split + 1) // splits):
@@ -101,7 +103,7 @@ def attend_coded(
                 for channel in range(values[CHANNELS]):
                     read_affine(values, row, head, start, count, channel, affine)
                     mix_tile(tile, values, count, channel, score, rows, peak, affine, rounded, dots, units, total, bias)
-        finish(total, bias, top, mass, rows, values, out + 4 * index * rows * values[RANK], lse + 4 * index * rows)
+        finish(total, bias, top, mass, rows, values, out + 4 * index * rows * values[WIDTH], lse + 4 * index * rows)
 
 
 @njit(**JIT)
@@ -122,19 +124,36 @@ def fill(x: Any, value: Any) -> None:
 
 
 @njit(**JIT)
-def round_query(query: int, rows: int, keys: Any, sides: Any, unit: Any, summed: Any) -> None:
+def pick(query: int, scaling: Any, side: Any, out: Any) -> None:
+    """One row of the query as the unpacked bytes meet it: components by column, times what a byte is worth."""
+    own, rank = floats(query, side[WIDTH]), side[RANK]
+    if side[SOURCES]:
+        sources = longs(side[SOURCES], rank)
+        for i in range(rank):
+            out[i] = own[sources[i]] * scaling
+    else:
+        for i in range(rank):
+            out[i] = own[i] * scaling
+    if side[WORTH]:
+        worth = floats(side[WORTH], rank)
+        for i in range(rank):
+            out[i] *= worth[i]
+
+
+@njit(**JIT)
+def round_query(query: int, scaling: Any, rows: int, keys: Any, own: Any, sides: Any, unit: Any, summed: Any) -> None:
     """Each row's query to two signed bytes per component and channel group, in the order that dot products read."""
-    for channel in range(keys[CHANNELS]):
-        first = channel * keys[PER_CHANNEL_GROUP]
-        count = min(keys[PER_CHANNEL_GROUP], keys[RANK] - first)
-        for row in range(rows):
-            own = floats(query + 4 * (row * keys[RANK] + first), count)
+    for row in range(rows):
+        pick(query + 4 * row * keys[WIDTH], scaling, keys, own)
+        for channel in range(keys[CHANNELS]):
+            first = channel * keys[PER_CHANNEL_GROUP]
+            count = min(keys[PER_CHANNEL_GROUP], keys[RANK] - first)
             most = _F(1e-30)
             for i in range(count):
-                most = max(most, abs(own[i]))
+                most = max(most, abs(own[first + i]))
             total = _F(0)
             for i in range(count):
-                y = own[i] * (_F(127) / most)
+                y = own[first + i] * (_F(127) / most)
                 high = np.int32(y + _F(128.5)) - 128
                 low = np.int32((y - _F(high)) * _F(254) + _F(128.5)) - 128
                 total += _F(high) + _F(low) * _LOW
@@ -343,14 +362,26 @@ def mix_tile(
 
 @njit(**JIT)
 def finish(total: Any, bias: Any, top: Any, mass: Any, rows: int, side: Any, out: int, lse: int) -> None:
-    """Normalise: output (rows, rank) and log-sum-exp (rows,) of one unit."""
-    ends, rank, lanes = floats(lse, rows), side[RANK], vectors.LANES
+    """Normalise: output (rows, width) and log-sum-exp (rows,) of one unit."""
+    ends, rank, width, lanes = floats(lse, rows), side[RANK], side[WIDTH], vectors.LANES
     for row in range(rows):
         summed = mass[row].sum()
         ends[row] = top[row] + np.log(summed)
-        own = floats(out + 4 * row * rank, rank)
         for channel in range(side[CHANNELS]):
             first = channel * side[PER_CHANNEL_GROUP]
             offset = bias[row, channel * lanes : (channel + 1) * lanes].sum()
             for i in range(first, min(first + side[PER_CHANNEL_GROUP], rank)):
-                own[i] = (total[row, i] + offset) / summed
+                total[row, i] = (total[row, i] + offset) / summed
+        if side[WORTH]:
+            worth = floats(side[WORTH], rank)
+            for i in range(rank):
+                total[row, i] *= worth[i]
+        own = floats(out + 4 * row * width, width)
+        if side[SOURCES]:
+            sources = longs(side[SOURCES], rank)
+            own[:] = _F(0)
+            for i in range(rank):
+                own[sources[i]] += total[row, i]
+        else:
+            for i in range(width):
+                own[i] = total[row, i]

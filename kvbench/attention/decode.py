@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from kvbench.attention.kernels import Kernels, kernels_for
-from kvbench.attention.partial import Partial, partial_attention
+from kvbench.attention.partial import Partial, merge, partial_attention
 
 
 def fitting_kernels(query: Tensor, softcap: float | None) -> Kernels | None:
@@ -14,6 +16,12 @@ def fitting_kernels(query: Tensor, softcap: float | None) -> Kernels | None:
         return None
     kernels = kernels_for(query.device)
     return kernels if kernels is not None and query.dtype in kernels.dtypes else None
+
+
+def merged(parts: Sequence[Partial], query: Tensor, kernels: bool) -> Partial:
+    """:func:`kvbench.attention.partial.merge`, through a kernel if ``kernels`` and one fits."""
+    fitting = fitting_kernels(query, None) if kernels else None
+    return merge(parts) if fitting is None else fitting.merge(parts)
 
 
 def attend_exact(

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kvbench.attention.joining import join_splits
 from kvbench.attention.partial import Partial
 from kvbench.attention.tasks import exact_task
 from kvbench.attention.threads import share
-from kvbench.attention.units import gather_splits, mask_bytes, splits_for
+from kvbench.attention.units import mask_bytes, splits_for
 
 
 def exact_decode(query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None = None) -> Partial:
@@ -33,7 +34,8 @@ def exact_decode(query: Tensor, keys: Tensor, values: Tensor, scaling: float, ma
     arguments = [splits, tokens, groups, rows, scaled.data_ptr(), key_side.ctypes.data, value_side.ctypes.data]
     arguments += [mask_at, mask_row, mask_head, out.data_ptr(), lse.data_ptr()]
     share(exact_task, arguments, units, 4 * batch * groups * tokens * (keys.shape[-1] + values.shape[-1]))
-    return gather_splits(out, lse, batch, groups, splits)
+    part = join_splits(out, lse, splits)
+    return Partial(part.output.view(batch, groups, rows, -1), part.lse.view(batch, groups, rows))
 
 
 def _side(states: Tensor) -> Any:

@@ -6,7 +6,7 @@ import atexit
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,22 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench.attention.partial import Partial
+from kvbench.attention.partial import Partial, merge
 from kvbench.models.folders import cache_dir
 from kvbench.quantizers.coded import Coded
-
-_SOURCES = ("vectors", "byte_ops", "float_ops", "tiles", "coded_kernel", "exact_kernel", "tasks")
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """Decode attention for one kind of device; ``dtypes`` of queries and exact tensors that it takes."""
+    """Decode attention for one kind of device; ``dtypes`` of queries and exact tensors that it takes.
+
+    ``merge`` is :func:`kvbench.attention.partial.merge` of their results.
+    """
 
     name: str
     dtypes: tuple[torch.dtype, ...]
     exact: Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Partial]
     coded: Callable[[Tensor, Coded, Coded, int, float, Tensor | None], Partial]
     readable: Callable[[Coded], bool]
+    merge: Callable[[Sequence[Partial]], Partial]
 
 
 def kernels_for(device: torch.device) -> Kernels | None:
@@ -81,11 +83,13 @@ def _cpu() -> Kernels:
         if "avx" in features and not features.get("avx2"):
             raise _MissingError("this processor has no AVX2")
         with _disk_cache():
-            from kvbench.attention import coded, exact, vectors
+            from kvbench.attention import coded, exact, joining, vectors
     except ImportError as error:
         raise _MissingError(f"numba cannot be imported ({error}); pip install numba") from error
     kind = "VNNI" if vectors.has_vnni() else "SIMD"
-    return Kernels(f"numba {kind}", (torch.float32,), exact.exact_decode, coded.coded_attention, coded.readable)
+    return Kernels(
+        f"numba {kind}", (torch.float32,), exact.exact_decode, coded.coded_attention, coded.readable, joining.joined
+    )
 
 
 def _cuda() -> Kernels:
@@ -99,6 +103,7 @@ def _cuda() -> Kernels:
         triton_exact.triton_exact_decode,
         triton_coded.triton_coded_attention,
         triton_coded.readable,
+        merge,
     )
 
 
@@ -125,7 +130,7 @@ def _disk_cache() -> Iterator[None]:
 
 def _cache_folder() -> Path:
     here = Path(__file__).parent
-    version = sha256(b"".join((here / f"{name}.py").read_bytes() for name in _SOURCES)).hexdigest()[:16]
+    version = sha256(b"".join(path.read_bytes() for path in sorted(here.glob("*.py")))).hexdigest()[:16]
     folder = cache_dir() / "kernels" / version
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,12 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from kvbench.attention import unpack_kernel
 from kvbench.attention.fields import Column, Plan, planned, table
 from kvbench.attention.vectors import LANES
-from kvbench.quantizers.coded import Coded
+from kvbench.quantizers.coded import Coded, Same
 from kvbench.quantizers.packing import Run, packed_bytes, runs
 
 GRID = 127
@@ -40,8 +39,8 @@ class Layout:
     plan: Plan
     levels: Any
     table: Any
-    sources: Tensor
-    factors: Tensor
+    sources: Any
+    factors: Any
     columns: int
     group_bytes: int
     middle: float
@@ -50,6 +49,10 @@ class Layout:
     looked_up: bool
     in_order: bool
     affine: Any
+
+    def worth(self, component: Tensor | None) -> Any:
+        """What one unit of each column's byte is worth (columns,) fp32, given its component's; None: one."""
+        return _worth(self, Same(component))
 
     @cached_property
     def unpacking(self) -> Any:
@@ -72,33 +75,26 @@ class Layout:
 
 def layout(coded: Coded) -> Layout:
     """The layout of ``coded``; the same object for the same quantizer."""
-    levels = None if coded.levels is None else _Levels(coded.levels)
-    return _layout(coded.widths, levels)
+    return _layout(coded.widths, Same(coded.levels))
 
 
-class _Levels:
-    """Tables by identity, so that they can be a cache key."""
-
-    def __init__(self, tables: Mapping[int, Tensor]) -> None:
-        self.tables = tables
-        self._key = tuple(sorted((width, id(table)) for width, table in tables.items()))
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Levels) and self._key == other._key
+@lru_cache(maxsize=4096)
+def _worth(own: Layout, component: Same[Tensor | None]) -> Any:
+    if component.own is None:
+        return own.factors if own.looked_up else None
+    return own.factors * component.own.numpy().astype(np.float32)[own.sources]
 
 
 @lru_cache(maxsize=1024)
-def _layout(widths: tuple[int, ...], levels: _Levels | None) -> Layout:
+def _layout(widths: tuple[int, ...], tables_by_width: Same[Mapping[int, Tensor] | None]) -> Layout:
+    levels = tables_by_width.own
     tables = np.zeros((9, 2, 256), np.uint8)
     columns: list[Column] = []
     factors: list[float] = []
     rows: dict[Run, list[int]] = {}
     fine: list[tuple[Run, float]] = []
     for run in runs(widths):
-        unit, is_fine = (1.0, False) if levels is None else _byte_levels(levels.tables[run.width], tables[run.width])
+        unit, is_fine = (1.0, False) if levels is None else _byte_levels(levels[run.width], tables[run.width])
         rows[run] = [run.width, len(columns), run.components, run.byte, -1]
         columns += [Column(run, index, False) for index in range(run.components)]
         factors += [unit] * run.components
@@ -117,8 +113,8 @@ def _layout(widths: tuple[int, ...], levels: _Levels | None) -> Layout:
         plan=plan,
         levels=tables,
         table=table(tables),
-        sources=torch.tensor(sources),
-        factors=torch.tensor(factors, dtype=torch.float32),
+        sources=np.array(sources, np.int64),
+        factors=np.array(factors, np.float32),
         columns=-(-len(sources) // LANES) * LANES,
         group_bytes=packed_bytes(widths),
         middle=middle,

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
+import numpy as np
 from numba import cfunc, types
 
-from kvbench.attention import coded_kernel, exact_kernel, vectors
+from kvbench.attention import coded_kernel, exact_kernel, join_kernel, vectors
 from kvbench.attention.threads import ARGUMENTS, CHUNK, NEXT, UNITS
 from kvbench.attention.tiles import longs
 
 _TASK = types.void(types.int64)
-_FIELDS = ARGUMENTS + 12
 
 
 @cfunc(_TASK, cache=True, error_model="numpy")
 def coded_task(address: int) -> None:
     """:func:`kvbench.attention.coded_kernel.attend_coded` on the units of a job."""
-    job = longs(address, _FIELDS)
-    keys, values = longs(job[8], coded_kernel.FIELDS), longs(job[9], coded_kernel.FIELDS)
+    job = longs(address, ARGUMENTS + 11)
+    keys = longs(address + 8 * (ARGUMENTS + 11), coded_kernel.FIELDS)
+    values = longs(address + 8 * (ARGUMENTS + 11 + coded_kernel.FIELDS), coded_kernel.FIELDS)
+    scaling = vectors.as_float(np.int32(job[8]))
     first = vectors.claim(address + 8 * NEXT, job[CHUNK])
     while first < job[UNITS]:
         last = min(first + job[CHUNK], job[UNITS])
         coded_kernel.attend_coded(
-            first, last, job[3], job[4], job[5], job[6], job[7], keys, values, job[10], job[11], job[12], job[13],
-            job[14],
+            first, last, job[3], job[4], job[5], job[6], job[7], scaling, keys, values, job[9], job[10], job[11],
+            job[12], job[13],
         )  # fmt: skip
         first = vectors.claim(address + 8 * NEXT, job[CHUNK])
 
 
 @cfunc(_TASK, cache=True, error_model="numpy")
+def join_task(address: int) -> None:
+    """:func:`kvbench.attention.join_kernel.join` on a job of its own, by one thread."""
+    job = longs(address, 7)
+    parts = longs(address + 8 * 7, 2 * job[4])
+    join_kernel.join(job[0], job[1], job[2], job[3], parts, job[5], job[6])
+
+
+@cfunc(_TASK, cache=True, error_model="numpy")
 def exact_task(address: int) -> None:
     """:func:`kvbench.attention.exact_kernel.attend_exact` on the units of a job."""
-    job = longs(address, _FIELDS)
+    job = longs(address, ARGUMENTS + 12)
     keys, values = longs(job[8], exact_kernel.FIELDS), longs(job[9], exact_kernel.FIELDS)
     first = vectors.claim(address + 8 * NEXT, job[CHUNK])
     while first < job[UNITS]:

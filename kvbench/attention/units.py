@@ -1,11 +1,9 @@
-"""Cutting a decode step into units of work for the CPU kernels, and joining what they return."""
+"""Cutting a decode step into units of work for the CPU kernels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from kvbench.attention.partial import Partial, merge
 
 SPLIT = 512
 """Tokens that make a unit worth its start; a sequence is cut only where rows and heads do not occupy all threads."""
@@ -26,9 +24,3 @@ def mask_bytes(mask: Tensor | None, batch: int, groups: int) -> tuple[int, int, 
     whole = mask.expand(batch, groups, 1, mask.shape[-1])
     whole = whole if whole.stride(-1) == 1 else whole.contiguous()
     return whole.data_ptr(), whole.stride(0), whole.stride(1), whole
-
-
-def gather_splits(out: Tensor, lse: Tensor, batch: int, groups: int, splits: int) -> Partial:
-    """(units, rows, ·) and (units, rows) → (batch, groups, rows, ·) and (batch, groups, rows)."""
-    out, lse = out.unflatten(0, (batch, groups, splits)), lse.unflatten(0, (batch, groups, splits))
-    return merge([Partial(out[:, :, part], lse[:, :, part]) for part in range(splits)])

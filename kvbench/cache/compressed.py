@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kvbench.attention.partial import Partial, causal_mask, exact_attention, merge
+from kvbench.attention.decode import merged
+from kvbench.attention.partial import Partial, causal_mask, exact_attention
 from kvbench.cache.body import Body, kind
 from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.codec import Codec
@@ -74,7 +75,8 @@ class CompressedLayer(KVLayer):
             limits = self._limits(past, query)
             tail = (tail[0].clone(), tail[1].clone())  # settling moves the tail's memory
             self._settle_as_decoded(query, call.scaling, rotator)
-        output = merge(self._parts(query, call, rotator, tail, tail_start, limits)).output
+        parts = self._parts(query, call, rotator, tail, tail_start, limits)
+        output = merged(parts, query, self.reading.kernels).output
         if limits is None:
             self._settle(query, call.scaling, rotator)
         return output

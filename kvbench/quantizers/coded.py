@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
 from kvbench.quantizers.base import Stored
+
+Held = TypeVar("Held")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +29,19 @@ class Coded:
     scale: Tensor | None = None
     zero: Tensor | None = None
     component: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Same(Generic[Held]):
+    """What is ``own``, by identity: a cache key for tensors and tables, which it keeps alive."""
+
+    own: Held
+
+    def __hash__(self) -> int:
+        return id(self.own)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.own is other.own
 
 
 def meaning(quantizer: object, stored: Stored) -> Coded | Tensor | None:
