@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -24,28 +25,59 @@ def readable(coded: Coded) -> bool:
 
 
 def coded_attention(
-    query: Tensor, keys: Coded, values: Coded, tokens: int, scaling: float, mask: Tensor | None = None
+    query: Tensor,
+    keys: Coded,
+    values: Coded,
+    tokens: int,
+    scaling: float,
+    mask: Tensor | None = None,
+    key_basis: Basis | None = None,
+    value_basis: Basis | None = None,
 ) -> Partial:
     """Attention of ``query`` (batch, groups, rows, key rank) fp32 over ``tokens`` stored tokens.
 
     ``mask`` is boolean, broadcastable to (batch, groups or 1, 1, tokens). The output is (batch, groups, rows, value
-    rank): latents, to be brought back by whoever took the query into the keys' latents.
+    rank). With a basis for keys, queries are those of the heads (…, head_dim), and are taken into the latents; with one
+    for values, outputs are brought back from them.
     """
     batch, groups, rows, _ = query.shape
     query = query.contiguous()
     splits = splits_for(batch * groups, tokens)
     units = batch * groups * splits
-    out, lse = torch.empty(units, rows, len(values.widths)), torch.empty(units, rows)
+    width = len(values.widths) if value_basis is None else value_basis.head_dim
+    out, lse = torch.empty(units, rows, width), torch.empty(units, rows)
     mask_at, mask_row, mask_head, mask = mask_bytes(mask, batch, groups)
     key_layout, value_layout = layout(keys), layout(values)
 
     arguments = [splits, tokens, groups, rows, query.data_ptr(), _bits(scaling), mask_at, mask_row, mask_head]
-    arguments += [out.data_ptr(), lse.data_ptr(), *_side(keys, key_layout), *_side(values, value_layout, signed=True)]
-    share(
-        coded_task, arguments, units, batch * groups * tokens * (key_layout.group_bytes + value_layout.group_bytes) // 8
-    )
+    arguments += [out.data_ptr(), lse.data_ptr(), *_side(keys, key_layout, rows, key_basis)]
+    arguments += _side(values, value_layout, rows, value_basis, signed=True)
+    # What takes the time is multiplying bytes, however few bits they are stored in.
+    share(coded_task, arguments, units, batch * groups * tokens * (key_layout.columns + value_layout.columns))
     part = join_splits(out, lse, splits)
     return Partial(part.output.view(batch, groups, rows, -1), part.lse.view(batch, groups, rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """Latents z stand for states ``z · decoder + mean`` (groups, rank, n · head_dim), n KV heads to a group. fp32."""
+
+    decoder: Tensor
+    mean: Tensor
+    head_dim: int
+
+    @property
+    def usable(self) -> bool:
+        """Whether the kernel can read it where it lies."""
+        plain = all(own.dtype == torch.float32 and own.stride(-1) == 1 for own in (self.decoder, self.mean))
+        return plain and self.decoder.dim() == 3
+
+    def fields(self, rows: int) -> tuple[int, ...]:
+        """What the kernel asks of it, in order, for ``rows`` of queries in a group."""
+        decoder, mean = self.decoder, self.mean
+        heads = decoder.shape[-1] // self.head_dim
+        at = decoder.data_ptr(), decoder.stride(0), decoder.stride(1)
+        return *at, mean.data_ptr(), mean.stride(0), self.head_dim, rows // heads
 
 
 @lru_cache(maxsize=64)
@@ -54,7 +86,7 @@ def _bits(x: float) -> int:
     return int(np.float32(x).view(np.int32))
 
 
-def _side(coded: Coded, own: Layout, signed: bool = False) -> list[int]:
+def _side(coded: Coded, own: Layout, rows: int, basis: Basis | None, signed: bool = False) -> list[int]:
     """What the kernel asks of stored keys or values, these as ``signed`` bytes: its fields in order."""
     codes, scale, zero = coded.codes, coded.scale, coded.zero
     channels = 1 if scale is None else scale.shape[-1]
@@ -80,4 +112,5 @@ def _side(coded: Coded, own: Layout, signed: bool = False) -> list[int]:
         len(coded.widths),
         0 if own.in_order else own.sources.ctypes.data,
         0 if worth is None else worth.ctypes.data,
+        *((0, 0, 0, 0, 0, len(coded.widths), rows) if basis is None else basis.fields(rows)),
     ]

@@ -17,6 +17,7 @@ from kvbench.attention.tiles import (
     JIT,
     LOWEST,
     TILE,
+    copy_words,
     exponential,
     fetch_ahead,
     floats,
@@ -30,7 +31,8 @@ from kvbench.attention.vectors import as_float
 CODES, ROW, HEAD, GROUP_BYTES, RANK, PADDED = 0, 1, 2, 3, 4, 5
 SCALE, ZERO, SCALE_ROW, SCALE_HEAD, CHANNELS, PER_CHANNEL_GROUP = 6, 7, 8, 9, 10, 11
 DIRECT, NIBBLES, FLIP, AFFINE, UNPACKING, WIDTH, SOURCES, WORTH = 12, 13, 14, 15, 16, 17, 18, 19
-FIELDS = 20
+BASIS, BASIS_GROUP, BASIS_ROW, MEAN, MEAN_GROUP, DIM, PER_HEAD = 20, 21, 22, 23, 24, 25, 26
+FIELDS = 27
 
 AHEAD = 2 * TILE
 """Tokens that scales are asked for in advance."""
@@ -66,9 +68,9 @@ def attend_coded(
     out: int,
     lse: int,
 ) -> None:
-    """Units [unit, last) of batch · heads · splits. ``query`` (batch, heads, rows, width) fp32.
+    """Units [unit, last) of batch · heads · splits. ``query`` (batch, heads, rows, key dim) fp32.
 
-    ``out`` (units, rows, value width) and ``lse`` (units, rows) receive every split's normalised output.
+    ``out`` (units, rows, value dim) and ``lse`` (units, rows) receive every split's normalised output.
     """
     key_tile = np.empty(TILE * keys[PADDED] + 256, np.uint8)
     value_tile = np.empty(TILE * values[PADDED] + 256, np.uint8)
@@ -78,13 +80,15 @@ def attend_coded(
     score, peak, top, units = np.empty((rows, TILE), _F), np.empty(rows, _F), np.empty(rows, _F), np.empty(rows, _F)
     total, bias = np.empty((rows, values[PADDED]), _F), np.empty((rows, vectors.LANES * values[CHANNELS]), _F)
     mass = np.empty((rows, vectors.LANES), _F)
-    picked = np.empty(keys[PADDED], _F)
+    picked, shift = np.empty(keys[PADDED], _F), np.empty(rows, _F)
+    latents, mixed = np.empty((rows, keys[WIDTH]), _F), np.empty((rows, values[WIDTH]), _F)
     dots, rounded = np.empty((6, TILE), np.int32), np.empty((6, TILE), np.uint8)
     blocks = (tokens + TILE - 1) // TILE
     for index in range(unit, last):
         pair, split = index // splits, index % splits
         row, head = pair // heads, pair % heads
-        round_query(query + 4 * pair * rows * keys[WIDTH], scaling, rows, keys, picked, sides, query_unit, query_sum)
+        into_latents(query + 4 * pair * rows * keys[DIM], keys, head, latents, shift)
+        round_query(latents, scaling, rows, keys, picked, sides, query_unit, query_sum)
         begin(top, mass, total, bias)
         affine = affines.ctypes.data
         for block in range(blocks * split // splits, blocks * (split + 1) // splits):
@@ -103,7 +107,8 @@ def attend_coded(
                 for channel in range(values[CHANNELS]):
                     read_affine(values, row, head, start, count, channel, affine)
                     mix_tile(tile, values, count, channel, score, rows, peak, affine, rounded, dots, units, total, bias)
-        finish(total, bias, top, mass, rows, values, out + 4 * index * rows * values[WIDTH], lse + 4 * index * rows)
+        finish(total, bias, top, mass, values, shift, scaling, mixed, lse + 4 * index * rows)
+        from_latents(mixed, values, head, out + 4 * index * rows * values[DIM])
 
 
 @njit(**JIT)
@@ -124,6 +129,51 @@ def fill(x: Any, value: Any) -> None:
 
 
 @njit(**JIT)
+def into_latents(query: int, side: Any, head: int, out: Any, shift: Any) -> None:
+    """Queries (rows, dim) → (rows, width): with keys z D + μ, q · k = (D q) · z + q · μ, and ``shift`` is q · μ."""
+    width, dim, step = side[WIDTH], side[DIM], 4 * side[BASIS_ROW]
+    for row in range(out.shape[0]):
+        own, q = out.ctypes.data + 4 * row * width, query + 4 * row * dim
+        if not side[BASIS]:
+            copy_words(q, own, width)
+            shift[row] = _F(0)
+            continue
+        first = row // side[PER_HEAD] * dim
+        basis = side[BASIS] + 4 * (head * side[BASIS_GROUP] + first)
+        whole = width // 4 * 4
+        for component in range(0, whole, 4):
+            float_ops.exact_scores(basis + component * step, q, own + 4 * component, 1, dim, step, 0, 0)
+        for component in range(whole, width):
+            out[row, component] = dot(basis + component * step, q, dim)
+        shift[row] = dot(side[MEAN] + 4 * (head * side[MEAN_GROUP] + first), q, dim)
+
+
+@njit(**JIT)
+def dot(x: int, y: int, count: int) -> Any:
+    """x · y of ``count`` fp32 numbers each."""
+    a, b, total = floats(x, count), floats(y, count), _F(0)
+    for i in range(count):
+        total += a[i] * b[i]
+    return total
+
+
+@njit(**JIT)
+def from_latents(latents: Any, side: Any, head: int, out: int) -> None:
+    """Sums of latents (rows, width) → outputs (rows, dim)."""
+    width, dim = side[WIDTH], side[DIM]
+    for row in range(latents.shape[0]):
+        own, to = latents.ctypes.data + 4 * row * width, out + 4 * row * dim
+        if not side[BASIS]:
+            copy_words(own, to, width)
+            continue
+        first = row // side[PER_HEAD] * dim
+        copy_words(side[MEAN] + 4 * (head * side[MEAN_GROUP] + first), to, dim)
+        basis = side[BASIS] + 4 * (head * side[BASIS_GROUP] + first)
+        for part in range(0, dim, 4 * vectors.LANES):
+            float_ops.exact_mix(basis + 4 * part, own, to + 4 * part, 1, width, 4 * side[BASIS_ROW], 0, 0, dim - part)
+
+
+@njit(**JIT)
 def pick(query: int, scaling: Any, side: Any, out: Any) -> None:
     """One row of the query as the unpacked bytes meet it: components by column, times what a byte is worth."""
     own, rank = floats(query, side[WIDTH]), side[RANK]
@@ -141,10 +191,10 @@ def pick(query: int, scaling: Any, side: Any, out: Any) -> None:
 
 
 @njit(**JIT)
-def round_query(query: int, scaling: Any, rows: int, keys: Any, own: Any, sides: Any, unit: Any, summed: Any) -> None:
+def round_query(query: Any, scaling: Any, rows: int, keys: Any, own: Any, sides: Any, unit: Any, summed: Any) -> None:
     """Each row's query to two signed bytes per component and channel group, in the order that dot products read."""
     for row in range(rows):
-        pick(query + 4 * row * keys[WIDTH], scaling, keys, own)
+        pick(query.ctypes.data + 4 * row * keys[WIDTH], scaling, keys, own)
         for channel in range(keys[CHANNELS]):
             first = channel * keys[PER_CHANNEL_GROUP]
             count = min(keys[PER_CHANNEL_GROUP], keys[RANK] - first)
@@ -361,12 +411,13 @@ def mix_tile(
 
 
 @njit(**JIT)
-def finish(total: Any, bias: Any, top: Any, mass: Any, rows: int, side: Any, out: int, lse: int) -> None:
-    """Normalise: output (rows, width) and log-sum-exp (rows,) of one unit."""
-    ends, rank, width, lanes = floats(lse, rows), side[RANK], side[WIDTH], vectors.LANES
+def finish(total: Any, bias: Any, top: Any, mass: Any, side: Any, shift: Any, scaling: Any, out: Any, lse: int) -> None:
+    """Normalise: out (rows, width) by component, and the log-sum-exp (rows,) of one unit."""
+    rows, width = out.shape
+    ends, rank, lanes = floats(lse, rows), side[RANK], vectors.LANES
     for row in range(rows):
         summed = mass[row].sum()
-        ends[row] = top[row] + np.log(summed)
+        ends[row] = top[row] + np.log(summed) + shift[row] * scaling
         for channel in range(side[CHANNELS]):
             first = channel * side[PER_CHANNEL_GROUP]
             offset = bias[row, channel * lanes : (channel + 1) * lanes].sum()
@@ -376,12 +427,12 @@ def finish(total: Any, bias: Any, top: Any, mass: Any, rows: int, side: Any, out
             worth = floats(side[WORTH], rank)
             for i in range(rank):
                 total[row, i] *= worth[i]
-        own = floats(out + 4 * row * width, width)
         if side[SOURCES]:
             sources = longs(side[SOURCES], rank)
-            own[:] = _F(0)
+            for i in range(width):
+                out[row, i] = _F(0)
             for i in range(rank):
-                own[sources[i]] += total[row, i]
+                out[row, sources[i]] += total[row, i]
         else:
             for i in range(width):
-                own[i] = total[row, i]
+                out[row, i] = total[row, i]

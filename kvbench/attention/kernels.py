@@ -26,15 +26,17 @@ from kvbench.quantizers.coded import Coded
 class Kernels:
     """Decode attention for one kind of device; ``dtypes`` of queries and exact tensors that it takes.
 
-    ``merge`` is :func:`kvbench.attention.partial.merge` of their results.
+    ``basis`` makes of a decoder, a mean and head_dim what ``coded`` takes to go into latents and back by itself; None
+    if it does not. ``merge`` is :func:`kvbench.attention.partial.merge` of their results.
     """
 
     name: str
     dtypes: tuple[torch.dtype, ...]
     exact: Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Partial]
-    coded: Callable[[Tensor, Coded, Coded, int, float, Tensor | None], Partial]
+    coded: Callable[..., Partial]
     readable: Callable[[Coded], bool]
     merge: Callable[[Sequence[Partial]], Partial]
+    basis: Callable[[Tensor, Tensor, int], Any] | None = None
 
 
 def kernels_for(device: torch.device) -> Kernels | None:
@@ -88,7 +90,13 @@ def _cpu() -> Kernels:
         raise _MissingError(f"numba cannot be imported ({error}); pip install numba") from error
     kind = "VNNI" if vectors.has_vnni() else "SIMD"
     return Kernels(
-        f"numba {kind}", (torch.float32,), exact.exact_decode, coded.coded_attention, coded.readable, joining.joined
+        f"numba {kind}",
+        (torch.float32,),
+        exact.exact_decode,
+        coded.coded_attention,
+        coded.readable,
+        joining.joined,
+        coded.Basis,
     )
 
 

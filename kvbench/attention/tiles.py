@@ -88,3 +88,11 @@ def fetch_ahead(address: int, size: int) -> None:
     """Ask for ``size`` bytes that will be needed soon: the hardware does not look ahead over tiles this short."""
     for line in range(0, size, 64):
         vectors.prefetch(address + line)
+
+
+@njit(**JIT)
+def copy_words(source: int, target: int, count: int) -> None:
+    """Copy ``count`` words."""
+    x, y = words(source, count), words(target, count)
+    for i in range(count):
+        y[i] = x[i]

@@ -14,7 +14,7 @@ from kvbench.attention.partial import Partial
 from kvbench.attention.triton_coded_kernel import attend
 from kvbench.attention.triton_plan import Plan, plan, table
 from kvbench.attention.triton_splits import as_mask, cut, merged, on
-from kvbench.quantizers.coded import Coded
+from kvbench.quantizers.coded import Coded, Same
 from kvbench.quantizers.packing import TOKENS_PER_GROUP
 
 _MOST_BLOCKS = 16
@@ -86,7 +86,7 @@ def triton_coded_attention(
 def _side(coded: Coded) -> tuple[_Side, Plan]:
     codes, affine = coded.codes, coded.scale if coded.scale is not None else coded.zero
     row, head, token = (0, 0, 0) if affine is None else (affine.stride(0), affine.stride(1), affine.stride(2))
-    levels, units = (None, None) if coded.levels is None else _tables(_Levels(coded.levels))
+    levels, units = (None, None) if coded.levels is None else _tables(Same(coded.levels))
     side = _Side(
         codes, codes.stride(0), codes.stride(1), codes.stride(2), coded.scale, coded.zero, row, head, token,
         coded.component, levels, units, table(coded.widths, codes.device), len(coded.widths),
@@ -95,26 +95,13 @@ def _side(coded: Coded) -> tuple[_Side, Plan]:
     return side, plan(coded.widths, coded.channel, aligned)
 
 
-class _Levels:
-    """Tables by identity, so that they can be a cache key."""
-
-    def __init__(self, tables: Mapping[int, Tensor]) -> None:
-        self.tables = tables
-        self._key = tuple(sorted((width, id(table)) for width, table in tables.items()))
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Levels) and self._key == other._key
-
-
 @lru_cache(maxsize=1024)
-def _tables(levels: _Levels) -> tuple[Tensor, Tensor]:
+def _tables(held: Same[Mapping[int, Tensor]]) -> tuple[Tensor, Tensor]:
     """Levels (9, 256) fp16 by width, in units (9,) of their largest / 127: whole numbers if they lie on that grid."""
-    device = next(iter(levels.tables.values())).device
+    levels = held.own
+    device = next(iter(levels.values())).device
     tables = torch.zeros(9, 256, device=device)
-    for width, own in levels.tables.items():
+    for width, own in levels.items():
         tables[width, : len(own)] = own
     units = tables.abs().amax(1) / 127
     units = torch.where(units > 0, units, 1.0)

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from kvbench.attention import byte_ops, vectors
-from kvbench.attention.tiles import JIT, longs, octets, words
+from kvbench.attention.tiles import JIT, copy_words, longs, octets
 
 # What an int64 vector `how` says: addresses and counts of a layout's plan, and of its runs beside the plan.
 VECTORS, VECTOR_COUNT, WINDOWS, ORDERS, STARTS, TABLE, RUNS, RUN_COUNT, LEVELS, LOOKED_UP = range(10)
@@ -114,11 +114,3 @@ def place_byte(base: int, offset: int, code: Any, first: bool) -> None:
     """base[offset] (=, or |= unless ``first``) ``code``."""
     target = octets(base + offset, 1)
     target[0] = np.uint8(code) if first else np.uint8(target[0] | np.uint8(code))
-
-
-@njit(**JIT)
-def copy_words(source: int, target: int, count: int) -> None:
-    """Copy ``count`` words."""
-    x, y = words(source, count), words(target, count)
-    for i in range(count):
-        y[i] = x[i]

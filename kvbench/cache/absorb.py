@@ -60,6 +60,9 @@ def attend_absorbed(
     kernels: bool,
 ) -> Partial:
     """One query per row over ``stored`` keys and values (in the frame that the query is in), without a softcap."""
+    whole = _by_whole_kernel(codec, query, stored, tokens, scaling, mask) if kernels else None
+    if whole is not None:
+        return whole
     latents, shift = into_latents(query, codec.keys)
     if mask is not None and mask.shape[1] > latents.shape[1]:
         mask = mask[:, :1]  # heads that share a latent hold the same tokens
@@ -87,6 +90,35 @@ def _by_head(query: Tensor, side: SideCodec) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, _, dim = query.shape
     own = query.reshape(batch, side.kv_heads, heads // side.kv_heads, dim).transpose(0, 1)
     return basis, mean, own.flatten(1, 2).to(basis.dtype)
+
+
+def _by_whole_kernel(
+    codec: Codec, query: Tensor, stored: tuple[Stored, Stored], tokens: int, scaling: float, mask: Tensor | None
+) -> Partial | None:
+    """Through a kernel that goes into the latents and back by itself, if there is one."""
+    fitting = fitting_kernels(query, None)
+    if fitting is None or fitting.basis is None:
+        return None
+    coded, bases = [], []
+    for own, half in zip((codec.keys, codec.values), stored, strict=True):
+        held, basis = meaning(own.quantizer, half), None
+        if not isinstance(held, Coded) or not fitting.readable(held):
+            return None
+        if own.transform is not None:
+            basis = fitting.basis(own.transform.decoder, own.transform.mean, own.head_dim)
+            if not basis.usable:
+                return None
+        coded.append(held)
+        bases.append(basis)
+    batch, heads, _, dim = query.shape
+    groups = coded[0].codes.shape[1]
+    if coded[1].codes.shape[1] != groups:
+        return None
+    if mask is not None and mask.shape[1] > groups:
+        mask = mask[:, :1]  # heads that share a latent hold the same tokens
+    rows = query.reshape(batch, groups, heads // groups, dim)
+    part = fitting.coded(rows, *coded, tokens, scaling, mask, *bases)
+    return Partial(part.output.view(batch, heads, 1, -1), part.lse.view(batch, heads, 1), f"absorb, {fitting.name}")
 
 
 def _by_kernel(

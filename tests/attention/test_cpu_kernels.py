@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvbench.attention.coded import coded_attention, readable
+from kvbench.attention.coded import Basis, coded_attention, readable
 from kvbench.attention.exact import exact_decode
 from kvbench.attention.layout import layout
 from kvbench.attention.partial import Partial, partial_attention
@@ -131,6 +131,33 @@ def codebook(widths: Sequence[int]) -> CodebookQuantizer:
 @settings(deadline=None, max_examples=60)
 def test_mixed_widths_with_level_tables(shape: Sequence[int], keys: list[int], values: list[int]) -> None:
     check(shape, codebook(sorted(keys, reverse=True)), codebook(values), (len(keys), len(values)), False)
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 70), st.integers(1, 70), st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_into_latents_and_back(groups: int, heads: int, rows: int, rank: int, dim: int, affine: bool) -> None:
+    """``heads`` KV heads share a latent, each with ``rows`` of queries."""
+    torch.manual_seed(rank + dim)
+    batch, tokens = 2, 40
+    query = torch.randn(batch, groups, heads * rows, dim)
+    bases = [
+        Basis(torch.randn(groups, rank, heads * dim), torch.randn(groups, heads * dim) * affine, dim) for _ in range(2)
+    ]
+    (keys, key_latents), (values, value_latents) = (
+        stored(IntegerQuantizer(8, 128), torch.randn(batch, groups, tokens, rank) / rank**0.5, 8) for _ in range(2)
+    )
+    expected = partial_attention(
+        query.double().view(batch, groups * heads * rows, 1, dim),
+        *(expanded(latents, basis, heads) for latents, basis in ((key_latents, bases[0]), (value_latents, bases[1]))),
+        SCALING,
+    )
+    assert_close(coded_attention(query, keys, values, tokens, SCALING, None, *bases), expected, 1e-3)
+
+
+def expanded(latents: Tensor, basis: Basis, heads: int) -> Tensor:
+    """The states (batch, groups · heads, tokens, head_dim) that latents stand for."""
+    states = latents.double() @ basis.decoder.double() + basis.mean.double().unsqueeze(-2)
+    return states.unflatten(-1, (heads, -1)).transpose(2, 3).flatten(1, 2)
 
 
 word_runs = st.lists(st.tuples(st.integers(0, 8), st.integers(1, 12)), min_size=1, max_size=5).filter(
