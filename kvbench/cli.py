@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
 
+from kvbench.console import err, out, say
 from kvbench.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_REGRESSION, EXIT_SOME_FAILED, EXIT_USAGE, KvbenchError
 
 DEFAULT_MODEL = "smollm2-135m-instruct-q4_1"
-PIPE_WIDTH = 120
-"""Columns of tables that go to a file or a pipe, where ``COLUMNS`` does not say."""
 
 
 def _version() -> str:
@@ -39,8 +37,6 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH)
-err = Console(stderr=True)
 
 Json = Annotated[bool, Parameter(name="--json", help="JSON alone on stdout.")]
 Results = Annotated[Path, Parameter(help="Results folder, or a .jsonl file of records.")]
@@ -99,7 +95,7 @@ def run(
         if at is not None:
             chosen, unreachable = solve_suite(runner, chosen, methods, at)
             for reason in unreachable:
-                _say(f"left out: {reason}")
+                say(f"left out: {reason}")
         if dry_run:
             return _print_plan(runner.plan(chosen), RunStore(folder).finished_ids(), json_)
         records = runner.run(chosen)
@@ -108,7 +104,7 @@ def run(
             print(record.to_json())
     else:
         out.print(summary_table(records))
-        _say(f"records: {folder}/records.jsonl · report: kvbench report {shlex.quote(str(folder))}")
+        say(f"records: {folder}/records.jsonl · report: kvbench report {shlex.quote(str(folder))}")
     return EXIT_SOME_FAILED if any(record.status != "ok" for record in records) else EXIT_OK
 
 
@@ -132,7 +128,7 @@ def gate(
     records = read_records(results)
     if update:
         write_baseline(records, baseline)
-        _say(f"baseline written: {baseline} ({len(records)} records)")
+        say(f"baseline written: {baseline} ({len(records)} records)")
         return EXIT_OK
     report = judge(records, read_baseline(baseline))
     print(report.to_json() if json_ else report.render())
@@ -280,7 +276,7 @@ def fit(
         print(found.model_dump_json())
     else:
         out.print(fit_view(found))
-        _say(f"saved: {folder} · use it: --model {model} --compressor {shlex.quote(f'saved:path={folder}')}")
+        say(f"saved: {folder} · use it: --model {model} --compressor {shlex.quote(f'saved:path={folder}')}")
     return EXIT_OK
 
 
@@ -365,11 +361,6 @@ def _print_plan(trials: list[Any], finished: set[str], as_json: bool) -> int:
     return EXIT_OK
 
 
-def _say(line: str, style: str = "") -> None:
-    """One line on stderr that stays one line, however narrow the terminal and whatever brackets are in it."""
-    err.print(" ".join(line.splitlines()), style=style, highlight=False, markup=False, soft_wrap=True)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs a verb, turns user errors into one line on stderr and the exit code that belongs to them."""
     given = sys.argv[1:] if arguments is None else arguments
@@ -387,7 +378,7 @@ def _exit_code(given: list[str]) -> int:
         return _refuse(f"{error} Help: {' '.join(['kvbench', *(error.command_chain or ())])} --help", EXIT_USAGE)
     except KeyboardInterrupt:
         resume = f"; what is finished is kept, resume with: {shlex.join(['kvbench', *given])}"
-        _say("interrupted" + (resume if given[:1] in (["run"], ["fit"]) else ""))
+        say("interrupted" + (resume if given[:1] in (["run"], ["fit"]) else ""))
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -398,7 +389,7 @@ def _exit_code(given: list[str]) -> int:
 
 
 def _refuse(reason: str, code: int) -> int:
-    _say(f"kvbench: {reason}", "bold red")
+    say(f"kvbench: {reason}", "bold red")
     return code
 
 

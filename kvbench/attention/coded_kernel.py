@@ -13,41 +13,43 @@ import numpy as np
 from numba import njit
 
 from kvbench.attention import byte_ops, float_ops, unpack_kernel, vectors
+from kvbench.attention.ends_kernel import LOW, finish, from_latents, into_latents, round_query
+from kvbench.attention.side_fields import (
+    AFFINE,
+    CHANNELS,
+    CODES,
+    DIM,
+    DIRECT,
+    FLIP,
+    GROUP_BYTES,
+    HEAD,
+    NIBBLES,
+    PADDED,
+    PER_CHANNEL_GROUP,
+    ROW,
+    SCALE,
+    SCALE_HEAD,
+    SCALE_ROW,
+    UNPACKING,
+    WIDTH,
+    ZERO,
+)
+from kvbench.attention.softmax_kernel import begin, fill, hide, soften
 from kvbench.attention.tiles import (
     JIT,
-    LOWEST,
     TILE,
-    copy_words,
-    exponential,
     fetch_ahead,
     floats,
     halves,
     longs,
-    octets,
 )
-from kvbench.attention.vectors import as_float
-
-# What an int64 vector `side` says about stored keys or values. Strides: bytes for codes, elements for scales.
-CODES, ROW, HEAD, GROUP_BYTES, RANK, PADDED = 0, 1, 2, 3, 4, 5
-SCALE, ZERO, SCALE_ROW, SCALE_HEAD, CHANNELS, PER_CHANNEL_GROUP = 6, 7, 8, 9, 10, 11
-DIRECT, NIBBLES, FLIP, AFFINE, UNPACKING, WIDTH, SOURCES, WORTH = 12, 13, 14, 15, 16, 17, 18, 19
-BASIS, BASIS_GROUP, BASIS_ROW, MEAN, MEAN_GROUP, DIM, PER_HEAD = 20, 21, 22, 23, 24, 25, 26
-FIELDS = 27
-
-AHEAD = 2 * TILE
-"""Tokens that scales are asked for in advance."""
 
 _F = np.float32
-_LOW = _F(1 / 254)
-"""What the second byte of a rounded query is worth, in units of the first."""
+_AHEAD = 2 * TILE
+"""Tokens that scales are asked for in advance."""
 
 _MOST = _F(65534)
 """The largest weight of a tile, as two bytes; one less than they hold, for exponentials that round up."""
-
-_LOG2_E = _F(np.log2(np.e))
-
-_NEGLIGIBLE = _F(-34)
-"""Weights so far below the largest (2^-34) count for nothing in fp32: the values of a tile of them are not read."""
 
 
 @njit(**JIT)
@@ -94,8 +96,8 @@ def attend_coded(
         for block in range(blocks * split // splits, blocks * (split + 1) // splits):
             start = block * TILE
             count = min(TILE, tokens - start)
-            fetch_scales(keys, row, head, start + AHEAD)
-            fetch_scales(values, row, head, start + AHEAD)
+            fetch_scales(keys, row, head, start + _AHEAD)
+            fetch_scales(values, row, head, start + _AHEAD)
             tile = stored_tile(keys, row, head, start, count, key_tile.ctypes.data)
             fill(score, _F(0))
             for channel in range(keys[CHANNELS]):
@@ -109,111 +111,6 @@ def attend_coded(
                     mix_tile(tile, values, count, channel, score, rows, peak, affine, rounded, dots, units, total, bias)
         finish(total, bias, top, mass, values, shift, scaling, mixed, lse + 4 * index * rows)
         from_latents(mixed, values, head, out + 4 * index * rows * values[DIM])
-
-
-@njit(**JIT)
-def begin(top: Any, mass: Any, total: Any, bias: Any) -> None:
-    """Nothing seen yet."""
-    top[:] = LOWEST
-    fill(mass, _F(0))
-    fill(total, _F(0))
-    fill(bias, _F(0))
-
-
-@njit(**JIT)
-def fill(x: Any, value: Any) -> None:
-    """x[…] = value, without the slice that numba would count references for."""
-    for i in range(x.shape[0]):
-        for j in range(x.shape[1]):
-            x[i, j] = value
-
-
-@njit(**JIT)
-def into_latents(query: int, side: Any, head: int, out: Any, shift: Any) -> None:
-    """Queries (rows, dim) → (rows, width): with keys z D + μ, q · k = (D q) · z + q · μ, and ``shift`` is q · μ."""
-    width, dim, step = side[WIDTH], side[DIM], 4 * side[BASIS_ROW]
-    for row in range(out.shape[0]):
-        own, q = out.ctypes.data + 4 * row * width, query + 4 * row * dim
-        if not side[BASIS]:
-            copy_words(q, own, width)
-            shift[row] = _F(0)
-            continue
-        first = row // side[PER_HEAD] * dim
-        basis = side[BASIS] + 4 * (head * side[BASIS_GROUP] + first)
-        whole = width // 4 * 4
-        for component in range(0, whole, 4):
-            float_ops.exact_scores(basis + component * step, q, own + 4 * component, 1, dim, step, 0, 0)
-        for component in range(whole, width):
-            out[row, component] = dot(basis + component * step, q, dim)
-        shift[row] = dot(side[MEAN] + 4 * (head * side[MEAN_GROUP] + first), q, dim)
-
-
-@njit(**JIT)
-def dot(x: int, y: int, count: int) -> Any:
-    """x · y of ``count`` fp32 numbers each."""
-    a, b, total = floats(x, count), floats(y, count), _F(0)
-    for i in range(count):
-        total += a[i] * b[i]
-    return total
-
-
-@njit(**JIT)
-def from_latents(latents: Any, side: Any, head: int, out: int) -> None:
-    """Sums of latents (rows, width) → outputs (rows, dim)."""
-    width, dim = side[WIDTH], side[DIM]
-    for row in range(latents.shape[0]):
-        own, to = latents.ctypes.data + 4 * row * width, out + 4 * row * dim
-        if not side[BASIS]:
-            copy_words(own, to, width)
-            continue
-        first = row // side[PER_HEAD] * dim
-        copy_words(side[MEAN] + 4 * (head * side[MEAN_GROUP] + first), to, dim)
-        basis = side[BASIS] + 4 * (head * side[BASIS_GROUP] + first)
-        for part in range(0, dim, 4 * vectors.LANES):
-            float_ops.exact_mix(basis + 4 * part, own, to + 4 * part, 1, width, 4 * side[BASIS_ROW], 0, 0, dim - part)
-
-
-@njit(**JIT)
-def pick(query: int, scaling: Any, side: Any, out: Any) -> None:
-    """One row of the query as the unpacked bytes meet it: components by column, times what a byte is worth."""
-    own, rank = floats(query, side[WIDTH]), side[RANK]
-    if side[SOURCES]:
-        sources = longs(side[SOURCES], rank)
-        for i in range(rank):
-            out[i] = own[sources[i]] * scaling
-    else:
-        for i in range(rank):
-            out[i] = own[i] * scaling
-    if side[WORTH]:
-        worth = floats(side[WORTH], rank)
-        for i in range(rank):
-            out[i] *= worth[i]
-
-
-@njit(**JIT)
-def round_query(query: Any, scaling: Any, rows: int, keys: Any, own: Any, sides: Any, unit: Any, summed: Any) -> None:
-    """Each row's query to two signed bytes per component and channel group, in the order that dot products read."""
-    for row in range(rows):
-        pick(query.ctypes.data + 4 * row * keys[WIDTH], scaling, keys, own)
-        for channel in range(keys[CHANNELS]):
-            first = channel * keys[PER_CHANNEL_GROUP]
-            count = min(keys[PER_CHANNEL_GROUP], keys[RANK] - first)
-            most = _F(1e-30)
-            for i in range(count):
-                most = max(most, abs(own[first + i]))
-            total = _F(0)
-            for i in range(count):
-                y = own[first + i] * (_F(127) / most)
-                high = np.int32(y + _F(128.5)) - 128
-                low = np.int32((y - _F(high)) * _F(254) + _F(128.5)) - 128
-                total += _F(high) + _F(low) * _LOW
-                # 16 components of one token, then the same for three more tokens, 4 components at a time
-                place = i // 16 * 64 + i % 16 // 4 * 16 + i % 4
-                for token in range(4):
-                    sides[channel, 2 * row, place + 4 * token] = np.int8(high)
-                    sides[channel, 2 * row + 1, place + 4 * token] = np.int8(low)
-            unit[channel, row] = most / _F(127)
-            summed[channel, row] = total * most / _F(127)
 
 
 @njit(**JIT)
@@ -309,7 +206,7 @@ def score_tile(
         for r in range(some):
             u, o = unit[channel, row + r], summed[channel, row + r]
             own = score.ctypes.data + 4 * TILE * (row + r)
-            float_ops.add_scores(to + 8 * TILE * r, _LOW, u, o, affine, affine + 4 * TILE, own)
+            float_ops.add_scores(to + 8 * TILE * r, LOW, u, o, affine, affine + 4 * TILE, own)
 
 
 @njit(**JIT)
@@ -320,50 +217,6 @@ def form(side: Any, count: int, channel: int) -> Any:
         group_bytes = side[GROUP_BYTES]
         return side[NIBBLES], group_bytes, first, TILE // 8 * group_bytes
     return 0, group_bytes, first, 0
-
-
-@njit(**JIT)
-def hide(score: Any, rows: int, mask: int, count: int) -> None:
-    """Scores of masked tokens, and beyond the ``count`` of a tile, as low as they go."""
-    if mask:
-        seen = octets(mask, count)
-        for row in range(rows):
-            for t in range(count):
-                if not seen[t]:
-                    score[row, t] = LOWEST
-    for row in range(rows):
-        for t in range(count, TILE):
-            score[row, t] = LOWEST
-
-
-@njit(**JIT)
-def soften(score: Any, rows: int, top: Any, mass: Any, total: Any, bias: Any, peak: Any) -> bool:
-    """Online softmax: scores become weights e^score relative to the largest so far, to which sums are brought.
-
-    ``peak`` receives a power of two that no weight of a row exceeds, at most twice the largest. False if none counts.
-    """
-    counts = False
-    for row in range(rows):
-        own = score.ctypes.data + 4 * TILE * row
-        most = float_ops.largest(own, LOWEST)
-        if most > top[row]:
-            c = exponential(top[row] - most)
-            top[row] = most
-            rescale(mass, row, c)
-            rescale(total, row, c)
-            rescale(bias, row, c)
-        below = (most - top[row]) * _LOG2_E
-        peak[row] = as_float(np.int32(127 + np.int32(max(below, _NEGLIGIBLE))) << np.int32(23))
-        counts = counts or below > _NEGLIGIBLE
-        float_ops.exponentials(own, top[row], mass.ctypes.data + 4 * vectors.LANES * row)
-    return counts
-
-
-@njit(**JIT)
-def rescale(sums: Any, row: int, c: Any) -> None:
-    """sums[row] *= c."""
-    for i in range(sums.shape[1]):
-        sums[row, i] *= c
 
 
 @njit(**JIT)
@@ -408,31 +261,3 @@ def mix_tile(
                 at = total.ctypes.data + 4 * (r * total.shape[1] + column)
                 float_ops.add_mixed(to + 2 * (r - row) * wide, wide, unit[r], at, columns)
             column += columns * vectors.LANES
-
-
-@njit(**JIT)
-def finish(total: Any, bias: Any, top: Any, mass: Any, side: Any, shift: Any, scaling: Any, out: Any, lse: int) -> None:
-    """Normalise: out (rows, width) by component, and the log-sum-exp (rows,) of one unit."""
-    rows, width = out.shape
-    ends, rank, lanes = floats(lse, rows), side[RANK], vectors.LANES
-    for row in range(rows):
-        summed = mass[row].sum()
-        ends[row] = top[row] + np.log(summed) + shift[row] * scaling
-        for channel in range(side[CHANNELS]):
-            first = channel * side[PER_CHANNEL_GROUP]
-            offset = bias[row, channel * lanes : (channel + 1) * lanes].sum()
-            for i in range(first, min(first + side[PER_CHANNEL_GROUP], rank)):
-                total[row, i] = (total[row, i] + offset) / summed
-        if side[WORTH]:
-            worth = floats(side[WORTH], rank)
-            for i in range(rank):
-                total[row, i] *= worth[i]
-        if side[SOURCES]:
-            sources = longs(side[SOURCES], rank)
-            for i in range(width):
-                out[row, i] = _F(0)
-            for i in range(rank):
-                out[row, sources[i]] += total[row, i]
-        else:
-            for i in range(width):
-                out[row, i] = total[row, i]

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from kvbench.attention import float_ops, vectors
-from kvbench.attention.coded_kernel import begin, hide, soften
+from kvbench.attention.softmax_kernel import begin, hide, soften
 from kvbench.attention.tiles import JIT, TILE, floats
 
 # What an int64 vector `side` says about keys or values. Strides in bytes; components lie side by side.

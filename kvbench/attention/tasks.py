@@ -6,6 +6,7 @@ import numpy as np
 from numba import cfunc, types
 
 from kvbench.attention import coded_kernel, exact_kernel, join_kernel, vectors
+from kvbench.attention.side_fields import FIELDS
 from kvbench.attention.threads import ARGUMENTS, CHUNK, NEXT, UNITS
 from kvbench.attention.tiles import longs
 
@@ -16,8 +17,8 @@ _TASK = types.void(types.int64)
 def coded_task(address: int) -> None:
     """:func:`kvbench.attention.coded_kernel.attend_coded` on the units of a job."""
     job = longs(address, ARGUMENTS + 11)
-    keys = longs(address + 8 * (ARGUMENTS + 11), coded_kernel.FIELDS)
-    values = longs(address + 8 * (ARGUMENTS + 11 + coded_kernel.FIELDS), coded_kernel.FIELDS)
+    keys = longs(address + 8 * (ARGUMENTS + 11), FIELDS)
+    values = longs(address + 8 * (ARGUMENTS + 11 + FIELDS), FIELDS)
     scaling = vectors.as_float(np.int32(job[8]))
     first = vectors.claim(address + 8 * NEXT, job[CHUNK])
     while first < job[UNITS]:
