@@ -138,11 +138,14 @@ def splat(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
 
 
 def ask(b: ir.IRBuilder, address: ir.Value) -> None:
-    """Ask for the cache line at ``address``, which need not be valid."""
-    place = I8.as_pointer()
+    """Ask the second-level cache for the line at ``address``, which need not be valid.
+
+    The first level has room for two dozen requests at a time (Zen 4); with more, everything waits.
+    """
+    place, second = I8.as_pointer(), I32(2)
     kind = ir.FunctionType(ir.VoidType(), [place, I32, I32, I32])
     fetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-    b.call(fetch, [b.inttoptr(address, place), I32(0), I32(3), I32(1)])
+    b.call(fetch, [b.inttoptr(address, place), I32(0), second, I32(1)])
 
 
 @emitted
