@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from kvbench.attention.kernels import Kernels, kernels_for
@@ -32,13 +33,19 @@ def attend_exact(
     mask: Tensor | None,
     softcap: float | None,
     kernels: bool,
+    before: tuple[Tensor, Tensor] | None = None,
 ) -> Partial:
-    """:func:`kvbench.attention.partial.partial_attention`, through a kernel if ``kernels`` and one fits."""
+    """:func:`kvbench.attention.partial.partial_attention`, through a kernel if ``kernels`` and one fits.
+
+    ``before``: keys and values of earlier tokens, which the mask covers too; kernels read them where they lie.
+    """
     fitting = fitting_kernels(query, softcap) if kernels else None
-    if fitting is None or keys.dtype != query.dtype or values.dtype != query.dtype:
+    if fitting is None or any(own.dtype != query.dtype for own in (keys, values, *(before or ()))):
+        if before is not None:
+            keys, values = torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
         return partial_attention(query, keys, values, scaling, mask, softcap)
     batch, heads, _, dim = query.shape
     groups = keys.shape[1]
-    part = fitting.exact(query.reshape(batch, groups, heads // groups, dim), keys, values, scaling, mask)
+    part = fitting.exact(query.reshape(batch, groups, heads // groups, dim), keys, values, scaling, mask, before)
     output = part.output.reshape(batch, heads, 1, -1).to(query.dtype)
     return Partial(output, part.lse.reshape(batch, heads, 1), fitting.name)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,29 +13,38 @@ from kvbench.attention.threads import share
 from kvbench.attention.units import mask_bytes, splits_for
 
 
-def exact_decode(query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None = None) -> Partial:
+def exact_decode(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float,
+    mask: Tensor | None = None,
+    before: tuple[Tensor, Tensor] | None = None,
+) -> Partial:
     """Attention of ``query`` (batch, groups, rows, rank) over ``keys``, ``values`` (batch, groups, tokens, ·) in fp32.
 
-    ``mask`` is boolean, broadcastable to (batch, groups or 1, 1, tokens).
+    ``before``: keys and values of earlier tokens. ``mask`` is boolean, broadcastable to (batch, groups or 1, 1, all
+    tokens).
     """
-    batch, groups, rows, _ = query.shape
-    tokens = keys.shape[2]
-    scaled = (query * scaling).contiguous()
+    batch, groups, rows, rank = query.shape
+    spans = [(keys, values)] if before is None else [before, (keys, values)]
     # Copies must outlive the kernel, which only knows their addresses.
-    keys, values = (own if own.stride(-1) == 1 else own.contiguous() for own in (keys, values))
+    sides = [own if own.stride(-1) == 1 else own.contiguous() for span in spans for own in span]
+    scaled, tokens, width = (query * scaling).contiguous(), sum(own.shape[2] for own in sides[::2]), values.shape[-1]
     splits = splits_for(batch * groups, tokens)
     units = batch * groups * splits
-    out, lse = torch.empty(units, rows, values.shape[-1]), torch.empty(units, rows)
-    key_side, value_side = _side(keys), _side(values)
+    out, lse = torch.empty(units, rows, width), torch.empty(units, rows)
     mask_at, mask_row, mask_head, mask = mask_bytes(mask, batch, groups)
+    fields = np.array([_side(own) for own in sides], np.int64)
 
-    arguments = [splits, tokens, groups, rows, scaled.data_ptr(), key_side.ctypes.data, value_side.ctypes.data]
+    arguments = [splits, len(spans), groups, rows, scaled.data_ptr(), rank, width, fields.ctypes.data]
     arguments += [mask_at, mask_row, mask_head, out.data_ptr(), lse.data_ptr()]
-    share(exact_task, arguments, units, 4 * batch * groups * tokens * (keys.shape[-1] + values.shape[-1]))
+    share(exact_task, arguments, units, 4 * batch * groups * tokens * (rank + width))
     part = join_splits(out, lse, splits)
     return Partial(part.output.view(batch, groups, rows, -1), part.lse.view(batch, groups, rows))
 
 
-def _side(states: Tensor) -> Any:
-    row, head, token, _ = (4 * step for step in states.stride())
-    return np.array([states.data_ptr(), row, head, token, states.shape[-1]], np.int64)
+def _side(states: Tensor) -> tuple[int, ...]:
+    """What the kernel asks of keys or values: its fields in order."""
+    row, head, token, _ = states.stride()
+    return states.data_ptr(), 4 * row, 4 * head, 4 * token, states.shape[-1], states.shape[2]

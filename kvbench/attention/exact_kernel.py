@@ -9,11 +9,11 @@ from numba import njit
 
 from kvbench.attention import float_ops, vectors
 from kvbench.attention.softmax_kernel import begin, hide, soften
-from kvbench.attention.tiles import JIT, TILE, floats
+from kvbench.attention.tiles import JIT, TILE, floats, longs
 
-# What an int64 vector `side` says about keys or values. Strides in bytes; components lie side by side.
-ADDRESS, ROW, HEAD, TOKEN, RANK = 0, 1, 2, 3, 4
-FIELDS = 5
+# What an int64 vector `side` says about the keys or values of a span. Strides in bytes; components lie side by side.
+ADDRESS, ROW, HEAD, TOKEN, RANK, TOKENS = 0, 1, 2, 3, 4, 5
+FIELDS = 6
 
 _F = np.float32
 
@@ -23,12 +23,13 @@ def attend_exact(
     unit: int,
     last: int,
     splits: int,
-    tokens: int,
+    spans: int,
     heads: int,
     rows: int,
     query: int,
-    keys: Any,
-    values: Any,
+    rank: int,
+    width: int,
+    sides: int,
     mask: int,
     mask_row: int,
     mask_head: int,
@@ -37,27 +38,32 @@ def attend_exact(
 ) -> None:
     """Units [unit, last) of batch · heads · splits. ``query`` (batch, heads, rows, rank) fp32, scaled already.
 
-    ``out`` (units, rows, value rank) and ``lse`` (units, rows) receive every split's normalised output.
+    ``sides``: keys and values of one span after the other. ``out`` (units, rows, width) and ``lse`` (units, rows)
+    receive every split's normalised output.
     """
-    score, total = np.empty((rows, TILE), _F), np.empty((rows, values[RANK]), _F)
+    score, total = np.empty((rows, TILE), _F), np.empty((rows, width), _F)
     top, peak, mass = np.empty(rows, _F), np.empty(rows, _F), np.empty((rows, vectors.LANES), _F)
     bias = np.empty((rows, 0), _F)
-    blocks = (tokens + TILE - 1) // TILE
     for index in range(unit, last):
         pair, split = index // splits, index % splits
         row, head = pair // heads, pair % heads
         begin(top, mass, total, bias)
-        own = query + 4 * pair * rows * keys[RANK]
-        for block in range(blocks * split // splits, blocks * (split + 1) // splits):
-            start = block * TILE
-            count = min(TILE, tokens - start)
-            key = keys[ADDRESS] + row * keys[ROW] + head * keys[HEAD] + start * keys[TOKEN]
-            value = values[ADDRESS] + row * values[ROW] + head * values[HEAD] + start * values[TOKEN]
-            score_tile(key, keys, own, rows, count, score)
-            hide(score, rows, mask and mask + row * mask_row + head * mask_head + start, count)
-            if soften(score, rows, top, mass, total, bias, peak):
-                mix_tile(value, values, score, rows, count, total)
-        normalise(total, top, mass, rows, out + 4 * index * rows * values[RANK], lse + 4 * index * rows)
+        own, before = query + 4 * pair * rows * rank, 0
+        for span in range(spans):
+            keys = longs(sides + 8 * FIELDS * (2 * span), FIELDS)
+            values = longs(sides + 8 * FIELDS * (2 * span + 1), FIELDS)
+            blocks = (keys[TOKENS] + TILE - 1) // TILE
+            for block in range(blocks * split // splits, blocks * (split + 1) // splits):
+                start = block * TILE
+                count = min(TILE, keys[TOKENS] - start)
+                key = keys[ADDRESS] + row * keys[ROW] + head * keys[HEAD] + start * keys[TOKEN]
+                value = values[ADDRESS] + row * values[ROW] + head * values[HEAD] + start * values[TOKEN]
+                score_tile(key, keys, own, rows, count, score)
+                hide(score, rows, mask and mask + row * mask_row + head * mask_head + before + start, count)
+                if soften(score, rows, top, mass, total, bias, peak):
+                    mix_tile(value, values, score, rows, count, total)
+            before += keys[TOKENS]
+        normalise(total, top, mass, rows, out + 4 * index * rows * width, lse + 4 * index * rows)
 
 
 @njit(**JIT)

@@ -32,7 +32,7 @@ class Kernels:
 
     name: str
     dtypes: tuple[torch.dtype, ...]
-    exact: Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Partial]
+    exact: Callable[..., Partial]
     coded: Callable[..., Partial]
     readable: Callable[[Coded], bool]
     merge: Callable[[Sequence[Partial]], Partial]

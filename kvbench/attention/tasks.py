@@ -41,13 +41,12 @@ def join_task(address: int) -> None:
 @cfunc(_TASK, cache=True, error_model="numpy")
 def exact_task(address: int) -> None:
     """:func:`kvbench.attention.exact_kernel.attend_exact` on the units of a job."""
-    job = longs(address, ARGUMENTS + 12)
-    keys, values = longs(job[8], exact_kernel.FIELDS), longs(job[9], exact_kernel.FIELDS)
+    job = longs(address, ARGUMENTS + 13)
     first = vectors.claim(address + 8 * NEXT, job[CHUNK])
     while first < job[UNITS]:
         last = min(first + job[CHUNK], job[UNITS])
         exact_kernel.attend_exact(
-            first, last, job[3], job[4], job[5], job[6], job[7], keys, values, job[10], job[11], job[12], job[13],
-            job[14],
+            first, last, job[3], job[4], job[5], job[6], job[7], job[8], job[9], job[10], job[11], job[12], job[13],
+            job[14], job[15],
         )  # fmt: skip
         first = vectors.claim(address + 8 * NEXT, job[CHUNK])

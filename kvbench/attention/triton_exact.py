@@ -29,13 +29,21 @@ class _States(NamedTuple):
 
 
 def triton_exact_decode(
-    query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None = None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float,
+    mask: Tensor | None = None,
+    before: tuple[Tensor, Tensor] | None = None,
 ) -> Partial:
     """Attention of ``query`` (batch, groups, rows, rank) over ``keys``, ``values`` (batch, groups, tokens, ·).
 
     All bf16, fp16 or fp32; sums, the output and its log-sum-exp are fp32. ``mask`` is boolean, broadcastable to
-    (batch, groups or 1, 1, tokens). Keys and values are read once for up to 64 rows.
+    (batch, groups or 1, 1, tokens). Keys and values are read once for up to 64 rows. ``before``: those of earlier
+    tokens.
     """
+    if before is not None:
+        keys, values = torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
     batch, groups, rows, rank = query.shape
     tokens, value_rank = values.shape[2:]
     query = query.contiguous()

@@ -116,7 +116,7 @@ class CompressedLayer(KVLayer):
         mask: Tensor | None,
         limits: Tensor | None,
     ) -> Partial:
-        """Sinks and tail as one part: copying a hundred tokens costs less than another call."""
+        """Sinks and tail as one part."""
         tail_mask = None if mask is None else mask[..., tail_start:]
         if limits is not None:
             assert tail_mask is not None
@@ -131,8 +131,7 @@ class CompressedLayer(KVLayer):
             if limits is not None:
                 sink_mask = sink_mask & (limits > 0)[:, None]  # earlier queries still see the sinks in the tail
             tail_mask = torch.cat([sink_mask, tail_mask], -1)
-        keys, values = torch.cat([keys, tail[0]], AXIS), torch.cat([self.sink_values, tail[1]], AXIS)
-        return self.attend_exact(query, keys, values, call, tail_mask)
+        return self.attend_exact(query, *tail, call, tail_mask, before=(keys, self.sink_values))
 
     def _attend_body(
         self, query: Tensor, call: AttentionCall, rotator: Rotator | None, mask: Tensor | None, limits: Tensor | None

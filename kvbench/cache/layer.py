@@ -77,10 +77,16 @@ class KVLayer(CacheLayerMixin):
             self.tail_values.append(value_states)
 
     def attend_exact(
-        self, query: Tensor, keys: Tensor, values: Tensor, call: AttentionCall, mask: Tensor | None
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        call: AttentionCall,
+        mask: Tensor | None,
+        before: tuple[Tensor, Tensor] | None = None,
     ) -> Partial:
-        """Attention over exact tensors, by kernel where one fits and may run."""
-        return attend_exact(query, keys, values, call.scaling, mask, call.softcap, self.reading.kernels)
+        """Attention over exact tensors, and those ``before`` them, by kernel where one fits and may run."""
+        return attend_exact(query, keys, values, call.scaling, mask, call.softcap, self.reading.kernels, before)
 
     @abstractmethod
     def load(self, keys: Tensor, values: Tensor, query: Tensor, scaling: float, rotator: Rotator | None) -> None:

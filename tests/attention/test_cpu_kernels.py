@@ -63,6 +63,20 @@ def test_exact_decode(shape: Sequence[int], rank: int, width: int, beyond: int, 
     assert_close(found, reference(query, keys, values, mask), 3e-6)
 
 
+@given(shapes, st.integers(1, 70), st.integers(1, 70), st.integers(1, 100), st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_exact_spans_one_after_the_other(shape: Sequence[int], rank: int, width: int, first: int, masked: bool) -> None:
+    batch, groups, rows, eights = shape
+    torch.manual_seed(first + rank)
+    tokens = first + 8 * eights
+    query, keys = torch.randn(batch, groups, rows, rank), torch.randn(batch, groups, tokens, rank)
+    values = 1 + torch.randn(batch, groups, tokens, width)
+    mask = random_mask(batch, groups, tokens) if masked else None
+    before = keys[:, :, :first].clone(), values[:, :, :first].clone()
+    found = exact_decode(query, keys[:, :, first:], values[:, :, first:], SCALING, mask, before)
+    assert_close(found, reference(query, keys, values, mask), 3e-6)
+
+
 def test_components_that_do_not_lie_side_by_side() -> None:
     torch.manual_seed(0)
     query, states = torch.randn(1, 2, 3, 16), torch.randn(1, 2, 16, 200).transpose(2, 3)
