@@ -124,10 +124,11 @@ class CompressedLayer(KVLayer):
             tail_mask = tail_mask & (slots >= limits[:, None])
         if self.sink_keys is None or self.sink_values is None or not self.spans.sinks:
             return self.attend_exact(query, *tail, call, tail_mask)
-        slots = self._sink_slots(query.device)
-        keys = self.sink_keys if rotator is None else rotator.at(self.sink_keys, slots.expand(query.shape[0], -1))
+        keys = self.sink_keys
+        if rotator is not None:
+            keys = rotator.at(keys, self._sink_slots(query.device).expand(query.shape[0], -1))
         if mask is not None and tail_mask is not None:
-            sink_mask = mask_at(mask, slots)
+            sink_mask = mask_at(mask, self._sink_slots(query.device))
             if limits is not None:
                 sink_mask = sink_mask & (limits > 0)[:, None]  # earlier queries still see the sinks in the tail
             tail_mask = torch.cat([sink_mask, tail_mask], -1)
@@ -138,14 +139,13 @@ class CompressedLayer(KVLayer):
     ) -> Partial:
         start, entries = self.spans.sinks, self.body.entries
         slots = None if self.body.slots is None else self.body.slots.view
-        index = self._body_slots(query.device).unsqueeze(-2)
         if mask is not None:
             mask = mask[..., start : start + entries] if slots is None else mask_at(mask, slots)
         if limits is not None:
-            within = index < limits[:, None]
+            within = self._body_slots(query.device).unsqueeze(-2) < limits[:, None]
             mask = within if mask is None else mask & within
         if self.first is not None:  # padding and the rows' own sinks sit among the body's slots
-            real = index >= (self.first + self.spans.sinks).view(-1, 1, 1, 1)
+            real = self._body_slots(query.device).unsqueeze(-2) >= (self.first + self.spans.sinks).view(-1, 1, 1, 1)
             mask = real if mask is None else mask & real
         turn = None
         if rotator is not None:
