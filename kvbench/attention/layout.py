@@ -30,9 +30,8 @@ class Layout:
     ``sources`` names the component of each column and ``factors`` what its byte is worth: levels off the byte grid take
     two columns. Columns are unpacked by ``plan``, with levels from ``table``, those that it leaves out by ``runs``
     (count, 5: width, first column, components, first byte, first column of second bytes or -1) and ``levels`` (9, 2,
-    256) by width. ``middle`` is the byte that stands for zero, ``direct`` says that codes need no unpacking,
-    ``nibbles`` that they are all of 4 bits, and ``in_order`` that columns are the components as they come.
-    ``affine``: scale, zero and middle of the bytes (3,).
+    256) by width. ``direct`` says that codes need no unpacking, ``nibbles`` that they are all of 4 bits, and
+    ``in_order`` that columns are the components as they come. ``affine``: scale and zero of the bytes (2,).
     """
 
     runs: Any
@@ -43,7 +42,6 @@ class Layout:
     factors: Any
     columns: int
     group_bytes: int
-    middle: float
     direct: bool
     nibbles: bool
     looked_up: bool
@@ -105,7 +103,6 @@ def _layout(widths: tuple[int, ...], tables_by_width: Same[Mapping[int, Tensor] 
         columns += [Column(run, index, True) for index in range(run.components)]
         factors += [unit] * run.components
     sources = [column.run.first + column.number for column in columns]
-    middle = 0.0 if levels is None else 128.0
     plan, slow = planned(columns, levels is not None)
     whole = levels is None and len(widths) % LANES == 0
     return Layout(
@@ -117,12 +114,11 @@ def _layout(widths: tuple[int, ...], tables_by_width: Same[Mapping[int, Tensor] 
         factors=np.array(factors, np.float32),
         columns=-(-len(sources) // LANES) * LANES,
         group_bytes=packed_bytes(widths),
-        middle=middle,
         direct=whole and set(widths) in ({4}, {8}),
         nibbles=whole and set(widths) == {4},
         looked_up=levels is not None,
         in_order=sources == list(range(len(widths))),
-        affine=np.array([1.0, -middle, middle], np.float32),
+        affine=np.array([1.0, 0.0 if levels is None else -128.0], np.float32),
     )
 
 
