@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from kvbench.attention import unpack_kernel
 from kvbench.attention.fields import Column, Plan, planned, table
 from kvbench.attention.vectors import LANES
-from kvbench.quantizers.coded import Coded, Same
+from kvbench.quantizers.coded import Coded, Same, Tables, tables
 from kvbench.quantizers.packing import Run, packed_bytes, runs
 
 GRID = 127
@@ -73,7 +72,7 @@ class Layout:
 
 def layout(coded: Coded) -> Layout:
     """The layout of ``coded``; the same object for the same quantizer."""
-    return _layout(coded.widths, Same(coded.levels))
+    return _layout(coded.widths, None if coded.levels is None else tables(coded.levels))
 
 
 @lru_cache(maxsize=4096)
@@ -84,15 +83,15 @@ def _worth(own: Layout, component: Same[Tensor | None]) -> Any:
 
 
 @lru_cache(maxsize=1024)
-def _layout(widths: tuple[int, ...], tables_by_width: Same[Mapping[int, Tensor] | None]) -> Layout:
-    levels = tables_by_width.own
-    tables = np.zeros((9, 2, 256), np.uint8)
+def _layout(widths: tuple[int, ...], held: Tables | None) -> Layout:
+    levels = None if held is None else {width: own.own for width, own in held}
+    by_width = np.zeros((9, 2, 256), np.uint8)
     columns: list[Column] = []
     factors: list[float] = []
     rows: dict[Run, list[int]] = {}
     fine: list[tuple[Run, float]] = []
     for run in runs(widths):
-        unit, is_fine = (1.0, False) if levels is None else _byte_levels(levels[run.width], tables[run.width])
+        unit, is_fine = (1.0, False) if levels is None else _byte_levels(levels[run.width], by_width[run.width])
         rows[run] = [run.width, len(columns), run.components, run.byte, -1]
         columns += [Column(run, index, False) for index in range(run.components)]
         factors += [unit] * run.components
@@ -108,8 +107,8 @@ def _layout(widths: tuple[int, ...], tables_by_width: Same[Mapping[int, Tensor] 
     return Layout(
         runs=np.array([rows[run] for run in slow], np.int64).reshape(-1, 5),
         plan=plan,
-        levels=tables,
-        table=table(tables),
+        levels=by_width,
+        table=table(by_width),
         sources=np.array(sources, np.int64),
         factors=np.array(factors, np.float32),
         columns=-(-len(sources) // LANES) * LANES,

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 SMALL = 2**20
-"""Bytes that one thread reads sooner than another would have begun."""
+"""Bytes that one thread works through sooner than another would have begun."""
 
 NEXT, UNITS, CHUNK, ARGUMENTS = 0, 1, 2, 3
 """Where a job (int64) holds the next unit, their number, how many are claimed at once, and what the task needs."""
 
 
 def share(task: Any, arguments: list[int], units: int, size: int) -> None:
-    """Run ``task``, a C function of a job's address, until all ``units`` are done; they read ``size`` bytes."""
+    """Run ``task``, a C function of a job's address, until all ``units`` are done: ``size`` bytes, as multiplied."""
     threads = min(torch.get_num_threads(), units) if size > SMALL else 1
     job = np.array([0, units, -(-units // threads), *arguments], np.int64)
     address = job.ctypes.data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from kvbench.attention.partial import Partial
 from kvbench.attention.triton_coded_kernel import attend
 from kvbench.attention.triton_plan import Plan, plan, table
 from kvbench.attention.triton_splits import as_mask, cut, merged, on
-from kvbench.quantizers.coded import Coded, Same
+from kvbench.quantizers.coded import Coded, Tables, tables
 from kvbench.quantizers.packing import TOKENS_PER_GROUP
 
 _MOST_BLOCKS = 16
@@ -86,7 +85,7 @@ def triton_coded_attention(
 def _side(coded: Coded) -> tuple[_Side, Plan]:
     codes, affine = coded.codes, coded.scale if coded.scale is not None else coded.zero
     row, head, token = (0, 0, 0) if affine is None else (affine.stride(0), affine.stride(1), affine.stride(2))
-    levels, units = (None, None) if coded.levels is None else _tables(Same(coded.levels))
+    levels, units = (None, None) if coded.levels is None else _tables(tables(coded.levels))
     side = _Side(
         codes, codes.stride(0), codes.stride(1), codes.stride(2), coded.scale, coded.zero, row, head, token,
         coded.component, levels, units, table(coded.widths, codes.device), len(coded.widths),
@@ -96,9 +95,9 @@ def _side(coded: Coded) -> tuple[_Side, Plan]:
 
 
 @lru_cache(maxsize=1024)
-def _tables(held: Same[Mapping[int, Tensor]]) -> tuple[Tensor, Tensor]:
+def _tables(held: Tables) -> tuple[Tensor, Tensor]:
     """Levels (9, 256) fp16 by width, in units (9,) of their largest / 127: whole numbers if they lie on that grid."""
-    levels = held.own
+    levels = {width: own.own for width, own in held}
     device = next(iter(levels.values())).device
     tables = torch.zeros(9, 256, device=device)
     for width, own in levels.items():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from kvbench.quantizers.base import Stored
@@ -33,7 +35,7 @@ class Coded:
 
 @dataclass(frozen=True, eq=False)
 class Same(Generic[Held]):
-    """What is ``own``, by identity: a cache key for tensors and tables, which it keeps alive."""
+    """What is ``own``, by identity: a cache key for tensors, which it keeps alive."""
 
     own: Held
 
@@ -42,6 +44,21 @@ class Same(Generic[Held]):
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Same) and self.own is other.own
+
+
+Tables = tuple[tuple[int, Same[Tensor]], ...]
+"""Level tables by width, as a cache key: the same for every mapping that holds the same tables."""
+
+
+def tables(levels: Mapping[int, Tensor]) -> Tables:
+    """The tables of ``levels``, in order of their widths."""
+    return tuple((width, Same(levels[width])) for width in sorted(levels))
+
+
+@lru_cache(maxsize=1024)
+def everywhere(value: float, rank: int, device: torch.device) -> Tensor:
+    """``value`` for each of ``rank`` components (rank,) fp32: the same tensor each time, so that kernels know it."""
+    return torch.full((rank,), value, device=device)
 
 
 def meaning(quantizer: object, stored: Stored) -> Coded | Tensor | None:

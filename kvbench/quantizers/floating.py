@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvbench.quantizers.base import Cost, Stored
-from kvbench.quantizers.coded import Coded
+from kvbench.quantizers.coded import Coded, everywhere
 from kvbench.quantizers.packing import TOKENS_PER_GROUP, pack, unpack
 
 SCALE = torch.float16
@@ -68,7 +68,7 @@ class FloatQuantizer:
         codes = stored["codes"]
         rank = codes.shape[-1] // TOKENS_PER_GROUP
         levels = {8: _levels(self.dtype, codes.device)}
-        component = codes.new_full((rank,), 1.0, dtype=torch.float32) / torch.finfo(self.dtype).max
+        component = everywhere(1 / torch.finfo(self.dtype).max, rank, codes.device)
         return Coded(codes, (8,) * rank, rank, levels, stored["largest"].unsqueeze(-1), component=component)
 
     def _packed(self, codes: Tensor) -> Tensor:

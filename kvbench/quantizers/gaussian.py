@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvbench.quantizers.base import Cost, Stored
-from kvbench.quantizers.coded import Coded
+from kvbench.quantizers.coded import Coded, everywhere
 from kvbench.quantizers.lloyd import gaussian_levels, look_up, nearest
 from kvbench.quantizers.packing import TOKENS_PER_GROUP, pack, unpack
 
@@ -47,7 +47,7 @@ class GaussianQuantizer:
     def coded(self, stored: Stored) -> Coded:
         """The codes and the level table, scaled by each token's norm."""
         rank = stored["codes"].shape[-1] // self.bits
-        levels, each = {self.bits: self.levels}, self.levels.new_full((rank,), rank**-0.5)
+        levels, each = {self.bits: self.levels}, everywhere(rank**-0.5, rank, self.levels.device)
         return Coded(stored["codes"], (self.bits,) * rank, rank, levels, stored["norm"].unsqueeze(-1), component=each)
 
     def cost(self, groups: int, rank: int, dtype: torch.dtype) -> Cost:

@@ -219,6 +219,22 @@ def test_eight_bit_floats(dtype: torch.dtype) -> None:
     check((2, 3, 3, 11), quantizer, quantizer, (64, 40), True)
 
 
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        GaussianQuantizer.on(torch.device("cpu"), 3),
+        FloatQuantizer(torch.float8_e4m3fn, scaled=True),
+        codebook([4] * 16),
+        IntegerQuantizer(4, 16),
+    ],
+    ids=lambda quantizer: type(quantizer).__name__,
+)
+def test_what_is_the_same_at_every_step_is_worked_out_once(quantizer: Quantizer) -> None:
+    first, second = (stored(quantizer, torch.randn(1, 1, 8, 16), 0)[0] for _ in range(2))
+    assert layout(first) is layout(second)
+    assert layout(first).worth(first.component) is layout(second).worth(second.component)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("parallel", [True, False], ids=["in torch's threads", "in a pool"])
 def test_splits_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch, threads: int, parallel: bool) -> None:
