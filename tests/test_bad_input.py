@@ -298,7 +298,7 @@ def test_results_of_another_schema(refuse: Refuse, suite: Callable[..., Path], t
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "manifest.json").write_text(json.dumps({"schema_version": 99}))
     told = refuse("run", "--suite", suite(), "--out", "old")
-    assert told.startswith("old was written with schema 99, this kvbench writes 1; give the run a new folder")
+    assert told.startswith("old was written with schema 99, this kvbench writes 2; give the run a new folder")
 
 
 def test_results_of_another_suite(refuse: Refuse, suite: Callable[..., Path], tmp_path: Path):

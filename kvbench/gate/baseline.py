@@ -21,7 +21,8 @@ from kvbench.runs.files import replace_file
 from kvbench.runs.records import Record
 from kvbench.runs.trials import Frozen
 
-BASELINE_SCHEMA = 1
+BASELINE_SCHEMA = 2
+"""Version of the file; the records whose numbers it holds have theirs in :data:`kvbench.runs.trials.SCHEMA`."""
 REFRESH = "make a new one with `kvbench gate RESULTS --baseline FILE --update`"
 
 
@@ -96,7 +97,9 @@ def read_baseline(path: Path | str) -> Baseline:
         raise UndecidedError(f"baseline {path} is damaged ({error}); restore it or {REFRESH}") from error
     version = fields.get("schema_version") if isinstance(fields, dict) else None
     if version != BASELINE_SCHEMA:
-        raise UndecidedError(f"baseline {path} has schema {version}, this kvbench reads {BASELINE_SCHEMA}; {REFRESH}")
+        raise UndecidedError(
+            f"baseline {path} has schema {version}, this kvbench reads {BASELINE_SCHEMA}; delete it and {REFRESH}"
+        )
     try:
         baseline = Baseline.model_validate(fields)
     except ValidationError as error:

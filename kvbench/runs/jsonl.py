@@ -38,7 +38,7 @@ def encode_line(record: Record) -> bytes:
 
 
 def decode_line(line: bytes) -> Record:
-    """The record of a line. Raises ValueError if it is not whole, KvbenchError if a newer kvbench wrote it."""
+    """The record of a line. Raises ValueError if it is not whole, KvbenchError if its schema is not read."""
     start = _START.match(line)
     if not start:
         raise ValueError("it is no record")
@@ -72,6 +72,8 @@ def _decode_numbered(line: bytes, number: int, name: str) -> Record:
             f"{name}, line {number} is corrupt ({reason}); restore the file from a copy, "
             "or delete that line to measure its trial again"
         ) from error
+    except KvbenchError as error:
+        raise KvbenchError(f"{name}, line {number}: {error}") from error
 
 
 @contextmanager

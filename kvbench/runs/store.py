@@ -152,7 +152,7 @@ class RunStore:
             if version != SCHEMA:
                 raise KvbenchError(
                     f"{self.folder} was written with schema {version}, this kvbench writes {SCHEMA}; "
-                    "give the run a new folder (reports and gates still read the old one)"
+                    "give the run a new folder"
                 )
             return Manifest.model_validate_json(text)
         except ValidationError as error:

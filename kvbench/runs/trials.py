@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, model_v
 
 from kvbench.runs.canonical import content, digest
 
-SCHEMA = 1
-"""Version of every model in :mod:`kvbench.runs.records` and of the store; a change needs a step in ``migrations``."""
+SCHEMA = 2
+"""Version of every model in :mod:`kvbench.runs.records` and of the store; a change needs a word in ``migrations``."""
 
 
 class Frozen(BaseModel):

@@ -1,24 +1,19 @@
-"""Records to gate: the fixture's whole one, with other numbers under other keys."""
+"""Records to gate: the whole one, with other numbers under other keys."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from whole_record import MEMORY, PROVENANCE, QUALITY, SPEED, TRIAL
 
-from kvbench.runs.jsonl import read_records
 from kvbench.runs.records import Failure, Interval, Record
-
-WHOLE = read_records(Path(__file__).parents[1] / "runs" / "fixtures" / "records-v1.jsonl")[0]
-assert WHOLE.memory and WHOLE.quality and WHOLE.speed
 
 
 def _record(compressor: str = "int:bits=4", trial: dict[str, Any] | None = None, **numbers: Any) -> Record:
     """A record of the compressor; numbers: ``bytes``, ``kld``, ``perplexity``, ``tpot``, ``speedup`` (with ± 0.02)."""
-    memory, quality, speed = WHOLE.memory, WHOLE.quality, WHOLE.speed
-    assert memory and quality and speed
+    memory, quality, speed = MEMORY, QUALITY, SPEED
     if "bytes" in numbers:
         allocated = memory.allocated.model_copy(update={"payload": numbers["bytes"]})
         memory = memory.model_copy(update={"allocated": allocated, "bytes_per_token": allocated.total / memory.tokens})
@@ -33,14 +28,14 @@ def _record(compressor: str = "int:bits=4", trial: dict[str, Any] | None = None,
             "ratio_to_none_interval": around and Interval(low=around - 0.02, high=around + 0.02),
         }
     )
-    changed = WHOLE.trial.model_copy(update={"compressor": compressor, **(trial or {})})
-    provenance = WHOLE.provenance.model_copy(update={"cpu": numbers.get("cpu", WHOLE.provenance.cpu)})
+    changed = TRIAL.model_copy(update={"compressor": compressor, **(trial or {})})
+    provenance = PROVENANCE.model_copy(update={"cpu": numbers.get("cpu", PROVENANCE.cpu)})
     return Record.of(changed, "ok", provenance, memory=memory, quality=quality, speed=speed)
 
 
 def _failed(compressor: str = "int:bits=4") -> Record:
-    trial = WHOLE.trial.model_copy(update={"compressor": compressor})
-    return Record.of(trial, "oom", WHOLE.provenance, failure=Failure(type="MemoryError", message="needed 1 GiB"))
+    trial = TRIAL.model_copy(update={"compressor": compressor})
+    return Record.of(trial, "oom", PROVENANCE, failure=Failure(type="MemoryError", message="needed 1 GiB"))
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ def forget_number(fields):
         forget_number,
         lambda fields: fields.pop("checksum"),
         lambda fields: fields.pop("count"),
-        lambda fields: fields.update(schema_version=2),
+        lambda fields: fields.update(schema_version=1),
         lambda fields: fields.update(novel=1),
     ],
 )
@@ -153,6 +153,15 @@ def test_a_missing_baseline_is_undecided(tmp_path):
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(UndecidedError, match="schema None"):
         read_baseline(tmp_path / "list.json")
+
+
+def test_a_baseline_of_an_older_schema_is_refused_by_name_and_made_anew_once_deleted(path, results):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 1}))
+    for use in (read_baseline, lambda old: write_baseline(results, old)):
+        with pytest.raises(UndecidedError, match="schema 1, this kvbench reads 2; delete it and make a new one"):
+            use(path)
+    path.unlink()
+    assert write_baseline(results, path) == read_baseline(path)
 
 
 def test_a_result_that_is_gone_fails(path, results):

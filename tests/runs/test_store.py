@@ -19,8 +19,6 @@ from kvbench.runs.jsonl import decode_lines, encode_line
 from kvbench.runs.records import SCHEMA
 from kvbench.runs.store import RunStore, StoreStatus, read_records
 
-FIXTURE = Path(__file__).parent / "fixtures" / "records-v1.jsonl"
-
 
 @pytest.fixture
 def store(tmp_path) -> RunStore:
@@ -143,7 +141,7 @@ def test_only_one_writer(store, make_record, make_trial, monkeypatch):
 WRITER = """
 import sys
 from kvbench.runs.store import RunStore, read_records
-(record, _) = read_records(sys.argv[1])
+(record,) = read_records(sys.argv[1])
 store = RunStore(sys.argv[2])
 while True:
     store.append(record)
@@ -153,7 +151,8 @@ while True:
 
 def test_a_killed_writer_leaves_a_readable_folder(tmp_path, make_record):
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", WRITER, str(FIXTURE), str(tmp_path)]
+    (tmp_path / "one.jsonl").write_bytes(encode_line(make_record()))
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "one.jsonl"), str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as writer:
         for _ in range(5):
             assert writer.stdout and writer.stdout.readline()
