@@ -113,7 +113,10 @@ def describe(spec: str) -> RenderableType:
             _settings(cls),
         ]
     shown.append(
-        Text("Every spec also takes sinks=4, recent=64 and block=32 (tokens): the exact spans around the body.")
+        Text(
+            "Every spec also takes sinks=4, recent=64 and block=32 (tokens): the exact spans around the body; and "
+            "exact=model, float16 or bfloat16: the dtype that they are stored in."
+        )
     )
     return Group(*shown)
 

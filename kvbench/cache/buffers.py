@@ -80,6 +80,11 @@ class GrowingTensor:
         if length * 2 < self.data.shape[AXIS]:
             self.data, self.owned = self.view.clone(), True
 
+    def replace(self, tensor: Tensor) -> None:
+        """Hold ``tensor`` in place of the entries in use, of their shape; the capacity stays."""
+        kept = GrowingTensor.with_capacity(tensor, self.data.shape[AXIS])
+        self.data, self.length, self.owned = kept.data, kept.length, True
+
     def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply a function over the batch axis (select, repeat) to the whole buffer."""
         self.data, self.owned = function(self.data), True

@@ -3,11 +3,16 @@
 ``sinks`` are the first real tokens of each row and stay exact; the ``body`` is encoded; the ``tail`` holds the exact
 recent window and grows until a block of tokens leaves it for the body. Keys of all three are kept in the codec's
 frame (before or after RoPE) and attention merges the three parts by log-sum-exp.
+
+Sinks and tail are stored in the dtype that the spec's ``exact`` names. A prompt attends to itself as it was computed,
+and what stays of it in sinks and tail is rounded afterwards; every later token is rounded as it is appended, before
+anything attends to it. So a block of tokens and the same tokens one by one see the same numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,7 +24,7 @@ from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.codec import Codec
 from kvbench.cache.layer import Held, KVLayer, gather_slots, mask_at, require_finite
 from kvbench.cache.rotary import Rotator
-from kvbench.cache.spans import Spans
+from kvbench.cache.spans import Spans, stored_as
 from kvbench.models.intercept import AttentionCall, rotate
 from kvbench.quantizers.base import Stored
 from kvbench.selectors.base import OBSERVED, Leaving, Selector, pick
@@ -39,7 +44,7 @@ class CompressedLayer(KVLayer):
         stride = codec.block if selector is None else selector.budget.leaving(codec.block)
         block = -(-spans.block // stride) * stride
         self.codec, self.selector = codec, selector
-        self.spans = Spans(spans.sinks, spans.recent, block)
+        self.spans = replace(spans, block=block)
         self.as_decoded = False
         self.most_at_once: int | None = None
         self.body, self.owns_body = Body(), True
@@ -52,6 +57,28 @@ class CompressedLayer(KVLayer):
         self.sink_values: Tensor | None = None
         self.first: Tensor | None = None  # (batch,) slot of each row's first real token; None: slot 0 everywhere
         self.first_max = 0
+
+    # ---- exact tokens ----------------------------------------------------------------------------------------------
+
+    @property
+    def exact_dtype(self) -> torch.dtype:
+        """The dtype that sinks and tail are stored in."""
+        return self.spans.dtype(self.dtype)
+
+    def append(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Add tokens to the exact tail; rounded unless they are the first ones, a prompt."""
+        if self.tail_keys is not None:
+            key_states, value_states = (stored_as(states, self.exact_dtype) for states in (key_states, value_states))
+        super().append(key_states, value_states)
+
+    def _round_prompt(self) -> None:
+        """Round what is left of a prompt outside the body; nothing to do later on."""
+        for tail in (self.tail_keys, self.tail_values):
+            if tail is not None and tail.data.dtype != self.exact_dtype:
+                tail.replace(stored_as(tail.view, self.exact_dtype))
+        if self.sink_keys is not None and self.sink_values is not None:
+            self.sink_keys = stored_as(self.sink_keys, self.exact_dtype)
+            self.sink_values = stored_as(self.sink_values, self.exact_dtype)
 
     # ---- attention -------------------------------------------------------------------------------------------------
 
@@ -67,6 +94,7 @@ class CompressedLayer(KVLayer):
         if self.tail_start == 0 and not (self.as_decoded and past):
             output = self._attend_tail_only(query, call, rotator)
             self._settle(query, call.scaling, rotator)
+            self._round_prompt()
             return output
         limits = None
         tail_start = self.tail_start
@@ -124,7 +152,7 @@ class CompressedLayer(KVLayer):
             tail_mask = tail_mask & (slots >= limits[:, None])
         if self.sink_keys is None or self.sink_values is None or not self.spans.sinks:
             return self.attend_exact(query, *tail, call, tail_mask)
-        keys = self.sink_keys
+        keys, values = self.sink_keys.to(self.dtype), self.sink_values.to(self.dtype)
         if rotator is not None:
             keys = rotator.at(keys, self._sink_slots(query.device).expand(query.shape[0], -1))
         if mask is not None and tail_mask is not None:
@@ -132,7 +160,7 @@ class CompressedLayer(KVLayer):
             if limits is not None:
                 sink_mask = sink_mask & (limits > 0)[:, None]  # earlier queries still see the sinks in the tail
             tail_mask = torch.cat([sink_mask, tail_mask], -1)
-        return self.attend_exact(query, *tail, call, tail_mask, before=(keys, self.sink_values))
+        return self.attend_exact(query, *tail, call, tail_mask, before=(keys, values))
 
     def _attend_body(
         self, query: Tensor, call: AttentionCall, rotator: Rotator | None, mask: Tensor | None, limits: Tensor | None
@@ -169,8 +197,9 @@ class CompressedLayer(KVLayer):
         return torch.tensor(ends, device=query.device).clamp_min(self.tail_start)
 
     def _tail(self, tail: GrowingTensor | None) -> Tensor:
+        """The tail in the model's dtype."""
         assert tail is not None
-        return tail.view
+        return tail.view.to(self.dtype)
 
     def _tail_keys(self, rotator: Rotator | None) -> Tensor:
         keys = self._tail(self.tail_keys)
@@ -193,6 +222,7 @@ class CompressedLayer(KVLayer):
         """Take in a prompt; ``keys`` in the codec's frame."""
         self.append(keys, values)
         self._settle(query, scaling, rotator if self.codec.keys_before_rope else None)
+        self._round_prompt()
 
     def _find_first(self, mask: Tensor | None) -> None:
         """Read each row's left padding off the mask's last query; a row may still be nothing but padding."""
@@ -224,9 +254,8 @@ class CompressedLayer(KVLayer):
         boundary = self.spans.boundary(seen, self.first_max)
         if boundary <= self.tail_start:
             return
-        assert self.tail_keys is not None and self.tail_values is not None
         held, leaving = seen - self.tail_start, boundary - self.tail_start
-        keys, values = self.tail_keys.view[:, :, :held], self.tail_values.view[:, :, :held]
+        keys, values = self._tail(self.tail_keys)[:, :, :held], self._tail(self.tail_values)[:, :, :held]
         begin = 0 if self.tail_start else self.spans.sinks
         if begin < leaving and self.selector is None:
             self._append(keys[:, :, begin:leaving], values[:, :, begin:leaving])
@@ -240,12 +269,12 @@ class CompressedLayer(KVLayer):
 
     def _leave(self, boundary: int) -> None:
         """Drop the tail's exact copies before slot ``boundary``; the rows' sinks are kept."""
-        tails = self._tail(self.tail_keys), self._tail(self.tail_values)
+        assert self.tail_keys is not None and self.tail_values is not None
+        tails = self.tail_keys, self.tail_values
         if self.tail_start == 0:
-            slots = self._sink_slots(tails[0].device).expand(tails[0].shape[0], -1)
-            self.sink_keys, self.sink_values = (gather_slots(tail, slots) for tail in tails)
-        for tail in (self.tail_keys, self.tail_values):
-            assert tail is not None
+            slots = self._sink_slots(tails[0].data.device).expand(tails[0].data.shape[0], -1)
+            self.sink_keys, self.sink_values = (gather_slots(tail.view, slots) for tail in tails)
+        for tail in tails:
             tail.drop_front(boundary - self.tail_start, self.spans.recent + self.spans.block)
         self.tail_start = boundary
 
@@ -334,7 +363,8 @@ class CompressedLayer(KVLayer):
         assert self.sink_keys is not None and self.sink_values is not None
         device = self.sink_keys.device
         rebuilt = []
-        for exact, decoded in zip((self.sink_keys, self.sink_values), self._decode_body(), strict=True):
+        sinks = self.sink_keys.to(self.dtype), self.sink_values.to(self.dtype)
+        for exact, decoded in zip(sinks, self._decode_body(), strict=True):
             whole = exact.new_zeros(*exact.shape[:2], self.tail_start, exact.shape[-1])
             for slots, states in ((self._body_slots(device), decoded), (self._sink_slots(device)[:, None], exact)):
                 whole.scatter_(2, slots.long().unsqueeze(-1).expand_as(states), states)
@@ -351,14 +381,14 @@ class CompressedLayer(KVLayer):
     def _decode_body(self) -> tuple[Tensor, Tensor]:
         if not self.body.entries:
             assert self.sink_keys is not None and self.sink_values is not None
-            return self.sink_keys[:, :, :0], self.sink_values[:, :, :0]
+            return self.sink_keys[:, :, :0].to(self.dtype), self.sink_values[:, :, :0].to(self.dtype)
         keys, values = self._bound.decode(self.body.view())
         return keys.to(self.dtype), values.to(self.dtype)
 
     def _set_tail(self, keys: Tensor, values: Tensor) -> None:
         capacity = self.spans.recent + self.spans.block
-        self.tail_keys = GrowingTensor.with_capacity(keys, capacity)
-        self.tail_values = GrowingTensor.with_capacity(values, capacity)
+        self.tail_keys = GrowingTensor.with_capacity(stored_as(keys, self.exact_dtype), capacity)
+        self.tail_values = GrowingTensor.with_capacity(stored_as(values, self.exact_dtype), capacity)
 
     def reset(self) -> None:
         """Forget everything."""

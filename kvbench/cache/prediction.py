@@ -38,14 +38,14 @@ def body_bits_per_element(plan: Plan, geometry: ModelGeometry) -> float | None:
 
 
 def _layer_bytes(plan: Plan, layer: LayerGeometry, dtype: torch.dtype, tokens: int) -> float:
-    exact = layer.elements_per_token * dtype.itemsize
+    uncompressed = layer.elements_per_token * dtype.itemsize
     own = plan.layers.get(layer.layer)
     if layer.sliding_window is not None:
-        return exact * (layer.sliding_window if tokens >= layer.sliding_window else tokens)
+        return uncompressed * (layer.sliding_window if tokens >= layer.sliding_window else tokens)
     if own is None or own.codec is None:
-        return exact * tokens
+        return uncompressed * tokens
     spans = CompressedLayer(own.codec, plan.spans, own.selector).spans
-    boundary = spans.boundary(tokens)
+    exact, boundary = layer.elements_per_token * spans.dtype(dtype).itemsize, spans.boundary(tokens)
     if boundary == 0:
         return exact * tokens
     return exact * (spans.sinks + spans.recent + spans.block) + _body_bytes(

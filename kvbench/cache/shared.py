@@ -85,6 +85,12 @@ class SharedLayer(CompressedLayer):
             for member in self.group:
                 member._catch_up(boundary)
 
+    def _round_prompt(self) -> None:
+        """Members keep their prompt as it was computed until the last one has encoded it for all."""
+        if self.owns_body:
+            for member in self.group:
+                CompressedLayer._round_prompt(member)
+
     def _settle_as_decoded(self, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
         """The first member encodes for all what has left the window by the end of the block, step by step.
 

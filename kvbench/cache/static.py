@@ -24,6 +24,7 @@ from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import ExactLayer, Held, require_finite
 from kvbench.cache.rotary import StaticRotator
+from kvbench.cache.spans import beyond_float16
 from kvbench.errors import KvbenchError
 from kvbench.models.intercept import AttentionCall, rotate
 from kvbench.quantizers.base import Stored
@@ -75,8 +76,8 @@ class StaticLayer(CacheLayerMixin):
 
     def write(self, index: Tensor, call: AttentionCall) -> None:
         """Put the new token at ``index`` ()."""
-        self.exact_keys.index_copy_(AXIS, index.view(1), call.keys)
-        self.exact_values.index_copy_(AXIS, index.view(1), call.values)
+        self.exact_keys.index_copy_(AXIS, index.view(1), call.keys.to(self.exact_keys.dtype))
+        self.exact_values.index_copy_(AXIS, index.view(1), call.values.to(self.exact_values.dtype))
 
     def get_seq_length(self) -> int:
         """Tokens seen, as a tensor: a number would be read back from the device at every step."""
@@ -142,7 +143,7 @@ class StaticCompressedLayer(StaticLayer):
             buffers.append(zeros(exact, window))
             buffers[-1][:, :, : exact.shape[AXIS]] = exact
         super().__init__(seen, buffers[0], buffers[1])
-        self.codec = layer.codec
+        self.codec, self.dtype = layer.codec, layer.dtype
         for side in self.codec.sides.values():
             if side.transform is not None:
                 _ = side.transform.shifts  # known from here on: a graph cannot ask
@@ -155,11 +156,16 @@ class StaticCompressedLayer(StaticLayer):
     def _new_body(self, layer: CompressedLayer) -> Stored:
         """Room for the codes of ``capacity`` entries; a block of zeros tells their shapes."""
         block, used = self.codec.block, layer.body.view()
-        blank = self.codec.encode(zeros(self.exact_keys, block), zeros(self.exact_values, block))
+        keys, values = (self._as_computed(zeros(exact, block)) for exact in (self.exact_keys, self.exact_values))
+        blank = self.codec.encode(keys, values)
         body = {name: zeros(one, one.shape[AXIS] * (self.capacity // block)) for name, one in blank.items()}
         for name, tensor in used.items():
             body[name][:, :, : tensor.shape[AXIS]] = tensor
         return body
+
+    def _as_computed(self, exact: Tensor) -> Tensor:
+        """Exact tokens in the model's dtype; they may be stored in a narrower one."""
+        return exact.to(self.dtype)
 
     # ---- the step: one graph, whatever the lengths ------------------------------------------------------------------
 
@@ -170,11 +176,11 @@ class StaticCompressedLayer(StaticLayer):
             query = rotate(call.module, query, call.rotation, self.rotator.rotary_dims)
         self.write(self.seen - self.start, call)
         index = torch.arange(self.exact_keys.shape[AXIS], device=self.seen.device)
-        keys = self.exact_keys
+        keys, values = self._as_computed(self.exact_keys), self._as_computed(self.exact_values)
         if self.rotator is not None:
             keys = self.rotator.at(keys, torch.where(index < self.spans.sinks, index, index + self.start))
         mask = (index <= self.seen - self.start).view(1, 1, 1, -1)
-        part = partial_attention(query, keys, self.exact_values, call.scaling, mask, call.softcap)
+        part = partial_attention(query, keys, values, call.scaling, mask, call.softcap)
         if not self.capacity:
             return part.output
         if self.codec.decoupled:
@@ -191,14 +197,20 @@ class StaticCompressedLayer(StaticLayer):
     # ---- between steps ----------------------------------------------------------------------------------------------
 
     def settle(self, tokens: int) -> None:
-        """Encode the block that has left the window, if one has, and move the rest of the window up."""
+        """Encode the block that has left the window, if one has, and move the rest of the window up.
+
+        Raises:
+            KvbenchError: NaN or infinite values, or the step's token is beyond the range of exact=float16.
+        """
+        self._require_range()
         sinks = self.spans.sinks
         count = self.spans.boundary(tokens) - sinks - self.encoded
         if count <= 0:
             return
         leaving = slice(sinks, sinks + count)
-        require_finite(self.exact_keys[:, :, leaving], self.exact_values[:, :, leaving])
-        stored = self.codec.encode(self.exact_keys[:, :, leaving], self.exact_values[:, :, leaving])
+        keys, values = (self._as_computed(exact[:, :, leaving]) for exact in (self.exact_keys, self.exact_values))
+        require_finite(keys, values)
+        stored = self.codec.encode(keys, values)
         for name, tensor in stored.items():
             entries = tensor.shape[AXIS]
             self.body[name].narrow(AXIS, self.encoded * entries // count, entries).copy_(tensor)
@@ -206,6 +218,13 @@ class StaticCompressedLayer(StaticLayer):
             exact[:, :, sinks:-count] = exact[:, :, sinks + count :].clone()
         self.encoded += count
         self.start.add_(count)
+
+    def _require_range(self) -> None:
+        """The step itself cannot ask whether its token was rounded to infinity; the first call after it does."""
+        if self.exact_keys.dtype == torch.float16 != self.dtype:
+            for exact in (self.exact_keys, self.exact_values):
+                if not bool(exact.isfinite().all()):
+                    raise beyond_float16()
 
     def held(self) -> Held:
         """Sinks and window are exact; of the body's buffers the filled part says what it is, and the rest is slack."""

@@ -1,6 +1,7 @@
 """A compressor: parts that compose, and the exact spans around what they compress.
 
-``pca:rank=0.5+int:bits=4,group=64`` is two parts; ``sinks``, ``recent`` and ``block`` may stand in any of them.
+``pca:rank=0.5+int:bits=4,group=64`` is two parts; ``sinks``, ``recent``, ``block`` and ``exact`` may stand in any of
+them.
 """
 
 from __future__ import annotations
@@ -8,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import kvbench
 from kvbench.cache.attach import Plan
-from kvbench.cache.spans import Spans
+from kvbench.cache.spans import ExactDtype, Spans
 from kvbench.calibration.statistics import Statistics
 from kvbench.compressors import registry
 from kvbench.compressors.draft import Draft
@@ -25,7 +26,9 @@ from kvbench.compressors.stock import StockPart
 from kvbench.errors import KvbenchError
 from kvbench.models.geometry import ModelGeometry
 
-_SPANS = ("sinks", "recent", "block")
+_SPANS: dict[str, Any] = {item.name: ExactDtype if item.name == "exact" else int for item in fields(Spans)}
+"""The keys of the exact spans with their types."""
+_SHORT = {"fp16": "float16", "bf16": "bfloat16"}
 _FLOORS = ("attention", "cache", "calibration", "quantizers", "selectors", "transforms")
 _SHARED = ("allocation", "draft", "eviction", "fixed_basis", "joint", "low_rank", "online", "plan_file", "stock")
 _CODE = (*_FLOORS, *(f"compressors/{name}.py" for name in _SHARED), "measure/sensitivity.py")
@@ -117,7 +120,8 @@ def parse(spec: str) -> Compressor:
     """
     if not spec.strip():
         raise KvbenchError(f"empty compressor spec; known: {', '.join(registry.names())}")
-    parts, given = [], {}
+    parts: list[Part] = []
+    given: dict[str, Any] = {}
     for text in spec.strip().split("+"):
         name, _, rest = text.strip().partition(":")
         settings = _settings(text, rest)
@@ -126,7 +130,8 @@ def parse(spec: str) -> Compressor:
             if key in settings:
                 if key in given:
                     raise KvbenchError(f"{spec}: sets {key} twice; it holds for all parts together")
-                given[key] = convert(f"{name}:{key}", settings.pop(key), int)
+                value = settings.pop(key)
+                given[key] = convert(f"{name}:{key}", _SHORT.get(value, value), _SPANS[key])
         with blaming(cls, f"refuses {text.strip()!r}"):
             parts.append(cls.parse(settings))
     _check_roles(parts, given)
@@ -137,7 +142,7 @@ def parse(spec: str) -> Compressor:
 
 
 def _default_spans(parts: Sequence[Part]) -> Spans:
-    """What ``sinks``, ``recent`` and ``block`` are unless the spec says otherwise."""
+    """What the exact spans are unless the spec says otherwise."""
     return parts[0].spans if isinstance(parts[0], Saved) else Spans()
 
 
@@ -158,7 +163,7 @@ def _settings(text: str, rest: str) -> dict[str, str]:
     return settings
 
 
-def _check_roles(parts: list[Part], given: dict[str, int]) -> None:
+def _check_roles(parts: list[Part], given: dict[str, Any]) -> None:
     taken: dict[str, str] = {}
     for part in parts:
         if part.roles == ("baseline",) and (len(parts) > 1 or given):

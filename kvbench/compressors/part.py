@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
+from kvbench.cache.spans import Spans
 from kvbench.compressors.draft import Draft
 from kvbench.errors import KvbenchError, unknown
 
@@ -53,7 +54,7 @@ class Part(ABC):
         hints = get_type_hints(cls)
         for key in settings:
             if key not in items:
-                raise unknown(f"key of compressor {cls.name!r}:", key, [*items, "sinks", "recent", "block"])
+                raise unknown(f"key of compressor {cls.name!r}:", key, [*items, *(item.name for item in fields(Spans))])
         missing = [key for key, item in items.items() if item.default is MISSING and key not in settings]
         if missing:
             raise KvbenchError(f"compressor {cls.name!r} needs {', '.join(missing)}, as in {cls.name}:{missing[0]}=…")

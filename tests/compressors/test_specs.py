@@ -43,7 +43,12 @@ QUANTIZERS = st.one_of(
     part("kivi", {"bits": bits}, group=st.integers(1, 300)),
 )
 BOTH = part("kvtc", {"bits": st.floats(1e-3, 8)}, shift=st.floats(-1e30, 1e30), allocate=st.sampled_from(ALLOCATIONS))
-SPANS = optional(sinks=st.integers(0, 99), recent=st.integers(0, 9999), block=st.integers(1, 999))
+SPANS = optional(
+    sinks=st.integers(0, 99),
+    recent=st.integers(0, 9999),
+    block=st.integers(1, 999),
+    exact=st.sampled_from(["float16", "bfloat16"]),
+)
 
 
 @st.composite
@@ -91,6 +96,9 @@ def test_every_default_spec_is_canonical_up_to_order(spec: str) -> None:
         ("int:bits=4+pca:rank=0.50", "pca:rank=0.5+int:bits=4"),
         ("int:bits=8,recent=32+snapkv:budget=.25", "snapkv:budget=0.25,recent=32+int:bits=8"),
         ("kivi:bits=2,group=32,sinks=4,recent=64,block=32", "kivi:bits=2"),
+        ("kivi:bits=2,exact=fp16", "kivi:bits=2,exact=float16"),
+        ("pca:rank=0.5+int:exact=bf16,bits=4", "pca:rank=0.5,exact=bfloat16+int:bits=4"),
+        ("kivi:bits=2,exact=model", "kivi:bits=2"),
         ("pca:rank=0.123456789", "pca:rank=0.123456789"),
         ("kvtc:bits=3,shift=1e20", "kvtc:bits=3,shift=1e20"),
     ],
@@ -132,6 +140,8 @@ ERRORS = {
     "none:recent=3": "none is a baseline",
     "int:bits=4,sinks=-1": "sinks and recent must be at least 0, block at least 1",
     "int:bits=4,block=0": "block at least 1",
+    "int:bits=4,exact=float8": "unknown value for int:exact: 'float8'",
+    "none:exact=float16": "none is a baseline",
     "int:bits=4,recent=few": "int:recent='few' is not a whole number",
     "palu:rank=0.5,group=0": "group=0 must be at least 1",
     "knorm:budget=0": "budget=0 must be in \\(0, 1\\]",

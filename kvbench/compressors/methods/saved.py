@@ -21,7 +21,7 @@ class Saved(Part):
     """The plan in the folder ``path``, as ``kvbench fit --save`` left it: bases, bit widths, ranks and exact spans.
 
     Nothing is fitted again and no calibration is read, so the compressor is the same on every machine. It runs on the
-    model it was fitted for, in the same dtype, and refuses every other. ``recent``, ``sinks`` and ``block`` default to
+    model it was fitted for, in the same dtype, and refuses every other. The keys of the exact spans default to
     those of the fit.
     """
 
