@@ -57,6 +57,10 @@ def run(
     ] = None,
     at: Annotated[str | None, Parameter(help="Equal bytes: solve methods for these bits, as in bits=2,3,4.")] = None,
     methods: Annotated[str, Parameter(help="With --at: all, or names separated by commas.")] = "all",
+    exact: Annotated[
+        Literal["model", "float16", "bfloat16"] | None,
+        Parameter(help="With --at: dtype of every method's exact tokens; default: the suite's."),
+    ] = None,
     device: Device = "cpu",
     dtype: Annotated[str | None, Parameter(help="float32, bfloat16 or float16; default: the suite's.")] = None,
     threads: Annotated[int, Parameter(help="Torch threads; 0 takes torch's own choice.")] = 0,
@@ -80,7 +84,7 @@ def run(
     from kvbench.runs.suites import load_suite
 
     chosen = load_suite(suite or ("frontier" if at else "quick")).narrowed(
-        model=model, compressors=compressor, dtype=dtype
+        model=model, compressors=compressor, dtype=dtype, exact=exact
     )
     from kvbench.attention.reading import Reading
     from kvbench.progress import RunProgress  # torch comes with these: a misspelt suite need not wait for it
@@ -93,8 +97,8 @@ def run(
     with RunProgress(err, quiet) as progress:
         runner = Runner(RunStore(folder), progress, device, threads, reading=Reading(attention, read))
         if at is not None:
-            chosen, unreachable = solve_suite(runner, chosen, methods, at)
-            for reason in unreachable:
+            chosen, left_out = solve_suite(runner, chosen, methods, at)
+            for reason in left_out:
                 say(f"left out: {reason}")
         if dry_run:
             return _print_plan(runner.plan(chosen), RunStore(folder).finished_ids(), json_)

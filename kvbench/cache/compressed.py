@@ -24,7 +24,8 @@ from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.codec import Codec
 from kvbench.cache.layer import Held, KVLayer, gather_slots, mask_at, require_finite
 from kvbench.cache.rotary import Rotator
-from kvbench.cache.spans import Spans, stored_as
+from kvbench.cache.rounding import exact_dtype, stored_as
+from kvbench.cache.spans import Spans
 from kvbench.models.intercept import AttentionCall, rotate
 from kvbench.quantizers.base import Stored
 from kvbench.selectors.base import OBSERVED, Leaving, Selector, pick
@@ -63,7 +64,7 @@ class CompressedLayer(KVLayer):
     @property
     def exact_dtype(self) -> torch.dtype:
         """The dtype that sinks and tail are stored in."""
-        return self.spans.dtype(self.dtype)
+        return exact_dtype(self.spans, self.dtype)
 
     def append(self, key_states: Tensor, value_states: Tensor) -> None:
         """Add tokens to the exact tail; rounded unless they are the first ones, a prompt."""

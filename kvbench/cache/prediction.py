@@ -6,6 +6,7 @@ import torch
 
 from kvbench.cache.attach import LayerPlan, Plan
 from kvbench.cache.compressed import CompressedLayer
+from kvbench.cache.rounding import exact_dtype
 from kvbench.cache.spans import Spans
 from kvbench.models.geometry import LayerGeometry, ModelGeometry
 
@@ -45,7 +46,7 @@ def _layer_bytes(plan: Plan, layer: LayerGeometry, dtype: torch.dtype, tokens: i
     if own is None or own.codec is None:
         return uncompressed * tokens
     spans = CompressedLayer(own.codec, plan.spans, own.selector).spans
-    exact, boundary = layer.elements_per_token * spans.dtype(dtype).itemsize, spans.boundary(tokens)
+    exact, boundary = layer.elements_per_token * exact_dtype(spans, dtype).itemsize, spans.boundary(tokens)
     if boundary == 0:
         return exact * tokens
     return exact * (spans.sinks + spans.recent + spans.block) + _body_bytes(

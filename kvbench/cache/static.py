@@ -24,7 +24,7 @@ from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import ExactLayer, Held, require_finite
 from kvbench.cache.rotary import StaticRotator
-from kvbench.cache.spans import beyond_float16
+from kvbench.cache.rounding import beyond_float16
 from kvbench.errors import KvbenchError
 from kvbench.models.intercept import AttentionCall, rotate
 from kvbench.quantizers.base import Stored

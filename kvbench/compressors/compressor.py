@@ -15,20 +15,17 @@ from typing import Any, get_args
 
 import kvbench
 from kvbench.cache.attach import Plan
-from kvbench.cache.spans import ExactDtype, Spans
+from kvbench.cache.spans import Spans
 from kvbench.calibration.statistics import Statistics
-from kvbench.compressors import registry
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.foreign import blaming, check_codecs
 from kvbench.compressors.methods.saved import Saved
-from kvbench.compressors.part import Part, Role, convert
+from kvbench.compressors.part import Part, Role
+from kvbench.compressors.spec import Spec, read
 from kvbench.compressors.stock import StockPart
 from kvbench.errors import KvbenchError
 from kvbench.models.geometry import ModelGeometry
 
-_SPANS: dict[str, Any] = {item.name: ExactDtype if item.name == "exact" else int for item in fields(Spans)}
-"""The keys of the exact spans with their types."""
-_SHORT = {"fp16": "float16", "bf16": "bfloat16"}
 _FLOORS = ("attention", "cache", "calibration", "quantizers", "selectors", "transforms")
 _SHARED = ("allocation", "draft", "eviction", "fixed_basis", "joint", "low_rank", "online", "plan_file", "stock")
 _CODE = (*_FLOORS, *(f"compressors/{name}.py" for name in _SHARED), "measure/sensitivity.py")
@@ -65,7 +62,7 @@ class Compressor:
         default = _default_spans(self.parts)
         extra = [
             f"{name}={getattr(self.spans, name)}"
-            for name in _SPANS
+            for name in (item.name for item in fields(Spans))
             if getattr(self.spans, name) != getattr(default, name)
         ]
         first, *rest = (str(part) for part in self.parts)
@@ -118,26 +115,23 @@ def parse(spec: str) -> Compressor:
     Raises:
         KvbenchError: unknown name or key (with the nearest match), a bad value, or parts that do not compose.
     """
-    if not spec.strip():
-        raise KvbenchError(f"empty compressor spec; known: {', '.join(registry.names())}")
+    return assemble(read(spec))
+
+
+def assemble(spec: Spec) -> Compressor:
+    """The compressor of a spec that was read.
+
+    Raises:
+        KvbenchError: as :func:`parse`, but for names.
+    """
     parts: list[Part] = []
-    given: dict[str, Any] = {}
-    for text in spec.strip().split("+"):
-        name, _, rest = text.strip().partition(":")
-        settings = _settings(text, rest)
-        cls = registry.find(name)
-        for key in _SPANS:
-            if key in settings:
-                if key in given:
-                    raise KvbenchError(f"{spec}: sets {key} twice; it holds for all parts together")
-                value = settings.pop(key)
-                given[key] = convert(f"{name}:{key}", _SHORT.get(value, value), _SPANS[key])
-        with blaming(cls, f"refuses {text.strip()!r}"):
-            parts.append(cls.parse(settings))
-    _check_roles(parts, given)
-    spans = replace(_default_spans(parts), **given)
+    for written in spec.parts:
+        with blaming(written.cls, f"refuses {written.text!r}"):
+            parts.append(written.cls.parse(written.settings))
+    _check_roles(parts, spec.spans)
+    spans = replace(_default_spans(parts), **spec.spans)
     if spans.sinks < 0 or spans.recent < 0 or spans.block < 1:
-        raise KvbenchError(f"{spec}: sinks and recent must be at least 0, block at least 1 (tokens)")
+        raise KvbenchError(f"{spec.text}: sinks and recent must be at least 0, block at least 1 (tokens)")
     return Compressor(tuple(sorted(parts, key=_order)), spans)
 
 
@@ -149,18 +143,6 @@ def _default_spans(parts: Sequence[Part]) -> Spans:
 def _order(part: Part) -> int:
     """What is kept, in which coordinates, with how many bits: the order in which parts stand and are applied."""
     return min(get_args(Role).index(role) for role in part.roles)
-
-
-def _settings(text: str, rest: str) -> dict[str, str]:
-    settings: dict[str, str] = {}
-    for item in filter(None, rest.split(",")):
-        key, equals, value = (piece.strip() for piece in item.partition("="))
-        if not equals or not key or not value:
-            raise KvbenchError(f"cannot read {item!r} in compressor {text!r}; write name:key=value,key=value")
-        if key in settings:
-            raise KvbenchError(f"compressor {text!r} sets {key} twice")
-        settings[key] = value
-    return settings
 
 
 def _check_roles(parts: list[Part], given: dict[str, Any]) -> None:

@@ -7,27 +7,25 @@ element are all predicted bytes of the cache at the workload's length, exact spa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
-from typing import get_type_hints
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from kvbench.cache.attach import Plan
 from kvbench.cache.prediction import predict_bytes
-from kvbench.cache.spans import Spans
 from kvbench.calibration.statistics import Statistics
 from kvbench.compressors import registry
-from kvbench.compressors.compressor import Compressor, parse
+from kvbench.compressors.compressor import Compressor
+from kvbench.compressors.open_method import OpenMethod
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
 from kvbench.models.geometry import ModelGeometry
 
-KNOBS = ("bits", "rank", "budget", "latent")
 TOLERANCE = 0.02
 """Share of the target that the solved cache may be off."""
 
-_BODY = ",recent=0,block=8"
-HIGHEST = {"bits": 8.0}
-"""The largest value of a knob that is not a share of something."""
+_SPANS = {"recent": 0, "block": 8}
+"""Nothing but sinks stays exact unless the method states it: the window gets what is left over."""
 _LOWEST = 1 / 64
 _GRID = (1.0, 0.75, 0.55, 0.45, 0.35, 0.25, 0.18, 0.12, 0.06, _LOWEST)
 """Settings tried from the top, as shares of the knob's highest, until one stays within the target."""
@@ -42,11 +40,15 @@ _COMPLETED = {"cast": "cast:to=fp8", "hadamard": "hadamard+int"}
 
 @dataclass(frozen=True)
 class Solver:
-    """Predicts bits per element of one model at ``tokens``, and turns a method into a spec of the wanted size."""
+    """Predicts bits per element of one model at ``tokens``, and turns a method into a spec of the wanted size.
+
+    ``spans`` are keys of :class:`Spans` that every method gets alike unless it states them: ``{"exact": "float16"}``.
+    """
 
     geometry: ModelGeometry
     statistics: Statistics | None
     tokens: int
+    spans: Mapping[str, Any] = field(default_factory=dict)
     _plans: dict[tuple[Part, ...], Plan] = field(default_factory=dict)
 
     def bits(self, compressor: Compressor) -> float:
@@ -65,32 +67,38 @@ class Solver:
         Raises:
             KvbenchError: no setting reaches the target within 2 %; the message says the nearest.
         """
-        best = self._largest_below(method, target)
-        found = self._fill_window(best, target)
-        reached = self.bits(found)
-        if abs(reached - target) > TOLERANCE * target:
+        nearest = self.nearest(method, target)
+        reached = self.bits(nearest)
+        if not reaches(reached, target):
             raise KvbenchError(
                 f"{method} cannot take {target:g} bits per element at {self.tokens} tokens; the nearest is "
-                f"{reached:.2f} with {found}"
+                f"{reached:.2f} with {nearest}"
             )
-        return found
+        return nearest
 
-    def _largest_below(self, method: str, target: float) -> Compressor:
+    def nearest(self, method: str, target: float) -> Compressor:
+        """``method`` at ``target`` bits, or as close to them as it comes: its smallest setting where all are larger.
+
+        Raises:
+            KvbenchError: the method is no spec, or does not fit this model.
+        """
+        return self._fill_window(self._largest_below(OpenMethod.of(method), target), target)
+
+    def _largest_below(self, method: OpenMethod, target: float) -> Compressor:
         """The knob's largest setting that stays within the target (its smallest one if none does)."""
-        knob = open_knob(method)
-        if knob is None:
-            return parse(_with(method, None, None))
-        name, choices = knob
-        if choices:
-            fitting = [parse(_with(method, name, choice)) for choice in choices]
+        spans = {**_SPANS, **self.spans}
+        if method.knob is None:
+            return method.at(spans=spans)
+        if method.choices:
+            fitting = [method.at(choice, spans) for choice in method.choices]
             below = [own for own in fitting if self.bits(own) <= target * (1 + TOLERANCE / 2)]
-            return below[-1] if below else fitting[0]
-        return self._bisect(lambda value: parse(_with(method, name, round(value, 4))), name, target)
+            return below[-1] if below else min(fitting, key=self.bits)
+        return self._bisect(lambda value: method.at(round(value, 4), spans), method.highest, target)
 
-    def _bisect(self, make: Callable[[float], Compressor], name: str, target: float) -> Compressor:
+    def _bisect(self, make: Callable[[float], Compressor], highest: float, target: float) -> Compressor:
         """The largest number that stays within the target; bytes need not grow at the low end (eviction blocks)."""
         sizes: dict[float, float] = {}
-        for value in (share * HIGHEST.get(name, 1.0) for share in _GRID):
+        for value in (share * highest for share in _GRID):
             sizes[value] = self.bits(make(value))
             if sizes[value] <= target:
                 break
@@ -120,24 +128,9 @@ class Solver:
         return _widened(compressor, low)
 
 
-def open_knob(method: str) -> tuple[str, tuple[int, ...]] | None:
-    """(name, choices) of the first knob that ``method`` leaves open; no choices: any number. None: nothing is open."""
-    for text in method.split("+"):
-        name, _, given = text.partition(":")
-        cls = registry.find(name)
-        hints = get_type_hints(cls)
-        for item in fields(cls):
-            if item.name in KNOBS and f"{item.name}=" not in given and not (item.default is None and _complete(text)):
-                return item.name, _choices(cls, item.name) if hints[item.name] is int else ()
-    return None
-
-
-def _complete(text: str) -> bool:
-    """Whether a part says enough without the settings it leaves out: ``pca:energy=0.9`` needs no rank."""
-    try:
-        return bool(parse(text))
-    except KvbenchError:
-        return False
+def reaches(bits: float, target: float) -> bool:
+    """Whether ``bits`` per element count as the ``target``: within 2 %."""
+    return abs(bits - target) <= TOLERANCE * target
 
 
 def all_methods() -> Iterator[str]:
@@ -157,41 +150,5 @@ def all_methods() -> Iterator[str]:
             yield f"{name}+int:bits={4 if 'transform' in cls.roles else 8}"
 
 
-def _choices(cls: type[Part], name: str) -> tuple[int, ...]:
-    """The whole numbers up to 16 that the part accepts."""
-
-    def accepted(value: int) -> bool:
-        try:
-            cls(**{name: value})
-        except (KvbenchError, TypeError):
-            return False
-        return True
-
-    return tuple(value for value in range(1, 17) if accepted(value))
-
-
-def turned(method: str, name: str, value: float) -> str:
-    """The spec of ``method`` with its open knob ``name`` set to ``value``."""
-    parts = method.split("+")
-    place = next(index for index, text in enumerate(parts) if _opens(text, name))
-    parts[place] += ("," if ":" in parts[place] else ":") + f"{name}={value:g}"
-    return "+".join(parts)
-
-
-def _with(method: str, name: str | None, value: float | None) -> str:
-    """The spec of ``method`` with its open knob set, and no window unless the method states one."""
-    spec = method if name is None or value is None else turned(method, name, value)
-    if "recent=" in method:
-        return spec
-    first, *rest = spec.split("+")
-    return "+".join([first + (_BODY if ":" in first else ":" + _BODY.lstrip(",")), *rest])
-
-
-def _opens(text: str, name: str) -> bool:
-    part, _, given = text.partition(":")
-    return name in {item.name for item in fields(registry.find(part))} and f"{name}=" not in given
-
-
 def _widened(compressor: Compressor, recent: int) -> Compressor:
-    spans = compressor.spans
-    return replace(compressor, spans=Spans(spans.sinks, recent, spans.block))
+    return replace(compressor, spans=replace(compressor.spans, recent=recent))

@@ -6,10 +6,11 @@ a trial only pays for its own codec.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,9 +121,9 @@ class ModelBench:
         """Walk the bytes of ``arm``'s cache after a prompt, in this process and without peaks."""
         return measure_filled(arm, self._prompt(text, prompt).repeat(batch))
 
-    def solver(self, source: CalibrationSource, tokens: int) -> Solver:
-        """A solver for equal bytes at ``tokens``."""
-        return Solver(self.geometry, self._statistics(source), tokens)
+    def solver(self, source: CalibrationSource, tokens: int, spans: Mapping[str, Any] | None = None) -> Solver:
+        """A solver for equal bytes at ``tokens``; ``spans`` as in :class:`Solver`."""
+        return Solver(self.geometry, self._statistics(source), tokens, spans or {})
 
     def evaluation_windows(self, text: str, length: int, count: int) -> Windows:
         """Windows of the evaluation split, within the model's context."""

@@ -30,7 +30,7 @@ from kvbench.cache.prediction import predict_bytes
 from kvbench.calibration.collect import collect
 from kvbench.calibration.statistics import Statistics
 from kvbench.compressors.compressor import Compressor, parse
-from kvbench.compressors.equal_bytes import open_knob
+from kvbench.compressors.open_method import OpenMethod
 from kvbench.errors import KvbenchError
 from kvbench.measure.sensitivity import measure_sensitivity
 from kvbench.models.geometry import ModelGeometry, probe_geometry
@@ -286,10 +286,10 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
 def _ladder(compressor: Compressor) -> Iterable[str]:
     """The spec at rising settings of its first knob."""
     for part in compressor.parts:
-        knob = open_knob(part.name)
-        if knob is None or getattr(part, knob[0]) is None:
+        method = OpenMethod.of(part.name)
+        if method.knob is None or getattr(part, method.knob) is None:
             continue
-        name, choices = knob
+        name, choices = method.knob, method.choices
         value = getattr(part, name)
         shares = (0.25, 0.5, 1.0)
         if isinstance(value, int) and not choices:  # a count, as mla's latent

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kvbench.compressors.compressor import Compressor, parse
-from kvbench.compressors.equal_bytes import HIGHEST, open_knob, turned
+from kvbench.compressors.compressor import Compressor
+from kvbench.compressors.open_method import OpenMethod
 from kvbench.errors import KvbenchError
 
 CLOSE = 0.05
@@ -36,13 +36,12 @@ class Search:
     _refused: KvbenchError | None = None
 
     def __post_init__(self) -> None:
-        knob = open_knob(self.method)
-        if knob is None:
+        self.open = OpenMethod.of(self.method)
+        if self.open.knob is None:
             raise KvbenchError(
                 f"{self.method} leaves nothing to search; leave out its bits, rank or budget (kvtc, pca+int:bits=4)"
             )
-        self.name, self.choices = knob
-        self.highest = HIGHEST.get(self.name, 1.0)
+        self.choices, self.highest = self.open.choices, self.open.highest
 
     def solve(self, target: float) -> Compressor:
         """The cheapest setting found whose measured KLD is at most ``target`` nats per token.
@@ -100,7 +99,7 @@ class Search:
         return min(max((ends[0] - math.log(target)) / (ends[0] - ends[1]), 0.1), 0.9)
 
     def _make(self, value: float) -> Compressor:
-        return parse(turned(self.method, self.name, value))
+        return self.open.at(value)
 
     def _kld(self, value: float) -> float:
         """Measured KLD; infinite where the method refuses the setting."""

@@ -19,8 +19,8 @@ from pydantic import PositiveInt, ValidationError
 from kvbench.cache.attach import Plan
 from kvbench.compressors import registry
 from kvbench.compressors.compressor import Compressor
-from kvbench.compressors.equal_bytes import open_knob
 from kvbench.compressors.methods.saved import PLAN, Saved
+from kvbench.compressors.open_method import OpenMethod
 from kvbench.compressors.plan_file import dump_plan
 from kvbench.errors import KvbenchError
 from kvbench.measure.bench import CalibrationSource, ModelBench, Report
@@ -184,7 +184,7 @@ def fit_method(
         KvbenchError: bad input, or a target that no setting reaches.
     """
     wanted = parse_target(target)
-    open_knob(method)  # a misspelt method need not wait for the model
+    OpenMethod.of(method)  # a misspelt method need not wait for the model
     bench = ModelBench(model, dtype, device, report)
     request = Request.of(bench, method, wanted, **settings)
     folder = save or default_folder(request)

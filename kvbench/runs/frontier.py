@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
+from kvbench.compressors.compressor import parse
 from kvbench.compressors.equal_bytes import all_methods
 from kvbench.errors import KvbenchError
 from kvbench.runs.resolve import calibration_source
 from kvbench.runs.runner import Runner
-from kvbench.runs.suites import Suite
+from kvbench.runs.suites import Suite, SuiteWorkload
 
 
 def solve_suite(runner: Runner, suite: Suite, methods: str, at: str) -> tuple[Suite, list[str]]:
     """``suite`` with ``methods`` solved for the targets of ``at`` ("bits=2,3,4"), and why some are left out.
 
-    The length that bytes are counted at is the memory workload's prompt; the suite's own compressors (baselines) stay.
+    The length that bytes are counted at is the prompt of the first workload with a memory part, and methods are
+    calibrated as there; the suite's own compressors (baselines) stay. Every solved spec stores its exact spans as the
+    suite's ``exact`` says. A method that cannot take a target is there at its nearest size: ``solved_for`` says for
+    which targets each spec stands. Left out is what no size can be solved for.
 
     Raises:
-        KvbenchError: an unreadable target, a suite with several models or workloads, or nothing that can be solved.
+        KvbenchError: an unreadable target, a suite with several models or no memory part, or nothing that can be
+            solved.
     """
     targets = _targets(at)
-    if len(suite.models) != 1 or len(suite.workload) != 1 or suite.workload[0].memory is None:
-        raise KvbenchError("--at needs a suite with one model and one workload that has a memory part")
-    workload = suite.workload[0]
+    workload = _sized(suite)
     assert workload.memory is not None
     bench = runner.bench_for(suite.models[0], suite.dtype)
-    solver = bench.solver(calibration_source(workload.plain()), workload.memory.prompt)
-    solved, unreachable = [], []
+    spans = {} if suite.exact == "model" else {"exact": suite.exact}
+    solver = bench.solver(calibration_source(workload.plain()), workload.memory.prompt, spans)
+    asked: dict[str, tuple[float, ...]] = {}
+    left_out = []
     wanted = list(all_methods()) if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
     for index, method in enumerate(wanted):
         runner.listener.stage(f"solving {method}", index, len(wanted))
-        for target in targets:
-            try:
-                solved.append(str(solver.solve(method, target)))
-            except KvbenchError as error:
-                unreachable.append(str(error))
-    if not solved:
-        raise KvbenchError(f"no method reaches {at}: {unreachable[0] if unreachable else 'no methods given'}")
-    specs = dict.fromkeys([*suite.compressors, *solved])
-    return suite.narrowed(compressors=list(specs)), unreachable
+        try:
+            for target in targets:
+                spec = str(solver.nearest(method, target))
+                asked[spec] = (*asked.get(spec, ()), target)
+        except KvbenchError as error:
+            left_out.append(str(error))
+    if not asked:
+        raise KvbenchError(f"no method reaches {at}: {left_out[0] if left_out else 'no methods given'}")
+    own = [str(parse(spec)) for spec in suite.compressors]
+    return suite.narrowed(compressors=list(dict.fromkeys([*own, *asked])), solved_for=asked), left_out
+
+
+def _sized(suite: Suite) -> SuiteWorkload:
+    """The workload that bytes are solved at."""
+    found = [workload for workload in suite.workload if workload.memory is not None]
+    if len(suite.models) != 1 or not found:
+        raise KvbenchError("--at needs a suite with one model and a workload that has a memory part")
+    return found[0]
 
 
 def _targets(at: str) -> list[float]:
@@ -47,4 +61,4 @@ def _targets(at: str) -> list[float]:
         targets = []
     if name.strip() != "bits" or not equals or not targets or any(not 0 < target <= 64 for target in targets):
         raise KvbenchError(f"cannot read --at {at!r}; write bits=3 or bits=2,3,4 (bits per K or V element, all bytes)")
-    return targets
+    return list(dict.fromkeys(targets))

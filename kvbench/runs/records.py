@@ -213,6 +213,8 @@ class Record(Frozen):
     memory: MemoryResult | None = None
     speed: SpeedResult | None = None
     quality: QualityResult | None = None
+    solved_for: tuple[float, ...] = ()
+    """Bits per element that the compressor was solved for; where it cannot take them, this is its nearest size."""
     provenance: Provenance
     checksum: str
     """sha256 of the canonical JSON of all other fields."""
@@ -237,6 +239,7 @@ class Record(Frozen):
         memory: MemoryResult | None = None,
         speed: SpeedResult | None = None,
         quality: QualityResult | None = None,
+        solved_for: tuple[float, ...] = (),
     ) -> Record:
         """The record of a trial that has ended, with its id and checksum. Raises ValueError if it is not whole."""
         draft = cls(
@@ -248,6 +251,7 @@ class Record(Frozen):
             memory=memory,
             speed=speed,
             quality=quality,
+            solved_for=solved_for,
             provenance=provenance,
             checksum="",
         )

@@ -106,12 +106,12 @@ class Runner:
             self.listener.planned(trials, sum(trial.id in finished for trial in trials))
             for trial in trials:
                 if trial.id not in finished:
-                    self._run_one(trial)
+                    self._run_one(trial, suite.solved_for.get(trial.compressor, ()))
         wanted = {trial.id for trial in trials}
         found = {record.id: record for record in self.store.records() if record.id in wanted}
         return [found[trial.id] for trial in trials if trial.id in found]
 
-    def _run_one(self, trial: Trial) -> None:
+    def _run_one(self, trial: Trial, solved_for: tuple[float, ...]) -> None:
         started = datetime.now(UTC)
         self.listener.started(trial)
         status: Status = "ok"
@@ -124,7 +124,7 @@ class Runner:
         except Exception as error:
             status, failure = _classify(error), _failure(error)
         found = Provenance(**provenance(trial.device, started))
-        record = Record.of(trial, status, found, failure=failure, **results)
+        record = Record.of(trial, status, found, failure=failure, solved_for=solved_for, **results)
         self.store.append(record)
         self.listener.ended(record)
         if interrupt is not None:

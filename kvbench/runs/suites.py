@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from kvbench.cache.spans import ExactDtype
 from kvbench.errors import KvbenchError, unknown
 from kvbench.runs.records import MemoryWorkload, QualityWorkload, SpeedWorkload, Workload
 from kvbench.runs.trials import Frozen
@@ -29,27 +30,38 @@ class SuiteWorkload(Workload):
 
 
 class Suite(Frozen):
-    """The content of a suite file."""
+    """The content of a suite file.
+
+    ``exact`` is the dtype of the exact spans of every spec that is solved for equal bytes, and ``solved_for`` the bits
+    per element that such specs stand for.
+    """
 
     name: str
     models: tuple[str, ...] = Field(min_length=1)
     compressors: tuple[str, ...] = Field(min_length=1)
     dtype: str = "float32"
     seed: int = 0
+    exact: ExactDtype = "model"
+    solved_for: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     workload: tuple[SuiteWorkload, ...] = Field(min_length=1)
 
     def narrowed(
-        self, model: str | None = None, compressors: Sequence[str] | None = None, dtype: str | None = None
+        self,
+        model: str | None = None,
+        compressors: Sequence[str] | None = None,
+        dtype: str | None = None,
+        exact: ExactDtype | None = None,
+        solved_for: dict[str, tuple[float, ...]] | None = None,
     ) -> Suite:
-        """This suite on another model, with other compressors or in another dtype; None keeps the suite's own."""
+        """This suite with another model, compressors, dtype and so on; None keeps the suite's own."""
         changes: dict[str, object] = {}
         if model is not None:
             workloads = tuple(own.model_copy(update={"models": None}) for own in self.workload)
             changes |= {"models": (model,), "workload": workloads}
         if compressors:
             changes["compressors"] = tuple(compressors)
-        if dtype is not None:
-            changes["dtype"] = dtype
+        given = {"dtype": dtype, "exact": exact, "solved_for": solved_for}
+        changes |= {name: value for name, value in given.items() if value is not None}
         return self.model_copy(update=changes)
 
     @field_validator("models", "compressors")

@@ -16,7 +16,8 @@ from kvbench.cache.attach import Plan
 from kvbench.cache.compiled import compiled_decode
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.prediction import predict_bytes
-from kvbench.cache.spans import Spans, stored_as
+from kvbench.cache.rounding import stored_as
+from kvbench.cache.spans import Spans
 from kvbench.compressors.compressor import parse
 from kvbench.compressors.plan_file import dump_plan, open_plan
 from kvbench.errors import KvbenchError

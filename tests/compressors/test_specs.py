@@ -112,7 +112,7 @@ ERRORS = {
     "": "empty compressor spec; known: .*pca",
     "pcaa:rank=1": "unknown compressor 'pcaa'; did you mean 'pca'\\? known: .*kivi.*palu",
     "pca:rank=0.5+": "unknown compressor ''; known: .*kivi",
-    "pca:rnk=0.5": "unknown key of compressor 'pca': 'rnk'; did you mean 'rank'\\? known: block, energy, heads, ",
+    "pca:rnk=0.5": "unknown key of compressor 'pca': 'rnk'; did you mean 'rank'\\? known: block, energy, exact, ",
     "pca": "give either rank or energy",
     "pca:rank=0.5,energy=0.9": "give either rank or energy",
     "pca:rank=2": "rank=2.0 must be in \\(0, 1\\]",

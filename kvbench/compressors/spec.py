@@ -1,0 +1,68 @@
+"""Spec strings taken apart: part classes with the settings written for them, and the exact spans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from kvbench.cache.spans import ExactDtype, Spans
+from kvbench.compressors import registry
+from kvbench.compressors.part import Part, convert
+from kvbench.errors import KvbenchError
+
+_SPANS: dict[str, Any] = {item.name: ExactDtype if item.name == "exact" else int for item in fields(Spans)}
+"""The keys of the exact spans with their types."""
+_SHORT = {"fp16": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class WrittenPart:
+    """One part as it is written: its class, and its settings as texts; they need not be complete."""
+
+    text: str
+    cls: type[Part]
+    settings: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A whole spec as it is written; ``spans`` holds only the keys of :class:`Spans` that were given."""
+
+    text: str
+    parts: tuple[WrittenPart, ...]
+    spans: dict[str, Any]
+
+
+def read(text: str) -> Spec:
+    """Take ``text`` apart. Names and syntax are checked, and the values of the exact spans; nothing else is.
+
+    Raises:
+        KvbenchError: an unknown name (with the nearest match), unreadable settings, or a span given twice.
+    """
+    if not text.strip():
+        raise KvbenchError(f"empty compressor spec; known: {', '.join(registry.names())}")
+    parts, spans = [], {}
+    for part in text.strip().split("+"):
+        name, _, rest = part.strip().partition(":")
+        settings = _settings(part, rest)
+        cls = registry.find(name)
+        for key in _SPANS:
+            if key in settings:
+                if key in spans:
+                    raise KvbenchError(f"{text}: sets {key} twice; it holds for all parts together")
+                value = settings.pop(key)
+                spans[key] = convert(f"{name}:{key}", _SHORT.get(value, value), _SPANS[key])
+        parts.append(WrittenPart(part.strip(), cls, settings))
+    return Spec(text, tuple(parts), spans)
+
+
+def _settings(text: str, rest: str) -> dict[str, str]:
+    settings: dict[str, str] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = (piece.strip() for piece in item.partition("="))
+        if not equals or not key or not value:
+            raise KvbenchError(f"cannot read {item!r} in compressor {text!r}; write name:key=value,key=value")
+        if key in settings:
+            raise KvbenchError(f"compressor {text!r} sets {key} twice")
+        settings[key] = value
+    return settings
