@@ -194,7 +194,7 @@ def test_unreadable_suites(refuse: Refuse, tmp_path: Path):
     ("change", "told"),
     [
         ({"text": '"nowhere.txt"'}, "unknown text 'nowhere.txt'"),
-        ({"length": "4096"}, "evaluation length 4096 needs 4096 tokens, but the context of random:llama ends at 2048"),
+        ({"length": "4096"}, "test length 4096 needs 4096 tokens, but the context of random:llama ends at 2048"),
         ({"calibration_length": "4096"}, "calibration length 4096 needs 4096 tokens"),
         ({"documents": "100000"}, "text pydoc has"),
         ({"models": '["random:llama", "random:lama"]'}, "unknown random model family 'lama'"),
@@ -217,11 +217,11 @@ def test_prompts_that_grow_beyond_the_context_or_the_text(refuse, suite: Callabl
 
 
 def test_a_text_too_short_for_its_split(refuse: Refuse, suite: Callable[..., Path], tmp_path: Path):
-    (tmp_path / "short.txt").write_text("One paragraph.\n\nAnother one.\n")
+    (tmp_path / "short.txt").write_text("One paragraph.\n\nAnother one.\n\nA third.\n")
     told = refuse("run", "--suite", suite(text='"short.txt"'))
-    assert "text short.txt has 13 tokens in its evaluation split, 48 are needed" in told
+    assert "text short.txt has 0 documents of at least 48 tokens in its test split, 1 are needed" in told
     (tmp_path / "single.txt").write_text("One paragraph.")
-    assert "has 1 documents; two are needed" in refuse("run", "--suite", suite(text='"single.txt"'))
+    assert "has 1 documents; 3 are needed" in refuse("run", "--suite", suite(text='"single.txt"'))
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------

@@ -107,28 +107,40 @@ class ModelBench:
 
     # ---- measurements ----------------------------------------------------------------------------------------------
 
-    def quality(self, arm: Arm, text: str, documents: int, length: int, prefix: int, block: int) -> Quality:
-        """Score ``arm`` on documents of the evaluation split."""
-        return self._quality(text, documents, length, prefix, block).score(arm)
+    def quality(
+        self, arm: Arm, text: str, documents: int, length: int, prefix: int, block: int, split: Split = "test"
+    ) -> Quality:
+        """Score ``arm`` on documents of a split."""
+        return self._quality(text, documents, length, prefix, block, split).score(arm)
 
     def speed(
-        self, arm: Arm, text: str, batch: int, prompt: int, steps: int, rounds: int, warmup: int, seed: int
+        self,
+        arm: Arm,
+        text: str,
+        batch: int,
+        prompt: int,
+        steps: int,
+        rounds: int,
+        warmup: int,
+        seed: int,
+        split: Split = "test",
     ) -> Speed:
         """Time ``arm`` against both baselines."""
-        return self._speed(text, batch, prompt, steps, rounds, warmup, seed).run(arm, self.baselines(arm.reading))
+        bench = self._speed(text, batch, prompt, steps, rounds, warmup, seed, split)
+        return bench.run(arm, self.baselines(arm.reading))
 
-    def memory(self, arm: Arm, text: str, batch: int, prompt: int) -> Memory:
+    def memory(self, arm: Arm, text: str, batch: int, prompt: int, split: Split = "test") -> Memory:
         """Walk the bytes of ``arm``'s cache after a prompt, in this process and without peaks."""
-        return measure_filled(arm, self._prompt(text, prompt).repeat(batch))
+        return measure_filled(arm, self._prompt(text, prompt, split).repeat(batch))
 
     def solver(self, source: CalibrationSource, tokens: int, spans: Mapping[str, Any] | None = None) -> Solver:
         """A solver for equal bytes at ``tokens``; ``spans`` as in :class:`Solver`."""
         return Solver(self.geometry, self._statistics(source), tokens, spans or {})
 
-    def evaluation_windows(self, text: str, length: int, count: int) -> Windows:
-        """Windows of the evaluation split, within the model's context."""
-        self.check_context(f"evaluation length {length}", length)
-        return self._windows(text, "evaluation", length, count)
+    def evaluation_windows(self, text: str, length: int, count: int, split: Split = "test") -> Windows:
+        """Windows that are scored or prompted with, one a document, within the model's context."""
+        self.check_context(f"{split} length {length}", length)
+        return self._windows(text, split, length, count)
 
     def calibration_windows(self, source: CalibrationSource) -> Windows:
         """Windows of the calibration split, within the model's context."""
@@ -152,20 +164,23 @@ class ModelBench:
             self.loaded, self.geometry, found, lambda done, total: self.report("calibrating", done, total)
         )
 
-    def _quality_bench(self, text: str, documents: int, length: int, prefix: int, block: int) -> QualityBench:
-        ids = self._ids(text, length, documents)
-        return QualityBench(self._none(), ids, prefix, block)
+    def _quality_bench(
+        self, text: str, documents: int, length: int, prefix: int, block: int, split: Split
+    ) -> QualityBench:
+        found = self.evaluation_windows(text, length, documents, split)
+        ids = found.ids.to(self.loaded.model.device)
+        return QualityBench(self._none(), ids, prefix, block, found.document_ids)
 
     def _speed_bench(
-        self, text: str, batch: int, prompt: int, steps: int, rounds: int, warmup: int, seed: int
+        self, text: str, batch: int, prompt: int, steps: int, rounds: int, warmup: int, seed: int, split: Split
     ) -> SpeedBench:
-        return SpeedBench(self._none(), self._ids(text, prompt, 1), batch, steps, rounds, warmup, seed)
+        return SpeedBench(self._none(), self._prompt_ids(text, prompt, split), batch, steps, rounds, warmup, seed)
 
-    def _exact_prompt(self, text: str, prompt: int) -> ExactPrompt:
-        return exact_prompt(self.loaded.model, self.geometry, self._ids(text, prompt, 1))
+    def _exact_prompt(self, text: str, prompt: int, split: Split) -> ExactPrompt:
+        return exact_prompt(self.loaded.model, self.geometry, self._prompt_ids(text, prompt, split))
 
-    def _ids(self, text: str, length: int, count: int) -> Tensor:
-        return self.evaluation_windows(text, length, count).ids.to(self.loaded.model.device)
+    def _prompt_ids(self, text: str, prompt: int, split: Split) -> Tensor:
+        return self.evaluation_windows(text, prompt, 1, split).ids.to(self.loaded.model.device)
 
 
 def dtype_named(name: str) -> torch.dtype:

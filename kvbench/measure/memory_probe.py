@@ -24,6 +24,7 @@ from kvbench.measure.memory import as_plain, measure_memory
 from kvbench.measure.sensitivity import calibrated
 from kvbench.models.geometry import probe_geometry
 from kvbench.models.loading import load
+from kvbench.texts.splits import Split
 from kvbench.texts.windows import windows
 
 
@@ -42,6 +43,7 @@ class Request:
     steps: int
     calibration: tuple[str, int, int] | None
     attention: str
+    split: Split = "test"
 
 
 def probe(request: Request, timeout_s: float = 1800) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def _measure(request: Request) -> dict[str, Any]:
     warm_up(loaded.model.device)  # a compiler's memory is not the cache's
     reading = Reading.parse(request.attention)
     arm = Arm.of(request.compressor, loaded.model, geometry, plan, compressor.stock, reading)
-    ids = windows(request.text, "evaluation", loaded.tokenizer, request.prompt, request.batch).ids
+    ids = windows(request.text, request.split, loaded.tokenizer, request.prompt, request.batch).ids
     return as_plain(measure_memory(arm, ids.to(request.device), request.steps))
 
 

@@ -55,6 +55,8 @@ class Quality:
     same_top1: float
     noise_floor_kld: float
     per_document_kld: tuple[float, ...]
+    document_ids: tuple[str, ...]
+    """The documents, in the order of ``per_document_kld``; empty where the bench was given none."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class QualityBench:
     ids: Tensor
     prefix: int
     block: int
+    document_ids: tuple[str, ...] = ()
     _documents: list[_Document] = field(default_factory=list)
 
     def score(self, arm: Arm) -> Quality:
@@ -86,7 +89,7 @@ class QualityBench:
             KvbenchError: the model's logits are not finite.
         """
         scores = [self._score_document(arm, document) for document in self.documents()]
-        return _pool(scores, self.documents())
+        return _pool(scores, self.documents(), self.document_ids)
 
     def documents(self) -> list[_Document]:
         """The documents with prompts and baselines, computed on first use."""
@@ -161,7 +164,7 @@ def _kld(baseline: Tensor, found: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _pool(scores: list[TokenScores], documents: list[_Document]) -> Quality:
+def _pool(scores: list[TokenScores], documents: list[_Document], document_ids: tuple[str, ...]) -> Quality:
     baseline_nll = [document.nll for document in documents]
     deltas = [score.nll - nll for score, nll in zip(scores, baseline_nll, strict=True)]
     kld = torch.cat([score.kld for score in scores])
@@ -180,4 +183,5 @@ def _pool(scores: list[TokenScores], documents: list[_Document]) -> Quality:
         same_top1=float(torch.cat([score.same_top1 for score in scores]).mean()),
         noise_floor_kld=float(torch.cat([document.floor for document in documents]).mean()),
         per_document_kld=tuple(float(score.kld.mean()) for score in scores),
+        document_ids=document_ids,
     )

@@ -28,11 +28,9 @@ from kvbench.measure.quality import QualityBench
 from kvbench.measure.search import Search
 from kvbench.runs.files import replace_file
 from kvbench.runs.trials import Frozen
-from kvbench.texts.windows import check_disjoint, windows
+from kvbench.texts.windows import check_disjoint
 
 FIT, PROBES = "fit.json", "probes.json"
-RESERVED = 16_384
-"""Tokens at the evaluation split's end that are never searched on: there are the documents that suites score."""
 
 _UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 Stored = TypeVar("Stored", bound=Frozen)
@@ -53,7 +51,7 @@ class Request(Frozen):
     """What is asked; a folder belongs to one request.
 
     ``windows`` of ``length`` tokens of the calibration split of ``text`` feed the fit; ``documents`` of ``tokens`` of
-    its evaluation split feed a search for a KLD.
+    its development split feed a search for a KLD.
     """
 
     model: str
@@ -266,12 +264,9 @@ class Fitter:
         return Search(self.request.method, measure).solve(self.request.target.value)
 
     def _documents(self) -> QualityBench:
-        """Documents of the evaluation split that calibration never saw and suites do not score."""
+        """Documents that calibration never saw and suites do not report."""
         tokens, count = self.request.tokens, self.request.documents
-        self.bench.check_context(f"documents of {tokens} tokens", tokens)
-        seed = max(1, math.ceil(RESERVED / (tokens * count)))
-        tokenizer = self.bench.loaded.tokenizer
-        found = windows(self.request.text, "evaluation", tokenizer, tokens, count, seed)
+        found = self.bench.evaluation_windows(self.request.text, tokens, count, "development")
         check_disjoint(self.bench.calibration_windows(self._source), found)
         none = self.bench.baselines()[0]
         return QualityBench(none, found.ids.to(self.bench.loaded.model.device), tokens // 4, max(1, tokens // 4))

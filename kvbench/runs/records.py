@@ -161,6 +161,8 @@ class QualityResult(Frozen):
     noise_floor_kld: float
     """KLD of the uncompressed model against itself on another execution path: nothing below it is a difference."""
     per_document_kld: tuple[float, ...]
+    document_ids: tuple[str, ...] = ()
+    """The documents, in the order of ``per_document_kld``."""
     body_bits: float | None = None
 
 

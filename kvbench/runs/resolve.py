@@ -6,6 +6,7 @@ from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.compressors.compressor import parse
 from kvbench.measure.bench import CalibrationSource, ModelBench
 from kvbench.runs.trials import QualityWorkload, Trial, Workload
+from kvbench.texts.splits import Split
 from kvbench.texts.windows import check_disjoint
 
 
@@ -18,6 +19,11 @@ def calibration_source(workload: Workload) -> CalibrationSource:
 def evaluation_text(workload: Workload) -> str:
     """The text that prompts and documents come from."""
     return (workload.quality or QualityWorkload()).text
+
+
+def evaluation_split(workload: Workload) -> Split:
+    """The split of that text that they come from."""
+    return (workload.quality or QualityWorkload()).split
 
 
 def resolve(
@@ -47,20 +53,21 @@ def resolve(
 
 def _text_hashes(bench: ModelBench, workload: Workload, calibrates: bool) -> dict[str, str]:
     """What is read of which text, by hash; refuses what cannot be read before anything is measured."""
-    source, text = calibration_source(workload), evaluation_text(workload)
+    source, text, split = calibration_source(workload), evaluation_text(workload), evaluation_split(workload)
     quality, speed, memory = workload.quality, workload.speed, workload.memory
     found = {}
     if calibrates:
         found[f"calibration {source.text}"] = bench.calibration_windows(source)
     if quality is not None:
-        found[f"evaluation {text}"] = bench.evaluation_windows(text, quality.length, quality.documents)
-        check_disjoint(bench.calibration_windows(source), found[f"evaluation {text}"])
+        scored = bench.evaluation_windows(text, quality.length, quality.documents, split)
+        check_disjoint(bench.calibration_windows(source), scored)
+        found[f"{split} {text}"] = scored
     if speed is not None:
         decoded = (speed.rounds + speed.warmup) * speed.steps
         bench.check_context("speed (prompt + the steps of all rounds)", speed.prompt + decoded)
-        found[f"prompt {text} {speed.prompt}"] = bench.evaluation_windows(text, speed.prompt, 1)
+        found[f"prompt {text} {speed.prompt}"] = bench.evaluation_windows(text, speed.prompt, 1, split)
     if memory is not None:
         bench.check_context("memory (prompt + steps)", memory.prompt + memory.steps)
         rows = f"{memory.batch} × {memory.prompt}" if memory.batch > 1 else f"{memory.prompt}"
-        found[f"prompt {text} {rows}"] = bench.evaluation_windows(text, memory.prompt, memory.batch)
+        found[f"prompt {text} {rows}"] = bench.evaluation_windows(text, memory.prompt, memory.batch, split)
     return {name: windows.sha256 for name, windows in found.items()}

@@ -33,7 +33,7 @@ from kvbench.runs.records import (
     SpeedResult,
     Status,
 )
-from kvbench.runs.resolve import calibration_source, evaluation_text, resolve
+from kvbench.runs.resolve import calibration_source, evaluation_split, evaluation_text, resolve
 from kvbench.runs.store import RunStore
 from kvbench.runs.suites import Suite, expand
 from kvbench.runs.trials import Trial
@@ -140,13 +140,14 @@ class Runner:
             self.listener.stage("quality", 0, 1)
             settings = workload.quality
             quality = bench.quality(
-                arm, settings.text, settings.documents, settings.length, settings.prefix, settings.block
+                arm, settings.text, settings.documents, settings.length, settings.prefix, settings.block, settings.split
             )
             results["quality"] = _quality_result(quality)
         if workload.speed is not None:
             self.listener.stage("speed", 0, 1)
             timing = workload.speed.model_dump()
-            results["speed"] = _speed_result(bench.speed(arm, evaluation_text(workload), seed=trial.seed, **timing))
+            text, split = evaluation_text(workload), evaluation_split(workload)
+            results["speed"] = _speed_result(bench.speed(arm, text, seed=trial.seed, split=split, **timing))
         if workload.memory is not None:
             self.listener.stage("memory", 0, 1)
             results["memory"] = self._memory(bench, arm, trial)
@@ -157,9 +158,8 @@ class Runner:
         assert wanted is not None
         if wanted.peaks:
             return MemoryResult.model_validate(probe(self._request(trial), self.probe_timeout_s))
-        return MemoryResult.model_validate(
-            as_plain(bench.memory(arm, evaluation_text(trial.workload), wanted.batch, wanted.prompt))
-        )
+        text, split = evaluation_text(trial.workload), evaluation_split(trial.workload)
+        return MemoryResult.model_validate(as_plain(bench.memory(arm, text, wanted.batch, wanted.prompt, split)))
 
     def _request(self, trial: Trial) -> Request:
         source = calibration_source(trial.workload)
@@ -172,6 +172,7 @@ class Runner:
             device=trial.device,
             threads=trial.threads,
             text=evaluation_text(trial.workload),
+            split=evaluation_split(trial.workload),
             calibration=(source.text, source.windows, source.length) if needs else None,
             attention=trial.attention,
             **trial.workload.memory.model_dump(exclude={"peaks"}),

@@ -6,6 +6,8 @@ again. Its key is the short name under which results of different days are compa
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, model_validator
 
 from kvbench.runs.canonical import content, digest
@@ -23,10 +25,12 @@ class Frozen(BaseModel):
 class QualityWorkload(Frozen):
     """Teacher forcing: each document's first ``prefix`` tokens are prefilled, the rest is scored ``block`` at a time.
 
+    The documents are the ``split``'s: what is quoted comes from "test", what a setting is chosen by from "development".
     ``calibration_windows`` windows of ``calibration_length`` tokens of ``calibration_text`` feed the calibration.
     """
 
     text: str = "essays"
+    split: Literal["test", "development"] = "test"
     calibration_text: str = "essays"
     calibration_windows: PositiveInt = 8
     calibration_length: PositiveInt = 1024

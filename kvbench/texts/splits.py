@@ -1,44 +1,71 @@
-"""Which documents calibrate and which evaluate: fixed for every text, so that no run can mix them.
+"""Which documents calibrate, which are tuned on and which are reported: fixed for every text, so no run can mix them.
 
-A text without splits of its own is cut by document: in sorted order, the documents within the first 60 % of the
-characters calibrate, the rest evaluates. Texts of the hub bring their own splits.
+A text without splits of its own is dealt by document: in order of falling length the documents go to the splits of
+``PATTERN`` in turn, so that the test split gets three of five and every split has long and short ones. Hub texts keep
+the files they are published in; one that has no file for development gives every fourth test document to it.
 """
 
 from __future__ import annotations
 
-from itertools import accumulate
-from typing import Literal
+from typing import Literal, get_args
 
 import datasets
 
 from kvbench.errors import KvbenchError
-from kvbench.texts.registry import find
+from kvbench.texts.registry import TextEntry, find
 from kvbench.texts.sources import as_dataset, read_hub, read_whole
 
-Split = Literal["calibration", "evaluation"]
-CALIBRATION_SHARE = 0.6
+Split = Literal["calibration", "development", "test"]
+"""Fits and statistics read calibration, searches and tuning studies development, reported figures test."""
+
+PATTERN: tuple[Split, ...] = ("test", "test", "calibration", "test", "development")
+TEST_FILE_PATTERN: tuple[Split, ...] = ("test", "test", "test", "development")
+"""How a hub text's test file is dealt where no file is for development."""
 
 
 def documents(text: str, split: Split) -> datasets.Dataset:
-    """Documents of one split, columns ``id`` (unique over all texts) and ``text``, in fixed order.
+    """Documents of one split, columns ``id`` (unique over all texts) and ``text``.
+
+    Those that calibrate come in their text's order, the others in order of falling length (ties by id), so that the
+    first few are the ones that are long enough for any window.
 
     Raises:
-        KvbenchError: unknown text or split, or a text with fewer than two documents.
+        KvbenchError: unknown text or split, or a text with too few documents for the split.
         FetchError: the text cannot be fetched.
     """
-    if split not in ("calibration", "evaluation"):
-        raise KvbenchError(f"unknown split {split!r}; known: calibration, evaluation")
+    if split not in get_args(Split):
+        raise KvbenchError(f"unknown split {split!r}; known: {', '.join(get_args(Split))}")
     entry = find(text)
     if entry.source == "hub":
-        return read_hub(entry, entry.calibration_file if split == "calibration" else entry.evaluation_file)
-    whole = [(name, body) for name, body in read_whole(entry) if body.strip()]
-    if len(whole) < 2:
-        raise KvbenchError(f"text {text} has {len(whole)} documents; two are needed, to calibrate and to evaluate")
-    cut = _cut([len(body) for _, body in whole])
-    return as_dataset(whole[:cut] if split == "calibration" else whole[cut:])
+        return _published(entry, split)
+    rows = _distinct(as_dataset(read_whole(entry)))
+    needed = 1 + max(PATTERN.index("test"), PATTERN.index("calibration"), PATTERN.index(split))
+    if len(rows) < needed:
+        raise KvbenchError(
+            f"text {text} has {len(rows)} documents; {needed} are needed for a {split} split beside the others"
+        )
+    return _dealt(rows, split, PATTERN)
 
 
-def _cut(lengths: list[int]) -> int:
-    """How many of the documents, at least one and not all, lie within the calibration share of the characters."""
-    within = sum(end <= CALIBRATION_SHARE * sum(lengths) for end in accumulate(lengths))
-    return min(max(within, 1), len(lengths) - 1)
+def _published(entry: TextEntry, split: Split) -> datasets.Dataset:
+    """A split of a hub text, from the file that is for it."""
+    if split == "calibration":
+        return read_hub(entry, entry.calibration_file)
+    if split == "development" and entry.development_file:
+        return _dealt(_distinct(read_hub(entry, entry.development_file)), split, (split,))
+    pattern: tuple[Split, ...] = ("test",) if entry.development_file else TEST_FILE_PATTERN
+    return _dealt(_distinct(read_hub(entry, entry.test_file)), split, pattern)
+
+
+def _distinct(rows: datasets.Dataset) -> datasets.Dataset:
+    """Without empty documents and repeated ones: a document under two names could land in two splits."""
+    first = {body: index for index, body in reversed([*enumerate(rows["text"])]) if body.strip()}
+    return rows.select(sorted(first.values()))
+
+
+def _dealt(rows: datasets.Dataset, split: Split, pattern: tuple[Split, ...]) -> datasets.Dataset:
+    """The rows that ``pattern``, repeated, deals to ``split``."""
+    names, lengths = list(rows["id"]), [len(body) for body in rows["text"]]
+    falling = sorted(range(len(rows)), key=lambda index: (-lengths[index], names[index]))
+    chosen = [index for place, index in enumerate(falling) if pattern[place % len(pattern)] == split]
+    return rows.select(sorted(chosen) if split == "calibration" else chosen)

@@ -79,7 +79,7 @@ def test_memory_without_a_process_has_no_peaks(bench: ModelBench):
 @pytest.mark.parametrize(
     ("measure", "what"),
     [
-        (lambda bench: bench.evaluation_windows("pydoc", 2049, 1), "evaluation length 2049"),
+        (lambda bench: bench.evaluation_windows("pydoc", 2049, 1), "test length 2049"),
         (lambda bench: bench.calibration_windows(CalibrationSource("pydoc", 1, 2049)), "calibration length 2049"),
         (lambda bench: bench.check_context("prompt and steps", 2049), "prompt and steps"),
     ],

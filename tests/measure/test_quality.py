@@ -166,7 +166,7 @@ def test_default_model_reads_essays_as_well_as_ever(smollm2: LoadedModel):
     none, int8 = (
         Arm.of(spec, smollm2.model, geometry, parse(spec).fit(geometry)) for spec in ("none", "int:bits=8,recent=16")
     )
-    ids = windows("essays", "evaluation", smollm2.tokenizer, 192, 1).ids
+    ids = windows("essays", "test", smollm2.tokenizer, 192, 1).ids
     found = QualityBench(none, ids, 96, 96).score(int8)
-    assert 30 < found.baseline_perplexity < 150, "a wrong alignment of targets would give thousands"
+    assert 10 < found.baseline_perplexity < 100, "a wrong alignment of targets would give thousands"
     assert found.noise_floor_kld < 1e-7 < found.kld_mean < 2e-3 and found.same_top1 > 0.95

@@ -39,7 +39,7 @@ def bench(smollm2) -> ModelBench:  # the fixture skips loudly, or fails in CI, w
 
 @pytest.fixture(scope="module")
 def hidden(bench):
-    haystack = " ".join(documents("essays", "evaluation")["text"][:4])
+    haystack = " ".join(documents("essays", "test")["text"][:4])
     found = needle(bench.loaded.tokenizer, haystack, 1024, depth=0.5)
     ids = bench.loaded.tokenizer(found.prompt, return_tensors="pt", add_special_tokens=False).input_ids
     return found, exact_prompt(bench.loaded.model, bench.geometry, ids)
