@@ -137,7 +137,7 @@ def _record(small: ModelBench) -> Record:
         model=MODEL,
         weights_sha256=small.loaded.weights_sha256,
         compressor="none",
-        compressor_code="",
+        code="",
         workload=Workload(name="harness", memory=MemoryWorkload()),
         dtype="float32",
         device="cpu",

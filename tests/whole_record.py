@@ -23,7 +23,7 @@ TRIAL = Trial(
     model="random:llama",
     weights_sha256="ab" * 32,
     compressor="int:bits=4",
-    compressor_code="cd" * 8,
+    code="cd" * 8,
     workload=WORKLOAD,
     dtype="float32",
     device="cpu",

@@ -6,14 +6,10 @@ them.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, get_args
 
-import kvbench
 from kvbench.cache.attach import Plan
 from kvbench.cache.spans import Spans
 from kvbench.calibration.statistics import Statistics
@@ -25,10 +21,6 @@ from kvbench.compressors.spec import Spec, read
 from kvbench.compressors.stock import StockPart
 from kvbench.errors import KvbenchError
 from kvbench.models.geometry import ModelGeometry
-
-_FLOORS = ("attention", "cache", "calibration", "quantizers", "selectors", "transforms")
-_SHARED = ("allocation", "draft", "eviction", "fixed_basis", "joint", "low_rank", "online", "plan_file", "stock")
-_CODE = (*_FLOORS, *(f"compressors/{name}.py" for name in _SHARED), "measure/sensitivity.py")
 
 
 @dataclass(frozen=True)
@@ -89,21 +81,6 @@ class Compressor:
         plan = draft.finish(self.spans)
         check_codecs(self.parts, geometry, plan.layers)
         return plan
-
-    def code_hash(self) -> str:
-        """sha256 over the sources that decide what this compressor stores and computes."""
-        root = Path(kvbench.__file__).parent
-        files = [
-            path
-            for name in _CODE
-            for path in ([root / name] if name.endswith(".py") else sorted((root / name).glob("*.py")))
-        ]
-        digest = hashlib.sha256()
-        for file in [*files, *sorted({Path(inspect.getfile(type(part))) for part in self.parts})]:
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
-        if self.saved is not None:
-            digest.update(self.saved.content())
-        return digest.hexdigest()
 
 
 def parse(spec: str) -> Compressor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,11 @@ class PlanFile:
     def spans(self) -> Any:
         """The plan's exact spans."""
         return _Reader({}).value(self.tree["fields"]["spans"])
+
+    @property
+    def modules(self) -> list[str]:
+        """Names of the modules whose classes the plan is made of, in order."""
+        return sorted({name.partition(":")[0] for name in _classes(self.tree)})
 
     def plan(self, geometry: ModelGeometry) -> Plan:
         """The plan, on the device of a model of this ``geometry``.
@@ -171,6 +176,17 @@ class _Reader:
             if kind.__name__ in node:
                 return kind(self.value(item) for item in node[kind.__name__])
         return _find_class(node["class"])(**{name: self.value(item) for name, item in node["fields"].items()})
+
+
+def _classes(node: Any) -> Iterator[str]:
+    """All ``module:name`` in a tree."""
+    if isinstance(node, dict):
+        if "class" in node:
+            yield node["class"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for item in node:
+            yield from _classes(item)
 
 
 def _find_class(name: str) -> type[Any]:

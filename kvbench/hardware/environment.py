@@ -74,9 +74,9 @@ def kvbench_version() -> str:
 
 
 @cache
-def package_versions() -> dict[str, str]:
-    """Installed versions of the packages that can change a number, from metadata alone: nothing is imported."""
-    found = {name: _version(name) for name in PACKAGES}
+def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """Versions of those of the packages that are installed, from metadata alone: nothing is imported."""
+    found = {name: _version(name) for name in names}
     return {name: version for name, version in found.items() if version}
 
 

@@ -96,7 +96,7 @@ def grouped(records: Iterable[Record]) -> list[Group]:
     """Groups in the order in which their first records come. Rows differ in nothing but compressor and machine."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        same = record.trial.model_copy(update={"compressor": "", "compressor_code": "", "text_sha256": {}})
+        same = record.trial.without_code().model_copy(update={"compressor": "", "text_sha256": {}})
         groups.setdefault(same.id, []).append(record)
     return [Group(tuple(sorted(group, key=_reading_order))) for group in groups.values()]
 

@@ -26,6 +26,7 @@ from kvbench.errors import KvbenchError
 from kvbench.measure.bench import CalibrationSource, ModelBench, Report
 from kvbench.measure.quality import QualityBench
 from kvbench.measure.search import Search
+from kvbench.runs.code_identity import code_sha256
 from kvbench.runs.files import replace_file
 from kvbench.runs.trials import Frozen
 from kvbench.texts.windows import check_disjoint
@@ -252,7 +253,7 @@ class Fitter:
 
         def measure(compressor: Compressor) -> float:
             nonlocal quality
-            spec, code = str(compressor), compressor.code_hash()
+            spec, code = str(compressor), code_sha256(compressor, ("quality",), self.bench.device)
             if spec not in found or found[spec].code != code:
                 self.bench.report(f"measuring {spec}", len(found), len(found) + 1)
                 quality = quality or self._documents()
@@ -281,7 +282,7 @@ class Fitter:
         fit = Fit(
             request=asked,
             spec=str(compressor),
-            code=compressor.code_hash(),
+            code=code_sha256(compressor, ("memory", "quality"), self.bench.device),
             predicted_bytes=memory.predicted_bytes,
             measured_bytes=memory.allocated.total,
             predicted_bits=8 * memory.predicted_bytes / geometry.elements(asked.tokens),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.compressors.compressor import parse
 from kvbench.measure.bench import CalibrationSource, ModelBench
+from kvbench.runs.code_identity import code_sha256, packages
 from kvbench.runs.trials import QualityWorkload, Trial, Workload
 from kvbench.texts.splits import Split
 from kvbench.texts.windows import check_disjoint
@@ -40,7 +41,8 @@ def resolve(
         model=bench.name,
         weights_sha256=bench.loaded.weights_sha256,
         compressor=str(parsed),
-        compressor_code=parsed.code_hash(),
+        code=code_sha256(parsed, workload.parts, bench.device),
+        packages=packages(parsed, bench.device),
         workload=workload,
         dtype=str(bench.loaded.model.dtype).removeprefix("torch."),
         device=bench.device,

@@ -64,7 +64,7 @@ class RunStore:
     def plan(self, trials: Iterable[Trial], suite: str) -> None:
         """Add the trials to the manifest, on disk before this returns.
 
-        An expected trial that differs from a new one only in the compressor's code gives way to it: that code is
+        An expected trial that differs from a new one only in the code that runs it gives way to it: that code is
         gone. Raises KvbenchError if the folder cannot be made or holds another suite, or if another process writes.
         """
         new = {trial.id: trial for trial in trials}
@@ -75,9 +75,9 @@ class RunStore:
                 raise KvbenchError(
                     f"{self.folder} holds suite {self.manifest.suite!r}, not {suite!r}; choose another folder"
                 )
-            replaced = {_without_code(trial) for trial in new.values()}
+            replaced = {trial.without_code().id for trial in new.values()}
             old = self.manifest.trials if self.manifest else {}
-            kept = {id: trial for id, trial in old.items() if id in new or _without_code(trial) not in replaced}
+            kept = {id: trial for id, trial in old.items() if id in new or trial.without_code().id not in replaced}
             created = self.manifest.created if self.manifest else datetime.now(UTC)
             self.manifest = Manifest(schema_version=SCHEMA, suite=suite, created=created, trials=kept | new)
             replace_file(self._manifest_path, canonical_json(content(self.manifest)).encode() + b"\n")
@@ -180,10 +180,6 @@ class RunStore:
 
 class _SchemaOnly(Frozen, extra="ignore"):
     schema_version: int
-
-
-def _without_code(trial: Trial) -> str:
-    return trial.model_copy(update={"compressor_code": ""}).id
 
 
 def _ends_whole(path: Path) -> bool:

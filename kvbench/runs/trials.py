@@ -97,8 +97,10 @@ class Trial(Frozen):
     weights_sha256: str
     compressor: str
     """Canonical spec string."""
-    compressor_code: str
-    """Hash of the source of the compressor, so that changed code is measured anew."""
+    code: str
+    """Hash of the meaning of all code that the trial runs (:mod:`kvbench.runs.code_identity`)."""
+    packages: dict[str, str] = {}
+    """Versions of the packages that can change its numbers."""
     workload: Workload
     dtype: str
     device: str
@@ -112,6 +114,10 @@ class Trial(Frozen):
     def id(self) -> str:
         """16 hex digits of the hash of the content and the schema version."""
         return digest({"schema": SCHEMA, "trial": content(self)})[:16]
+
+    def without_code(self) -> Trial:
+        """The same trial whatever code runs it, kvbench's and that of packages: what is measured anew, not another."""
+        return self.model_copy(update={"code": "", "packages": {}})
 
     @property
     def key(self) -> str:

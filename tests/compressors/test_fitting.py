@@ -145,12 +145,6 @@ def test_ranks_and_groups_of_codecs() -> None:
     assert sides("int:bits=4") == [(2, 16), (2, 16)]
 
 
-def test_the_code_hash_follows_the_code_that_is_used() -> None:
-    first, again, other = (parse(spec).code_hash() for spec in ("int:bits=4", "int:bits=8", "kivi:bits=4"))
-    assert first == again != other
-    assert len(first) == 64
-
-
 def test_without_statistics_a_draft_says_what_to_do() -> None:
     draft = Draft(subject("llama").geometry, None)
     with pytest.raises(KvbenchError, match="layer 0 has no statistics: this compressor needs calibration"):

@@ -69,14 +69,6 @@ def test_spans_are_those_of_the_fit_unless_the_spec_says_otherwise(model: Subjec
     assert wider.fit(model.geometry).spans.recent == 9
 
 
-def test_the_content_decides_the_identity(model: Subject, tmp_path: Path) -> None:
-    spec = save(fitted("kvtc:bits=3", model), model, tmp_path)
-    before = parse(spec).code_hash()
-    assert parse(spec).code_hash() == before
-    save(fitted("kvtc:bits=4", model), model, tmp_path)
-    assert parse(spec).code_hash() != before
-
-
 def test_other_models_are_refused(model: Subject, tmp_path: Path) -> None:
     spec = parse(save(fitted("kvtc:bits=3", model), model, tmp_path, "a" * 64))
     other = subject("llama", torch.float32, hidden=64, heads=4, kv_heads=4, head_dim=16)

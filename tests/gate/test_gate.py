@@ -206,7 +206,7 @@ def test_a_regression_beside_other_conditions_is_a_regression(path, record, resu
 
 
 def test_changed_code_is_what_the_gate_compares(path, record, results):
-    rewritten = record("int:bits=4", trial={"compressor_code": "new"})
+    rewritten = record("int:bits=4", trial={"code": "new"})
     assert gate([*results, rewritten], read_baseline(path)).exit_code == 0
 
 

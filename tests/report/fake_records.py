@@ -95,7 +95,7 @@ def trial(spec: str, workload: Workload = WHOLE, model: str = SMOLLM2) -> Trial:
         model=model,
         weights_sha256="ab" * 32,
         compressor=spec,
-        compressor_code="cd" * 8,
+        code="cd" * 8,
         workload=workload,
         dtype="float32",
         device="cpu",

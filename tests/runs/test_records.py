@@ -24,7 +24,14 @@ def test_id_is_of_the_content(make_trial):
     assert len(trial.id) == 16
     assert trial.key == "random:llama | int:bits=4 | w"
     longer = trial.workload.model_copy(update={"quality": QualityWorkload(length=2048)})
-    changes = [{"seed": 1}, {"weights_sha256": "0"}, {"compressor_code": "0"}, {"dtype": "bfloat16"}, {"threads": 1}]
+    changes = [
+        {"seed": 1},
+        {"weights_sha256": "0"},
+        {"code": "0"},
+        {"packages": {"torch": "0"}},
+        {"dtype": "bfloat16"},
+        {"threads": 1},
+    ]
     changes += [{"text_sha256": {"essays": "0"}}, {"workload": longer}, {"attention": "reference"}]
     assert len({make_trial(**change).id for change in changes} | {trial.id}) == len(changes) + 1
 

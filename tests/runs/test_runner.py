@@ -15,10 +15,10 @@ import pytest
 from fp64 import one_thread
 
 from kvbench.compressors import registry
-from kvbench.compressors.compressor import Compressor
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
+from kvbench.runs import resolve as resolving
 from kvbench.runs import runner as module
 from kvbench.runs.records import Record, Trial
 from kvbench.runs.runner import Runner
@@ -200,7 +200,7 @@ def test_failures_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_changed_code_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first, _ = run(tmp_path / "r", suite("none"))
-    monkeypatch.setattr(Compressor, "code_hash", lambda self: "ab" * 32)
+    monkeypatch.setattr(resolving, "code_sha256", lambda *_: "ab" * 32)
     second, diary = run(tmp_path / "r", suite("none"))
     assert diary.started_specs == ["none"] and first[0].id != second[0].id
     assert RunStore(tmp_path / "r").status().expected == 1

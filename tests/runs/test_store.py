@@ -59,8 +59,8 @@ def test_the_same_suite_extends_the_manifest(store, make_trial):
 
 def test_changed_code_takes_the_place_of_the_old(store, make_trial):
     store.plan([make_trial(), make_trial(threads=1)], "quick")
-    store.plan([make_trial(compressor_code="new")], "quick")
-    assert {(trial.compressor_code, trial.threads) for trial in store.missing()} == {("new", 2), ("cd" * 8, 1)}
+    store.plan([make_trial(code="new")], "quick")
+    assert {(trial.code, trial.threads) for trial in store.missing()} == {("new", 2), ("cd" * 8, 1)}
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
