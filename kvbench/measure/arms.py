@@ -77,6 +77,11 @@ class Arm:
         if isinstance(cache, CompressedCache):
             cache.as_decoded = True
 
+    @staticmethod
+    def attended_by(cache: Cache) -> str:
+        """What attended to the stored tokens of ``cache`` in the last step, read back from it."""
+        return cache.attended_by if isinstance(cache, CompressedCache) else "stock"
+
     @torch.no_grad()
     def forward(self, ids: Tensor, cache: Cache, **kwargs: Any) -> Tensor:
         """Logits (batch, tokens, vocabulary) of ``ids`` (batch, tokens) on top of ``cache``."""

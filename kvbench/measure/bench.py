@@ -108,10 +108,18 @@ class ModelBench:
     # ---- measurements ----------------------------------------------------------------------------------------------
 
     def quality(
-        self, arm: Arm, text: str, documents: int, length: int, prefix: int, block: int, split: Split = "test"
+        self,
+        arm: Arm,
+        text: str,
+        documents: int,
+        length: int,
+        prefix: int,
+        block: int,
+        split: Split = "test",
+        decode: int = 0,
     ) -> Quality:
-        """Score ``arm`` on documents of a split."""
-        return self._quality(text, documents, length, prefix, block, split).score(arm)
+        """Score ``arm`` on documents of a split; ``decode`` of each one's tokens also one by one."""
+        return self._quality(text, documents, length, prefix, block, split, decode).score(arm)
 
     def speed(
         self,
@@ -165,11 +173,11 @@ class ModelBench:
         )
 
     def _quality_bench(
-        self, text: str, documents: int, length: int, prefix: int, block: int, split: Split
+        self, text: str, documents: int, length: int, prefix: int, block: int, split: Split, decode: int
     ) -> QualityBench:
         found = self.evaluation_windows(text, length, documents, split)
         ids = found.ids.to(self.loaded.model.device)
-        return QualityBench(self._none(), ids, prefix, block, found.document_ids)
+        return QualityBench(self._none(), ids, prefix, block, found.document_ids, decode)
 
     def _speed_bench(
         self, text: str, batch: int, prompt: int, steps: int, rounds: int, warmup: int, seed: int, split: Split

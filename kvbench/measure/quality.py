@@ -4,6 +4,9 @@ A document's prefix is prefilled and compressed; the rest is teacher-forced thro
 if decoded token by token, and scored. KLD is mean KL(uncompressed ‖ compressed) per scored token in nats (the
 conventions of llama.cpp's ``--kl-divergence``); the uncompressed side is ``none`` run the same way, computed once per
 document while memory allows. The noise floor is ``none`` against the stock model's plain forward pass.
+
+Blocks attend in plain torch. With ``decode`` the first scored tokens of every document are also decoded one by one,
+through the kernels, and both ways stand side by side (:mod:`kvbench.measure.decoded`).
 """
 
 from __future__ import annotations
@@ -17,11 +20,11 @@ from torch import Tensor
 
 from kvbench.errors import KvbenchError
 from kvbench.measure.arms import Arm
+from kvbench.measure.decoded import Decoded, DecodedScores, score_decoded
+from kvbench.measure.divergence import divergence
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
 from kvbench.measure.statistics import cluster_bootstrap
 
-CHUNK = 64
-"""Tokens whose distributions are compared at once: bounds the fp64 temporaries."""
 FLOOR = 256
 """Tokens at a document's end that the noise floor is measured on: a whole plain pass has gigabytes of logits."""
 HELD_BYTES = 2 << 30
@@ -35,6 +38,7 @@ class TokenScores:
     kld: Tensor
     nll: Tensor
     same_top1: Tensor
+    decoded: DecodedScores | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Quality:
     per_document_kld: tuple[float, ...]
     document_ids: tuple[str, ...]
     """The documents, in the order of ``per_document_kld``; empty where the bench was given none."""
+    decoded: Decoded | None = None
+    """The first tokens of every document decoded one by one, where that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +79,17 @@ class _Document:
 
 @dataclass
 class QualityBench:
-    """Documents (count, length) with their shared baseline; :meth:`score` measures one arm against it."""
+    """Documents (count, length) with their shared baseline; :meth:`score` measures one arm against it.
+
+    The first ``decode`` scored tokens of each are also decoded one by one.
+    """
 
     none: Arm
     ids: Tensor
     prefix: int
     block: int
     document_ids: tuple[str, ...] = ()
+    decode: int = 0
     _documents: list[_Document] = field(default_factory=list)
 
     def score(self, arm: Arm) -> Quality:
@@ -112,19 +122,28 @@ class QualityBench:
             end = torch.cat([end, found])[-FLOOR:]
             if keep:
                 kept.append(found)
-        floor = _kld(torch.log_softmax(stock[-len(end) :].float(), -1), end)
+        floor = divergence(torch.log_softmax(stock[-len(end) :].float(), -1), end)
         return _Document(ids, prompt, torch.cat(nll), floor, kept if keep else None)
 
     def _score_document(self, arm: Arm, document: _Document) -> TokenScores:
         ids, prompt = document.ids, document.prompt
         baseline = self._blocks(self.none, ids, prompt) if document.baseline is None else document.baseline
-        parts = [
-            TokenScores(_kld(before, after), _nll(after, targets), (before.argmax(-1) == after.argmax(-1)).double())
-            for before, after, targets in zip(baseline, self._blocks(arm, ids, prompt), self._targets(ids), strict=True)
-        ]
-        return TokenScores(
-            *(torch.cat([getattr(part, name) for part in parts]) for name in ("kld", "nll", "same_top1"))
+        parts: list[TokenScores] = []
+        first: list[tuple[Tensor, Tensor]] = []
+        for before, after, targets in zip(baseline, self._blocks(arm, ids, prompt), self._targets(ids), strict=True):
+            same = (before.argmax(-1) == after.argmax(-1)).double()
+            parts.append(TokenScores(divergence(before, after), _nll(after, targets), same))
+            if len(first) * self.block < self.decode:
+                first.append((before, after))
+        decoded = None
+        if self.decode:
+            before, after = (torch.cat(blocks)[: self.decode] for blocks in zip(*first, strict=True))
+            fed = ids[:, self.prefix : self.prefix + self.decode]
+            decoded = score_decoded(arm, prompt, fed, before, after)
+        kld, nll, same_top1 = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("kld", "nll", "same_top1")
         )
+        return TokenScores(kld, nll, same_top1, decoded)
 
     def _targets(self, ids: Tensor) -> tuple[Tensor, ...]:
         """The tokens that are predicted, block by block: each is the successor of the token fed."""
@@ -151,19 +170,6 @@ def _nll(found: Tensor, targets: Tensor) -> Tensor:
     return -found.gather(1, targets[:, None])[:, 0].double()
 
 
-def _kld(baseline: Tensor, found: Tensor) -> Tensor:
-    """KL(baseline ‖ found) per token, (tokens,) fp64, from log-probabilities (tokens, vocabulary).
-
-    Every term is p·log(p/q) − p + q, which is never negative and has the same sum: the normalisers of fp32
-    log-probabilities are off by 1e-8, and that would be the result where the distributions hardly differ.
-    """
-    parts = []
-    for start in range(0, len(baseline), CHUNK):
-        p, q = baseline[start : start + CHUNK].double(), found[start : start + CHUNK].double()
-        parts.append((p.exp() * (p - q - 1) + q.exp()).sum(-1))
-    return torch.cat(parts)
-
-
 def _pool(scores: list[TokenScores], documents: list[_Document], document_ids: tuple[str, ...]) -> Quality:
     baseline_nll = [document.nll for document in documents]
     deltas = [score.nll - nll for score, nll in zip(scores, baseline_nll, strict=True)]
@@ -184,4 +190,5 @@ def _pool(scores: list[TokenScores], documents: list[_Document], document_ids: t
         noise_floor_kld=float(torch.cat([document.floor for document in documents]).mean()),
         per_document_kld=tuple(float(score.kld.mean()) for score in scores),
         document_ids=document_ids,
+        decoded=Decoded.pooled([score.decoded for score in scores if score.decoded]) if scores[0].decoded else None,
     )

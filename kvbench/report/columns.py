@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from kvbench.report.numbers import fixed, measured, mebibytes, short, spread
-from kvbench.runs.records import Interval, MemoryResult, QualityResult, Record, SpeedResult
+from kvbench.runs.records import DecodedResult, Interval, MemoryResult, QualityResult, Record, SpeedResult
 
 BELOW_NOISE = "≤ noise"
 """Shown for a KLD that the uncompressed model also has against itself."""
@@ -64,6 +64,10 @@ def _speed(show: Callable[[SpeedResult], Cell | None]) -> Callable[[Record], Cel
 
 def _quality(show: Callable[[QualityResult], Cell | None]) -> Callable[[Record], Cell | None]:
     return lambda record: show(record.quality) if record.quality else None
+
+
+def _decoded(show: Callable[[DecodedResult], Cell | None]) -> Callable[[Record], Cell | None]:
+    return _quality(lambda quality: show(quality.decoded) if quality.decoded else None)
 
 
 def body_bits(record: Record) -> float | None:
@@ -277,6 +281,22 @@ KLD_MAX = Column(
     "The worst token.",
     _quality(lambda quality: _plain(quality.kld_max, short)),
 )
+KLD_DECODED = Column(
+    "KLD\ndecoded",
+    "KLD of the first scored tokens, decoded one by one through the decode kernels, against the uncompressed model's "
+    "distributions from scoring in blocks.",
+    _decoded(lambda decoded: _plain(decoded.kld_mean, short)),
+)
+KLD_SAME_TOKENS = Column(
+    "same tokens\nin blocks",
+    "KLD of the very tokens that were decoded one by one, scored in blocks: the two must agree.",
+    _decoded(lambda decoded: _plain(decoded.block_kld_mean, short)),
+)
+DECODED_BY = Column(
+    "decoded\nby",
+    "The attention implementation that decoded them, read back from the live cache.",
+    _decoded(lambda decoded: Cell(decoded.attention, None)),
+)
 NOISE = Column(
     "noise\nfloor",
     "KLD of the uncompressed model against itself on another execution path. Nothing at or below it is a difference; "
@@ -292,10 +312,14 @@ TOP1 = Column(
 SUMMARY = (BITS, RATIO, CACHE, TPOT, TO_NONE, TO_HF, PERPLEXITY, KLD, TOP1)
 MEMORY = (BITS, BODY_BITS, CLAIMED, PREDICTED, RATIO, CACHE, PARTS, BASES, PEAK_PREFILL, PEAK_DECODE)
 SPEED = (TTFT, TPOT, TPOT_TAIL, TPOT_STEADINESS, THROUGHPUT, TO_NONE, TO_HF, CEILING, ACHIEVED, ATTENTION)
-QUALITY = (PERPLEXITY, BASELINE_PERPLEXITY, KLD, KLD_TAIL, KLD_MAX, NOISE, TOP1)
+QUALITY = (
+    *(PERPLEXITY, BASELINE_PERPLEXITY, KLD, KLD_TAIL, KLD_MAX, NOISE, TOP1),
+    *(KLD_DECODED, KLD_SAME_TOKENS, DECODED_BY),
+)
 
 LESSER = (
     *(CACHE, TO_HF, PERPLEXITY, RATIO, TPOT),
+    *(DECODED_BY, KLD_SAME_TOKENS, KLD_DECODED),
     *(ATTENTION, PEAK_PREFILL, PEAK_DECODE, BASES, PARTS, CLAIMED),
     *(BASELINE_PERPLEXITY, NOISE, KLD_MAX, TPOT_TAIL, TPOT_STEADINESS, CEILING, ACHIEVED, KLD_TAIL),
 )

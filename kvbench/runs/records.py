@@ -23,6 +23,7 @@ from kvbench.runs.trials import (
 __all__ = [
     "SCHEMA",
     "Bytes",
+    "DecodedResult",
     "Failure",
     "Interval",
     "MemoryResult",
@@ -143,6 +144,21 @@ class SpeedResult(Frozen):
     roofline: RooflineResult | None = None
 
 
+class DecodedResult(Frozen):
+    """The first scored tokens of every document, decoded one by one through the decode path.
+
+    ``kld_mean`` and ``block_kld_mean`` are mean KLDs over the same tokens, decoded and scored in blocks, both against
+    the uncompressed model scored in blocks."""
+
+    tokens: int
+    kld_mean: float
+    block_kld_mean: float
+    from_blocks_kld: float
+    """Mean KL(scored in blocks ‖ decoded) of this compressor: what the kernels' rounding amounts to."""
+    attention: str
+    """The implementation that ran, read back from the live cache."""
+
+
 class QualityResult(Frozen):
     """Distance of the compressed model's next-token distributions from the uncompressed model's, in nats."""
 
@@ -164,6 +180,8 @@ class QualityResult(Frozen):
     document_ids: tuple[str, ...] = ()
     """The documents, in the order of ``per_document_kld``."""
     body_bits: float | None = None
+    decoded: DecodedResult | None = None
+    """None where the workload does not ask for it."""
 
 
 class Provenance(Frozen):

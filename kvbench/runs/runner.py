@@ -140,7 +140,14 @@ class Runner:
             self.listener.stage("quality", 0, 1)
             settings = workload.quality
             quality = bench.quality(
-                arm, settings.text, settings.documents, settings.length, settings.prefix, settings.block, settings.split
+                arm,
+                settings.text,
+                settings.documents,
+                settings.length,
+                settings.prefix,
+                settings.block,
+                settings.split,
+                settings.decode,
             )
             results["quality"] = _quality_result(quality)
         if workload.speed is not None:

@@ -26,7 +26,8 @@ class QualityWorkload(Frozen):
     """Teacher forcing: each document's first ``prefix`` tokens are prefilled, the rest is scored ``block`` at a time.
 
     The documents are the ``split``'s: what is quoted comes from "test", what a setting is chosen by from "development".
-    ``calibration_windows`` windows of ``calibration_length`` tokens of ``calibration_text`` feed the calibration.
+    ``calibration_windows`` windows of ``calibration_length`` tokens of ``calibration_text`` feed the calibration. The
+    first ``decode`` scored tokens of each document are also decoded one by one, through the decode kernels.
     """
 
     text: str = "essays"
@@ -38,11 +39,15 @@ class QualityWorkload(Frozen):
     length: PositiveInt = 1024
     prefix: PositiveInt = 256
     block: PositiveInt = 256
+    decode: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _leaves_tokens_to_score(self) -> QualityWorkload:
         if self.prefix + 1 >= self.length:
             raise ValueError(f"prefix ({self.prefix}) must be at least 2 shorter than length ({self.length})")
+        scored = self.length - 1 - self.prefix
+        if self.decode > scored:
+            raise ValueError(f"decode ({self.decode}) must be at most the {scored} scored tokens of a document")
         return self
 
 

@@ -150,7 +150,7 @@ def test_a_measurement_that_breaks_off_leaves_the_model_stock(monkeypatch: pytes
         raise KeyboardInterrupt
 
     bench = QualityBench(arm_of(one, "none"), IDS, PREFIX, 32)
-    monkeypatch.setattr(quality, "_kld", broken)
+    monkeypatch.setattr(quality, "divergence", broken)
     with pytest.raises(KeyboardInterrupt) as interrupt:
         bench.score(arm_of(one, LOSSY))
     assert interrupt and torch.equal(one.model(IDS[:1]).logits, before)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from kvbench.runs.records import (
     Bytes,
+    DecodedResult,
     Failure,
     Interval,
     MemoryResult,
@@ -30,7 +31,7 @@ ELEMENTS = 30 * 2 * 3 * 64
 
 WHOLE = Workload(
     name="essays-2k",
-    quality=QualityWorkload(documents=8, length=2048, prefix=512),
+    quality=QualityWorkload(documents=8, length=2048, prefix=512, decode=96),
     speed=SpeedWorkload(prompt=2048, steps=32, rounds=9),
     memory=MemoryWorkload(prompt=2048),
 )
@@ -205,6 +206,18 @@ def quality(outcome: Outcome, workload: QualityWorkload, harder: float = 1.0) ->
         noise_floor_kld=3.4e-11,
         per_document_kld=(0.9 * kld, 1.1 * kld),
         body_bits=outcome.bits if outcome.bits < 32 else None,
+        decoded=decoded(outcome, workload, kld) if workload.decode else None,
+    )
+
+
+def decoded(outcome: Outcome, workload: QualityWorkload, kld: float) -> DecodedResult:
+    """The first tokens: less of the context is compressed then."""
+    return DecodedResult(
+        tokens=workload.documents * workload.decode,
+        kld_mean=0.7002 * kld,
+        block_kld_mean=0.7 * kld,
+        from_blocks_kld=1e-4 * kld,
+        attention="stock" if outcome.spec == "hf" else "reference",
     )
 
 
