@@ -32,15 +32,21 @@ class Entry(Frozen):
     conditions: dict[str, str]
     bytes_per_token: int | FiniteFloat | None = None
     allocated_bytes: int | FiniteFloat | None = None
+    predicted_bytes: int | FiniteFloat | None = None
+    model_level_bytes: int | FiniteFloat | None = None
     kld_mean: int | FiniteFloat | None = None
+    decode_kld_mean: int | FiniteFloat | None = None
+    noise_floor_kld: int | FiniteFloat | None = None
     perplexity: int | FiniteFloat | None = None
+    attention: str = ""
     tolerances: dict[Metric, Tolerance] = Field(default_factory=dict)
 
     @property
     def side(self) -> Side:
         """The entry as a side of a comparison."""
         numbers = {name: getattr(self, name) for name in TOLERANCES}
-        return Side({name: number for name, number in numbers.items() if number is not None}, self.conditions)
+        values = {name: number for name, number in numbers.items() if number is not None}
+        return Side(values, self.conditions, attention=self.attention)
 
 
 class Baseline(Frozen):
@@ -118,10 +124,13 @@ def _entry(record: Record, old: Entry | None) -> Entry:
     if side.failure:
         raise UndecidedError(f"{key!r} failed ({side.failure}); a baseline needs results that are all ok")
     try:
-        return Entry(conditions=side.conditions, tolerances=old.tolerances if old else {}, **side.values)
+        tolerances = old.tolerances if old else {}
+        return Entry(conditions=side.conditions, attention=side.attention, tolerances=tolerances, **side.values)
     except ValidationError as error:
         raise UndecidedError(f"{key!r}: {error.errors()[0]['loc'][0]} is not a finite number") from error
 
 
 def _checksum(entries: Mapping[str, Entry]) -> str:
-    return digest({key: [entry.conditions, sorted(entry.side.values)] for key, entry in entries.items()})
+    return digest(
+        {key: [entry.conditions, entry.attention, sorted(entry.side.values)] for key, entry in entries.items()}
+    )

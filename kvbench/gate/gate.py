@@ -1,7 +1,7 @@
 """The gate: results against the baseline, down to an exit code.
 
     0  every entry of the baseline was measured again and is the same; new entries are listed
-    1  an entry changed in either direction, is gone, or failed
+    1  an entry changed in either direction, is gone, failed, or contradicts itself (:mod:`kvbench.gate.agreement`)
     3  cannot decide: nothing measured, nothing in common, or measured under other conditions
 
 A number better than the baseline also fails: either it is an improvement, and then the baseline must be refreshed

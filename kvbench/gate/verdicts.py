@@ -15,11 +15,23 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kvbench.errors import UndecidedError
+from kvbench.gate.agreement import ROUNDING, contradiction, implementation
 from kvbench.runs.canonical import content, digest
 from kvbench.runs.records import Record, Trial
 from kvbench.runs.trials import Frozen
 
-Metric = Literal["bytes_per_token", "allocated_bytes", "kld_mean", "perplexity"]
+Metric = Literal[
+    "bytes_per_token",
+    "allocated_bytes",
+    "predicted_bytes",
+    "model_level_bytes",
+    "kld_mean",
+    "decode_kld_mean",
+    "noise_floor_kld",
+    "perplexity",
+]
+DIVERGENCES: tuple[Metric, ...] = ("kld_mean", "decode_kld_mean")
+"""Numbers that are rounding where nothing is lost."""
 
 
 class Verdict(StrEnum):
@@ -36,24 +48,30 @@ class Verdict(StrEnum):
 
 
 class Tolerance(Frozen):
-    """The larger of the two margins within which a number counts as unchanged."""
+    """Within which margin a number counts as unchanged: a share of itself, or rounding on both sides."""
 
     relative: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     absolute: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Numbers that are no larger than this on both sides are rounding, and any of them is as good as another."""
 
     def allows(self, before: float, after: float) -> bool:
         """Whether the numbers are equal or within the margin; never for NaN or between finite and infinite."""
-        margin = max(self.absolute, self.relative * abs(before)) if math.isfinite(before) else 0.0
-        return before == after or abs(after - before) <= margin
+        if before == after or max(abs(before), abs(after)) <= self.absolute:
+            return True
+        return math.isfinite(before) and abs(after - before) <= self.relative * abs(before)
 
 
 EXACT = Tolerance(relative=0.0, absolute=0.0)
 TOLERANCES: dict[Metric, Tolerance] = {
     "bytes_per_token": EXACT,
     "allocated_bytes": EXACT,
-    # Another processor rounds differently and tips a few quantized values: far below these margins. The absolute one
-    # covers compressors without any loss, whose KLD is pure rounding noise.
-    "kld_mean": Tolerance(relative=0.02, absolute=1e-6),
+    "predicted_bytes": EXACT,
+    "model_level_bytes": EXACT,
+    # Another processor rounds differently and tips a few quantized values.
+    "kld_mean": Tolerance(relative=0.02, absolute=0.0),
+    "decode_kld_mean": Tolerance(relative=0.02, absolute=0.0),
+    # Rounding itself: its size matters, not its digits. That of fp64 is of no size at all.
+    "noise_floor_kld": Tolerance(relative=ROUNDING - 1, absolute=1e-12),
     "perplexity": Tolerance(relative=0.002, absolute=0.0),
 }
 
@@ -84,12 +102,16 @@ class Side:
     values: dict[Metric, float]
     conditions: dict[str, str]
     failure: str = ""
+    attention: str = ""
+    """What attended while tokens were decoded, without the instruction set."""
 
     @classmethod
     def of(cls, record: Record) -> Side:
-        """The side that a record is."""
+        """The side that a record is. One that contradicts itself has failed."""
+        decoded = record.quality.decoded if record.quality else None
         failure = f"{record.status}: {record.failure.type}: {record.failure.message}" if record.failure else ""
-        return cls(metrics(record), conditions(record.trial), failure)
+        attention = implementation(decoded.attention) if decoded else ""
+        return cls(metrics(record), conditions(record.trial), failure or contradiction(record), attention)
 
 
 def metrics(record: Record) -> dict[Metric, float]:
@@ -98,9 +120,14 @@ def metrics(record: Record) -> dict[Metric, float]:
     if record.memory:
         values["bytes_per_token"] = record.memory.bytes_per_token
         values["allocated_bytes"] = record.memory.allocated.total
+        values["predicted_bytes"] = record.memory.predicted_bytes
+        values["model_level_bytes"] = record.memory.model_level_bytes
     if record.quality:
         values["kld_mean"] = record.quality.kld_mean
+        values["noise_floor_kld"] = record.quality.noise_floor_kld
         values["perplexity"] = record.quality.perplexity
+        if record.quality.decoded:
+            values["decode_kld_mean"] = record.quality.decoded.kld_mean
     return values
 
 
@@ -149,8 +176,22 @@ def judge_result(key: str, before: Side | None, after: Side | None, tolerances: 
         return Row(key, Verdict.NEW, _cells({}, after.values, tolerances), note=before.failure if before else "")
     if differing := _differing(before.conditions, after.conditions):
         return Row(key, Verdict.INCOMPARABLE, note=f"differs in {differing}")
-    cells = _cells(before.values, after.values, tolerances)
+    cells = _cells(before.values, after.values, with_rounding(tolerances, before.values))
+    if before.attention != after.attention:
+        note = f"decoded by {after.attention or 'nothing'}, the baseline by {before.attention or 'nothing'}"
+        return Row(key, Verdict.WORSE, cells, note)
     return Row(key, gravest(cell.verdict for cell in cells.values()), cells)
+
+
+def with_rounding(tolerances: Mapping[Metric, Tolerance], before: Mapping[Metric, float]) -> dict[Metric, Tolerance]:
+    """``tolerances`` with the rounding that a lossless compressor's divergence is allowed: a few noise floors."""
+    level = ROUNDING * before.get("noise_floor_kld", 0.0)
+    return {
+        name: tolerance.model_copy(update={"absolute": max(tolerance.absolute, level)})
+        if name in DIVERGENCES
+        else tolerance
+        for name, tolerance in tolerances.items()
+    }
 
 
 def gravest(verdicts: Iterable[Verdict | None]) -> Verdict:

@@ -8,17 +8,36 @@ from typing import Any
 import pytest
 from whole_record import MEMORY, PROVENANCE, QUALITY, SPEED, TRIAL
 
-from kvbench.runs.records import Failure, Interval, Record
+from kvbench.runs.records import DecodedResult, Failure, Interval, Record
 
 
 def _record(compressor: str = "int:bits=4", trial: dict[str, Any] | None = None, **numbers: Any) -> Record:
-    """A record of the compressor; numbers: ``bytes``, ``kld``, ``perplexity``, ``tpot``, ``speedup`` (with ± 0.02)."""
+    """A record of the compressor; numbers: ``bytes``, ``predicted``, ``model_bytes``, ``kld``, ``perplexity``,
+    ``floor``, ``tpot``, ``speedup`` (with ± 0.02), and what decoding gave: ``decoded`` KLD, ``block`` KLD, ``between``
+    the two, ``attention``.
+    """
     memory, quality, speed = MEMORY, QUALITY, SPEED
     if "bytes" in numbers:
         allocated = memory.allocated.model_copy(update={"payload": numbers["bytes"]})
         memory = memory.model_copy(update={"allocated": allocated, "bytes_per_token": allocated.total / memory.tokens})
+    for number, name in (("predicted", "predicted_bytes"), ("model_bytes", "model_level_bytes")):
+        if number in numbers:
+            memory = memory.model_copy(update={name: numbers[number]})
+    kld = numbers.get("kld", 0.012)
+    decoded = DecodedResult(
+        tokens=96,
+        kld_mean=numbers.get("decoded", kld),
+        block_kld_mean=numbers.get("block", kld),
+        from_blocks_kld=numbers.get("between", 1e-5 * kld),
+        attention=numbers.get("attention", "absorb, numba VNNI"),
+    )
     quality = quality.model_copy(
-        update={"kld_mean": numbers.get("kld", 0.012), "perplexity": numbers.get("perplexity", 29.0)}
+        update={
+            "kld_mean": kld,
+            "perplexity": numbers.get("perplexity", 29.0),
+            "noise_floor_kld": numbers.get("floor", 1e-11),
+            "decoded": decoded,
+        }
     )
     around = numbers.get("speedup", 1.0)
     speed = speed.model_copy(

@@ -18,7 +18,11 @@ def test_a_run_against_itself_is_the_same(record):
     assert list(row.cells) == [
         "bytes_per_token",
         "allocated_bytes",
+        "predicted_bytes",
+        "model_level_bytes",
         "kld_mean",
+        "decode_kld_mean",
+        "noise_floor_kld",
         "perplexity",
         "tpot_s",
         "ratio_to_none",

@@ -40,18 +40,73 @@ def test_the_same_results_pass_quietly(path, results):
 
 
 def test_noise_within_the_tolerance_passes(path, record, results):
-    shaken = [record("none", kld=9e-7), record("int:bits=4", kld=0.01215, perplexity=29.05), results[2]]
+    shaken = [
+        record("none", kld=0.0, decoded=9e-11, between=9e-11),
+        record("int:bits=4", kld=0.01215, decoded=0.0122, perplexity=29.05, floor=4e-11),
+        results[2],
+    ]
     assert gate(shaken, read_baseline(path)).exit_code == 0
+
+
+def test_lossless_is_within_a_few_noise_floors_and_lossy_only_within_its_share(tmp_path, record):
+    """An absolute margin of 1e-6 for all once let a KLD of 4e-8 grow to 1e-6."""
+    path = tmp_path / "baseline.json"
+    write_baseline([record("none", kld=0.0, decoded=1e-11), record("ftc:bits=3", kld=4e-8)], path)
+
+    def verdicts(lossless, lossy):
+        found = [record("none", kld=0.0, decoded=lossless), record("ftc:bits=3", kld=lossy)]
+        return [row.verdict for row in gate(found, read_baseline(path)).rows]
+
+    assert verdicts(9e-11, 4.05e-8) == [Verdict.SAME, Verdict.SAME]
+    assert verdicts(2e-10, 4.2e-8) == [Verdict.WORSE, Verdict.WORSE]
+    assert verdicts(0.0, 3.8e-8) == [Verdict.SAME, Verdict.BETTER]
+    assert verdicts(0.0, 1e-12) == [Verdict.SAME, Verdict.BETTER]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_decoding_that_does_not_agree_with_blocks_fails_whatever_the_baseline_says(path, record, results, known):
+    spec = "int:bits=4" if known else "fp8"
+    report = gate([*results, record(spec, between=1e-3)], read_baseline(path))
+    assert report.exit_code == 1
+    (row,) = [row for row in report.rows if row.verdict is Verdict.FAILED]
+    assert spec in row.key
+    text = " ".join(report.render().split())
+    assert "decoding token by token through the kernels (absorb, numba VNNI) does not agree" in row.note
+    assert "does not agree with scoring" in text
+
+
+def test_no_baseline_is_made_of_what_does_not_agree(tmp_path, record):
+    with pytest.raises(UndecidedError, match="does not agree with scoring the same 96 tokens in blocks"):
+        write_baseline([record(between=1e-3)], tmp_path / "baseline.json")
+
+
+def test_rounding_between_decoding_and_blocks_is_no_disagreement(path, record, results):
+    shaken = [record("none", kld=0.0, decoded=9e-11, between=9e-11), record("int:bits=4", between=1e-4), results[2]]
+    assert gate(shaken, read_baseline(path)).exit_code == 0
+    assert gate([record("none", kld=0.0, decoded=9e-11, between=2e-10)], read_baseline(path)).exit_code == 1
+
+
+def test_another_instruction_set_decodes_alike_and_another_implementation_does_not(path, record, results):
+    other = [results[0], record("int:bits=4", attention="absorb, numba SIMD"), results[2]]
+    assert gate(other, read_baseline(path)).exit_code == 0
+    report = gate([results[0], record("int:bits=4", attention="absorb, torch"), results[2]], read_baseline(path))
+    assert report.exit_code == 1
+    assert "decoded by absorb, torch, the baseline by absorb, numba" in report.rows[1].note
 
 
 @pytest.mark.parametrize(
     ("numbers", "metrics", "verdict"),
     [
         ({"bytes": 1001}, {"bytes_per_token", "allocated_bytes"}, Verdict.WORSE),
+        ({"predicted": 1161}, {"predicted_bytes"}, Verdict.WORSE),
+        ({"model_bytes": 8}, {"model_level_bytes"}, Verdict.WORSE),
+        ({"decoded": 0.0125}, {"decode_kld_mean"}, Verdict.WORSE),
+        ({"decoded": 0.0115}, {"decode_kld_mean"}, Verdict.BETTER),
+        ({"floor": 2e-10}, {"noise_floor_kld"}, Verdict.WORSE),
         ({"bytes": 999}, {"bytes_per_token", "allocated_bytes"}, Verdict.BETTER),
-        ({"kld": 0.0125}, {"kld_mean"}, Verdict.WORSE),
-        ({"kld": 0.0115}, {"kld_mean"}, Verdict.BETTER),
-        ({"kld": math.nan}, {"kld_mean"}, Verdict.WORSE),
+        ({"kld": 0.0125, "decoded": 0.012}, {"kld_mean"}, Verdict.WORSE),
+        ({"kld": 0.0115, "decoded": 0.012}, {"kld_mean"}, Verdict.BETTER),
+        ({"kld": math.nan, "decoded": 0.012, "block": 0.012, "between": 0.0}, {"kld_mean"}, Verdict.WORSE),
         ({"perplexity": 29.1}, {"perplexity"}, Verdict.WORSE),
         ({"perplexity": math.inf}, {"perplexity"}, Verdict.WORSE),
     ],
@@ -220,7 +275,7 @@ def test_tolerances_are_edited_by_hand_and_survive_an_update(path, record, resul
     fields["tolerances"]["perplexity"]["relative"] = 0.1
     fields["entries"]["random:llama | int:bits=4 | w"]["tolerances"] = {"kld_mean": {"relative": 0.5, "absolute": 0}}
     path.write_text(json.dumps(fields))
-    shaken = [results[0], record("int:bits=4", kld=0.017, perplexity=30.0), results[2]]
+    shaken = [results[0], record("int:bits=4", kld=0.017, decoded=0.012, perplexity=30.0), results[2]]
     assert gate(shaken, read_baseline(path)).exit_code == 0
     write_baseline(results, path)
     assert gate(shaken, read_baseline(path)).exit_code == 0

@@ -1,0 +1,43 @@
+"""What a result must agree on with itself, whatever the baseline says.
+
+Tokens that are decoded one by one attend through the decode kernels; in blocks the same tokens attend in plain torch.
+Both read the same compressed cache. What lies between them is the kernels' rounding of queries and weights, and no part
+of what the compressor loses.
+"""
+
+from __future__ import annotations
+
+from kvbench.runs.records import DecodedResult, Record
+
+ROUNDING = 10.0
+"""What is lossless has a KLD of the size of the noise floor; up to so many of it count as rounding."""
+
+SHARE = 0.01
+"""Most of a compressor's own KLD that may lie between decoding and blocks. Measured: at most 0.0003."""
+
+_INSTRUCTIONS = (" VNNI", " SIMD")
+
+
+def implementation(attention: str) -> str:
+    """What attended, without the instruction set that it was compiled for: another machine may have another one."""
+    for name in _INSTRUCTIONS:
+        attention = attention.replace(name, "")
+    return " | ".join(sorted(set(attention.split(" | "))))
+
+
+def contradiction(record: Record) -> str:
+    """In words, how ``record`` contradicts itself; empty if it does not."""
+    quality = record.quality
+    if quality is None or quality.decoded is None:
+        return ""
+    decoded = quality.decoded
+    limit = max(SHARE * decoded.block_kld_mean, ROUNDING * quality.noise_floor_kld)
+    return "" if decoded.from_blocks_kld <= limit else _words(decoded, limit)
+
+
+def _words(decoded: DecodedResult, limit: float) -> str:
+    return (
+        f"decoding token by token through the kernels ({decoded.attention}) does not agree with scoring the same "
+        f"{decoded.tokens} tokens in blocks: KLD {decoded.kld_mean:.3g} and {decoded.block_kld_mean:.3g} to the "
+        f"uncompressed model, {decoded.from_blocks_kld:.3g} between the two where at most {limit:.3g} is rounding"
+    )

@@ -1,0 +1,89 @@
+"""What the gate's suite gives the decode kernels to read: every kind at least once, on its random models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+import torch
+from driving import calibrated, subject, token_ids
+from torch import Tensor
+
+from kvbench.attention.kernels import kernels_for
+from kvbench.attention.layout import layout
+from kvbench.attention.partial import Partial
+from kvbench.compressors.compressor import parse
+from kvbench.measure.arms import Arm
+from kvbench.measure.prompt import exact_prompt
+from kvbench.quantizers.coded import Coded
+from kvbench.runs.suites import load_suite
+
+PROMPT = 112
+"""Enough for one block of the default spans to have left the window."""
+KINDS = {
+    "exact tensors",
+    "exact tensors in two spans",
+    "parts to merge",
+    "bytes as they lie",
+    "nibbles as they lie",
+    "mixed widths",
+    "level tables of few bits",
+    "level tables of 8 bits",
+    "levels of two bytes",
+    "scale and zero",
+    "scale per channel group",
+    "into a basis and back",
+    "no basis",
+}
+
+
+def kinds_of(side: Coded) -> set[str]:
+    own = layout(side)
+    found = {
+        "bytes as they lie": own.direct and not own.nibbles,
+        "nibbles as they lie": own.nibbles,
+        "mixed widths": len(set(side.widths)) > 1,
+        "level tables of few bits": own.looked_up and max(side.widths) <= 6,
+        "level tables of 8 bits": own.looked_up and max(side.widths) == 8,
+        "levels of two bytes": own.looked_up and own.columns > -(-len(side.widths) // 16) * 16,
+        "scale and zero": side.zero is not None,
+        "scale per channel group": side.scale is not None and side.scale.shape[-1] > 1,
+    }
+    return {name for name, holds in found.items() if holds}
+
+
+def test_the_suite_runs_every_kind_of_reading(monkeypatch: pytest.MonkeyPatch):
+    kernels = kernels_for(torch.device("cpu"))
+    if kernels is None:
+        pytest.skip("no decode kernels on this machine")
+    seen: Counter[str] = Counter()
+
+    def coded(query: Tensor, keys: Coded, values: Coded, tokens: int, scaling: float, *rest: object) -> Partial:
+        basis = any(own is not None for own in rest[1:])
+        seen.update(kinds_of(keys) | kinds_of(values) | {"into a basis and back" if basis else "no basis"})
+        return kernels.coded(query, keys, values, tokens, scaling, *rest)
+
+    def exact(*rest: object) -> Partial:
+        seen.update({"exact tensors in two spans" if rest[-1] is not None else "exact tensors"})
+        return kernels.exact(*rest)
+
+    def merge(parts: list[Partial]) -> Partial:
+        seen.update({"parts to merge"} if len(parts) > 1 else ())
+        return kernels.merge(parts)
+
+    watched = dataclasses.replace(kernels, coded=coded, exact=exact, merge=merge)
+    monkeypatch.setattr("kvbench.attention.decode.kernels_for", lambda device: watched)
+    ids = token_ids(1, PROMPT + 1)
+    suite = load_suite("ci")
+    for name in [own for own in suite.models if own.startswith("random:")]:
+        one = subject(name.removeprefix("random:"), torch.float32)
+        for spec in suite.compressors:
+            parsed = parse(spec)
+            if parsed.stock is None:
+                plan = parsed.fit(one.geometry, calibrated(one) if parsed.needs_calibration else None)
+                arm = Arm.of(spec, one.model, one.geometry, plan)
+                with torch.no_grad(), arm.entered():
+                    cache = arm.fill(exact_prompt(one.model, one.geometry, ids[:, :PROMPT]))
+                    arm.forward(ids[:, PROMPT:], cache)
+    assert not KINDS - set(seen), f"nothing in the suite makes the kernels read: {sorted(KINDS - set(seen))}"
