@@ -52,6 +52,9 @@ COMBINED_SPECS = (
     "int:bits=3,side=keys",
     "snapkv:tokens=24,query_aware=true+int:bits=8",
     "tova:tokens=16",
+    "pca:rank=0.5+hadamard+int:bits=3",
+    "latent:rank=0.5+hadamard+int:bits=4",
+    "xkv:rank=0.5,layers=2+hadamard+int:bits=4",
 )
 """Parts that compose."""
 

@@ -22,6 +22,8 @@ from kvbench.compressors.stock import StockPart
 from kvbench.errors import KvbenchError
 from kvbench.models.geometry import ModelGeometry
 
+_ROLES = get_args(Role)
+
 
 @dataclass(frozen=True)
 class Compressor:
@@ -119,7 +121,7 @@ def _default_spans(parts: Sequence[Part]) -> Spans:
 
 def _order(part: Part) -> int:
     """What is kept, in which coordinates, with how many bits: the order in which parts stand and are applied."""
-    return min(get_args(Role).index(role) for role in part.roles)
+    return min(map(_ROLES.index, part.roles))
 
 
 def _check_roles(parts: list[Part], given: dict[str, Any]) -> None:
@@ -127,7 +129,7 @@ def _check_roles(parts: list[Part], given: dict[str, Any]) -> None:
     for part in parts:
         if part.roles == ("baseline",) and (len(parts) > 1 or given):
             raise KvbenchError(f"{part.name} is a baseline: it takes no other part and no spans")
-        for role in part.roles:
+        for role in _ROLES[_order(part) : max(map(_ROLES.index, part.roles)) + 1]:
             if role in taken:
                 raise KvbenchError(f"{taken[role]} and {part.name} both bring a {role}; keep one of them")
             taken[role] = part.name

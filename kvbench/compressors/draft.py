@@ -23,7 +23,8 @@ from kvbench.transforms.online import PromptBasis
 class SideDraft:
     """Keys or values of one layer so far. ``moment`` names their statistics: key, rotated_key or value.
 
-    ``online`` stands for a transform that every sequence fits for itself.
+    ``online`` stands for a transform that every sequence fits for itself. ``joined``: these keys are part of the
+    values' latent, and nothing else is stored of them but what a transform of theirs takes.
     """
 
     head_dim: int
@@ -31,6 +32,7 @@ class SideDraft:
     transform: LinearTransform | None = None
     quantizer: Quantizer | None = None
     online: PromptBasis | None = None
+    joined: bool = False
 
 
 @dataclass

@@ -12,7 +12,7 @@ from kvbench.transforms.joint import joint_matrix, side_by_side
 
 def join_sides(layer: LayerDraft, codec: type[JointCodec] = JointCodec) -> SideDraft:
     """Give ``layer`` a joint codec; the side draft of keys and values together."""
-    layer.codec = codec
+    layer.codec, layer.keys.joined = codec, True
     layer.values.head_dim += layer.keys.head_dim
     return layer.values
 

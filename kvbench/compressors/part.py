@@ -15,7 +15,8 @@ from kvbench.cache.spans import Spans
 from kvbench.compressors.draft import Draft
 from kvbench.errors import KvbenchError, unknown
 
-Role = Literal["baseline", "selector", "transform", "quantizer"]
+Role = Literal["baseline", "selector", "transform", "rotation", "quantizer"]
+"""In the order in which they are applied. Who brings two of them brings what lies between, too."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Part(ABC):
     """low rank, quantization, eviction, transform coding, baseline."""
     roles: ClassVar[tuple[Role, ...]]
     paper: ClassVar[str] = ""
+    published: ClassVar[tuple[str, ...]] = ()
+    """Specs, the knob left open, of the settings that its paper recommends: what an equal-bytes comparison tries."""
     needs_calibration: ClassVar[bool] = False
     absorbs: ClassVar[str] = ""
     """Which sides can be attended without leaving the latent space: "keys", "values", "keys, values" or nothing."""

@@ -44,6 +44,12 @@ class LinearTransform:
         """The same transform on ``device``."""
         return LinearTransform(*(tensor.to(device) for tensor in self.tensors()))
 
+    def rotated(self, rotation: Tensor) -> LinearTransform:
+        """The same transform with its latents turned by the orthogonal ``rotation`` (rank, rank): free when used."""
+        turn = rotation.double().to(self.encoder.device)
+        encoder, decoder = self.encoder.double() @ turn, turn.T @ self.decoder.double()
+        return LinearTransform(encoder.to(self.encoder.dtype), decoder.to(self.decoder.dtype), self.mean)
+
     def forward(self, states: Tensor) -> Tensor:
         """(batch, kv heads, tokens, head_dim) → latents (batch, groups, tokens, rank), in the basis' dtype."""
         grouped = gather_heads(states, self.groups).to(self.encoder.dtype)

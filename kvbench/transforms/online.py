@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvbench.transforms.linear import LinearTransform, gather_heads
+from kvbench.transforms.rotations import random_rotation
 
 SLICE = 4096
 """Tokens taken to fp64 at once while a prompt's moments are summed."""
@@ -20,12 +21,14 @@ class PromptBasis:
 
     By Eckart and Young this is the truncated SVD of the states around their mean. Basis and mean are kept in the dtype
     ``kept`` and used in ``working``. Axes beyond the number of tokens are arbitrary: there is nothing to fit them to.
+    With a ``seed`` the axes kept are turned at random, so that a quantizer meets components alike.
     """
 
     width: int
     rank: int
     kept: torch.dtype
     working: torch.dtype
+    seed: int | None = None
     groups: ClassVar[int] = 1
 
     def fit(self, states: Tensor, real: Tensor | None) -> dict[str, Tensor]:
@@ -46,6 +49,8 @@ class PromptBasis:
             moment = moment + centred.transpose(-1, -2) @ centred
         assert isinstance(moment, Tensor)
         axes = torch.linalg.eigh(moment).eigenvectors[..., -self.rank :].flip(-1)
+        if self.seed is not None:
+            axes = axes @ random_rotation(self.rank, self.seed).to(axes.device)
         return {"basis": axes.to(self.kept), "centre": centre}
 
     def transform(self, fitted: dict[str, Tensor]) -> LinearTransform:

@@ -26,6 +26,10 @@ METHODS = [
     "rope-commuting:rank={}",
     "matryoshka:rank={}",
     "latent:rank={}",
+    "palu:rank={},hadamard=false",
+    "pca:rank={}+hadamard:seed=1",
+    "pca:rank={},heads=each,keys=after+hadamard:seed=1",
+    "latent:rank={}+hadamard:seed=1",
 ]
 PROMPT, NEW = 120, 16
 

@@ -27,7 +27,7 @@ EXACT = 1e-10
 SPANS = Spans(sinks=2, recent=9, block=8)
 PROMPT, NEW = 91, 40
 """After the prompt 7 more tokens fit before the next block leaves."""
-RANKED = ("shadowkv:rank={}", "xkv:rank={},layers=2", "xkv:rank={},layers=3")
+RANKED = ("shadowkv:rank={}", "xkv:rank={},layers=2", "xkv:rank={},layers=3", "xkv:rank={},layers=2+hadamard")
 LOSSY = ("shadowkv:rank=0.25", "svdq:bits=3,group=8", "xkv:rank=0.25,layers=2", "xkv:rank=0.3,layers=2+int:bits=8")
 lossy = pytest.mark.parametrize("spec", LOSSY)
 

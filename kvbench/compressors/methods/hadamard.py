@@ -1,28 +1,30 @@
-"""``hadamard``: a random rotation of every head."""
+"""``hadamard``: a random rotation of what is stored."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from kvbench.compressors.draft import Draft
-from kvbench.compressors.fixed_basis import use_fixed_basis
+from kvbench.compressors.fixed_basis import rotate_latents
 from kvbench.compressors.part import Part
-from kvbench.transforms.rotations import random_rotation
 
 
 @dataclass(frozen=True)
 class Hadamard(Part):
-    """A random-sign Hadamard rotation of every head, keys after RoPE: loses nothing and helps the quantizer after it.
+    """A random-sign Hadamard rotation of what is stored: loses nothing and helps the quantizer after it.
 
     The rotation of QuaRot (Ashkboos et al. 2024, arXiv 2404.00456), as in ``hadamard+int:bits=4``: outlier channels are
-    spread over all components. Stored: as many values as before. Where head_dim is no power of two the matrix is a
-    random orthogonal one.
+    spread over all components. Behind a transform it turns the latents, which differ by orders of magnitude, and is
+    absorbed into the basis (``pca:rank=0.5+hadamard+int:bits=4``); without one it turns every head, keys after RoPE.
+    Stored: as many values as before. Differences: one rotation for all, inside the cache alone; QuaRot turns the whole
+    model. Where a width is no power of two the matrix is a random orthogonal one.
     """
 
     name = "hadamard"
     family = "quantization"
-    roles = ("transform",)
+    roles = ("rotation",)
     paper = "arXiv 2404.00456"
+    published = ("hadamard+int",)
 
     seed: int = 0
 
@@ -30,5 +32,5 @@ class Hadamard(Part):
         self.require(self.seed >= 0, f"seed={self.seed} must be at least 0")
 
     def apply(self, draft: Draft) -> None:
-        """The same rotation for all heads of a width."""
-        use_fixed_basis(draft, lambda size: random_rotation(size, self.seed))
+        """The same rotation for all latents of a width."""
+        rotate_latents(draft, self.seed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from kvbench.compressors.draft import Draft, LayerDraft
+from kvbench.compressors.fixed_basis import rotate_latents
 from kvbench.compressors.low_rank import LowRank, allocate
 from kvbench.transforms.fitting import orthonormal_transform, principal_axes
 from kvbench.transforms.heads import group_size
@@ -21,8 +22,10 @@ class Palu(LowRank):
     RoPE. The whitened SVD of W_k, W_v per group is computed as PCA of their outputs (uncentred, the same subspace).
     ``allocate`` shares a total of ``rank`` · width out: ``fisher`` weights each layer and side by its mean Fisher
     information, ``sensitivity`` by its measured KLD, ``energy`` by nothing, ``uniform`` gives every layer the same.
-    Differences: the paper rounds ranks to 32 and takes Fisher of weights; here ranks are whole numbers and Fisher is
-    that of the outputs. ``group`` falls to the largest divisor of the model's KV heads.
+    ``hadamard`` turns the latents by a random Hadamard matrix that is absorbed into the basis, as the paper does before
+    it quantizes them (``palu:rank=0.7+int:bits=3``). Differences: the paper rounds ranks to 32 and takes Fisher of
+    weights; here ranks are whole numbers, a rank that is no power of two is turned by a random orthogonal matrix, and
+    Fisher is that of the outputs. ``group`` falls to the largest divisor of the model's KV heads.
     """
 
     name = "palu"
@@ -31,6 +34,7 @@ class Palu(LowRank):
 
     group: int = 4
     allocate: Allocation = "fisher"
+    hadamard: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,6 +49,8 @@ class Palu(LowRank):
         for (layer, side), (_, axes), rank in zip(sides, spectra, ranks, strict=True):
             mean = torch.zeros_like(layer.calibrated.mean(side.moment))
             side.transform = orthonormal_transform(axes, mean, rank, draft.dtype)
+        if self.hadamard:
+            rotate_latents(draft, seed=0)
 
     def _groups(self, layer: LayerDraft) -> int:
         heads = layer.geometry.kv_heads
