@@ -55,10 +55,13 @@ COMBINED_SPECS = (
     "pca:rank=0.5+hadamard+int:bits=3",
     "latent:rank=0.5+hadamard+int:bits=4",
     "xkv:rank=0.5,layers=2+hadamard+int:bits=4",
+    "kvtc:bits=4,layers=2",
+    "knorm:budget=0.5,spared=1+int:bits=8",
+    "mla:latent=0.5,rope_dims=8+hadamard+int:bits=4",
 )
 """Parts that compose."""
 
-CODED_SPECS = ("ftc:bits=4,coder=entropy",)
+CODED_SPECS = ("ftc:bits=4,coder=entropy", "kvtc:bits=4,coder=entropy")
 """Another coder behind a default spec."""
 
 ALL_SPECS = (*DEFAULT_SPECS.values(), *COMBINED_SPECS, *CODED_SPECS)

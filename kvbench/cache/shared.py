@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.buffers import AXIS
-from kvbench.cache.codec import Codec
+from kvbench.cache.codec import Codec, SideCodec
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.rotary import Rotator
 from kvbench.cache.spans import Spans
@@ -26,7 +26,7 @@ class MemberCodec(Codec):
     """The codec of the layer ``members[place]``; all members store one latent, by bases over all of their heads.
 
     Bound to a sequence it decodes its own layer. What it encodes and is fitted to are the heads of all members, one
-    layer after the other: see ``whole``.
+    layer after the other: see ``whole``. A transform that belongs to the model is over all of them, too.
     """
 
     members: tuple[int, ...] = ()
@@ -49,7 +49,15 @@ class MemberCodec(Codec):
         for name, tensor in fitted.items():  # the channels of all members are the third axis of basis and centre
             width = tensor.shape[2] // len(self.members)
             own[name] = tensor.narrow(2, self.place * width, width)
-        return super().bound(own)
+        bound = super().bound(own)
+        return replace(bound, keys=self._member(bound.keys), values=self._member(bound.values))
+
+    def _member(self, side: SideCodec) -> SideCodec:
+        """``side`` with this layer's rows of a transform over all members."""
+        width = side.kv_heads * side.head_dim
+        if side.transform is None or side.transform.mean.shape[-1] == width:
+            return side
+        return replace(side, transform=side.transform.channels(self.place * width, width))
 
     def cost(self, dtype: torch.dtype) -> Cost:
         """This layer's share of the group's."""

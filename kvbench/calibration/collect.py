@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,14 +16,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvbench.attention.partial import exact_attention
+from kvbench.calibration.across import collect_across
+from kvbench.calibration.moments import SINKS, second_moment, token_rows
 from kvbench.calibration.projections import hidden_states, measure_projections
 from kvbench.calibration.statistics import LayerStatistics, Statistics
 from kvbench.errors import KvbenchError
 from kvbench.models.geometry import LayerGeometry, ModelGeometry
 from kvbench.models.intercept import AttentionCall, Interception, Rotation, Takeover, rotate
-
-SINKS = 4
-"""Leading tokens of every window that stay out of the statistics."""
 
 
 class _LayerCollector:
@@ -47,7 +47,7 @@ class _LayerCollector:
             self._moments("key", keys)
             self._moments("rotated_key", turned)
             self._moments("value", values)
-            self._add("key_value_second", _second(_flatten(keys), _flatten(values)))
+            self._add("key_value_second", second_moment(token_rows(keys), token_rows(values)))
             self._add("query_second", self._query_second(query))
             self._add("rotated_query_second", self._query_second(turned_query))
             self._add("rotated_query_sum", turned_query[:, :, SINKS:].double().sum((0, 2)))
@@ -64,7 +64,7 @@ class _LayerCollector:
             return
         for name, leaf in zip(("key", "rotated_key", "value"), self._leaves, strict=True):
             assert leaf.grad is not None
-            flat = _flatten(leaf.grad)
+            flat = token_rows(leaf.grad)
             self._add(f"fisher_{name}", (flat.T @ flat).double())
         self._leaves = None
 
@@ -75,9 +75,9 @@ class _LayerCollector:
         return LayerStatistics(**(empty | sums | projections))
 
     def _moments(self, name: str, states: Tensor) -> None:
-        flat = _flatten(states)
+        flat = token_rows(states)
         self._add(f"{name}_sum", flat.double().sum(0))
-        self._add(f"{name}_second", _second(flat, flat))
+        self._add(f"{name}_second", second_moment(flat, flat))
 
     def _query_second(self, query: Tensor) -> Tensor:
         grouped = query[:, :, SINKS:].unflatten(1, (self.geometry.kv_heads, -1)).transpose(0, 1).flatten(1, 3).float()
@@ -138,7 +138,7 @@ def collect(
             if progress is not None:
                 progress(index + 1, len(windows))
     layers = {index: layer.statistics(projections[index]) for index, layer in collector.layers.items()}
-    return Statistics(layers, *identity)
+    return Statistics(layers, *identity, measure_across=partial(collect_across, model, geometry, windows))
 
 
 def _backward(logits: Tensor, generator: torch.Generator) -> None:
@@ -148,22 +148,6 @@ def _backward(logits: Tensor, generator: torch.Generator) -> None:
         drawn = torch.multinomial(gradient.cpu(), 1, generator=generator).to(logits.device)
         gradient.scatter_add_(1, drawn, torch.full_like(drawn, -1, dtype=gradient.dtype))
     logits.backward(gradient.to(logits.dtype))
-
-
-def _flatten(states: Tensor) -> Tensor:
-    """(batch, kv heads, tokens, d) → (batch · tokens without sinks, kv heads · d) in at least fp32."""
-    kept = states[:, :, SINKS:].transpose(1, 2).flatten(2).flatten(0, 1)
-    return kept.to(torch.promote_types(kept.dtype, torch.float32))
-
-
-def _second(left: Tensor, right: Tensor) -> Tensor:
-    """Σ l rᵀ over rows, fp64 from products in the tensors' own dtype.
-
-    Around the means: key biases hundreds of times the spread would leave only rounding of an fp32 product.
-    """
-    means = left.double().mean(0), right.double().mean(0)
-    centred = [(states.double() - mean).to(states.dtype) for states, mean in zip((left, right), means, strict=True)]
-    return (centred[0].T @ centred[1]).double() + torch.outer(*means) * len(left)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
+from kvbench.calibration.across import AcrossLayers, Group
 from kvbench.calibration.sensitivity import Sensitivity
 from kvbench.errors import KvbenchError
 
@@ -97,7 +98,8 @@ class LayerStatistics:
 class Statistics:
     """Statistics of all full-attention layers by layer index, and what they were collected from.
 
-    ``measure_sensitivity`` runs the model, so it waits until a compressor wants to know: see :meth:`sensitivity`.
+    ``measure_sensitivity`` and ``measure_across`` run the model, so they wait until a compressor wants to know: see
+    :meth:`sensitivity` and :meth:`across`.
     """
 
     layers: dict[int, LayerStatistics]
@@ -105,6 +107,7 @@ class Statistics:
     weights_sha256: str
     text_sha256: str
     measure_sensitivity: Callable[[], Sensitivity] | None = None
+    measure_across: Callable[[tuple[Group, ...]], AcrossLayers] | None = None
     _sensitivity: Sensitivity | None = None
 
     def sensitivity(self) -> Sensitivity:
@@ -121,6 +124,19 @@ class Statistics:
                 )
             self._sensitivity = self.measure_sensitivity()
         return self._sensitivity
+
+    def across(self, groups: tuple[Group, ...]) -> AcrossLayers:
+        """Moments of the layers of every group side by side, collected now.
+
+        Raises:
+            KvbenchError: these statistics came without a model to run.
+        """
+        if self.measure_across is None:
+            raise KvbenchError(
+                "bases across layers need statistics that can run the model; name a text as calibration, or give "
+                "every layer a basis of its own (layers=1)"
+            )
+        return self.measure_across(groups)
 
     def tensors(self) -> dict[str, Tensor]:
         """Flat names for storage: ``<layer>.<field>``."""

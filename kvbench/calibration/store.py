@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from kvbench.calibration.collect import SINKS, collect
+from kvbench.calibration.across import AcrossLayers, Group, collect_across
+from kvbench.calibration.collect import collect
+from kvbench.calibration.moments import SINKS
 from kvbench.calibration.statistics import Statistics
 from kvbench.errors import KvbenchError
 from kvbench.models.folders import build_folder, cache_dir
@@ -47,12 +50,27 @@ def calibrate(
     folder = statistics_folder(loaded, windows, fisher)
     identity = (loaded.name, loaded.weights_sha256, windows.sha256)
 
-    def build(partial: Path) -> None:
+    def build(unfinished: Path) -> None:
         found = collect(loaded.model, geometry, windows.ids, fisher=fisher, identity=identity, progress=progress)
         names = dict(zip(("model", "weights_sha256", "text_sha256"), identity, strict=True))
-        save_file({name: tensor.contiguous() for name, tensor in found.tensors().items()}, partial / _FILE, names)
+        save_file({name: tensor.contiguous() for name, tensor in found.tensors().items()}, unfinished / _FILE, names)
 
-    return read_statistics(build_folder(folder, build))
+    statistics = read_statistics(build_folder(folder, build))
+    statistics.measure_across = partial(_across, loaded, geometry, windows, folder)
+    return statistics
+
+
+def _across(
+    loaded: LoadedModel, geometry: ModelGeometry, windows: Windows, folder: Path, groups: tuple[Group, ...]
+) -> AcrossLayers:
+    """Moments across ``groups`` of layers, in a folder beside the statistics."""
+
+    def build(unfinished: Path) -> None:
+        save_file(collect_across(loaded.model, geometry, windows.ids, groups).tensors(), unfinished / _FILE)
+
+    digest = hashlib.sha256(json.dumps(groups).encode()).hexdigest()[:8]
+    beside = build_folder(folder.with_name(f"{folder.name}-across-{digest}"), build)
+    return AcrossLayers.from_tensors(load_file(beside / _FILE))
 
 
 def read_statistics(folder: Path) -> Statistics:

@@ -34,8 +34,6 @@ _KEPT = 12
 """Fitted plans held at once; a plan's bases take megabytes."""
 _CLOSE = 0.004
 """A size this share below the target is as good as on it."""
-_COMPLETED = {"cast": "cast:to=fp8", "hadamard": "hadamard+int"}
-"""Methods that need a word more than their name before their knob can be solved."""
 
 
 @dataclass(frozen=True)
@@ -134,20 +132,22 @@ def reaches(bits: float, target: float) -> bool:
 
 
 def all_methods() -> Iterator[str]:
-    """Every registered compressor as a method to solve.
+    """Every registered compressor as methods to solve: the settings that its paper recommends.
 
-    Transforms and selectors alone keep 16 or 32 bits per value; they are completed as their papers do, with integers.
+    Where a part names none, it is completed as peers are: latents with rotated 4-bit integers, kept tokens with 8 bits.
     """
     for name in registry.names():
         cls = registry.find(name)
         if cls.roles == ("baseline",) or name == "identity":
             continue
-        if name in _COMPLETED:
-            yield _COMPLETED[name]
-        elif "quantizer" in cls.roles:
-            yield name
-        else:
-            yield f"{name}+int:bits={4 if 'transform' in cls.roles else 8}"
+        yield from cls.published or (name + _completion(cls),)
+
+
+def _completion(cls: type[Part]) -> str:
+    """What a part needs behind it to code anything in few bits."""
+    if "quantizer" in cls.roles:
+        return ""
+    return "+int:bits=8" if cls.roles == ("selector",) else "+hadamard+int:bits=4"
 
 
 def _widened(compressor: Compressor, recent: int) -> Compressor:

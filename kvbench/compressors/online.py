@@ -32,8 +32,12 @@ class Online(Part):
         Raises:
             KvbenchError: there are fewer channels than the rank asks for.
         """
+        return prompt_basis(width, self.components(width), draft)
+
+    def components(self, width: int) -> int:
+        """Components of ``width`` channels. Raises KvbenchError: there are fewer than the rank asks for."""
         self.require(self.rank <= 1 or self.rank <= width, f"rank={self.rank:g}, but there are {width} channels")
-        return prompt_basis(width, max(1, round(self.rank * width)) if self.rank <= 1 else int(self.rank), draft)
+        return max(1, round(self.rank * width)) if self.rank <= 1 else int(self.rank)
 
 
 def prompt_basis(width: int, rank: int, draft: Draft) -> PromptBasis:

@@ -292,7 +292,7 @@ def _ladder(compressor: Compressor) -> Iterable[str]:
         name, choices = method.knob, method.choices
         value = getattr(part, name)
         shares = (0.25, 0.5, 1.0)
-        if isinstance(value, int) and not choices:  # a count, as mla's latent
+        if name != "bits" and value > 1 and not choices:  # a count, as mla's latent
             steps: Sequence[float] = [max(1, round(share * value)) for share in shares]
         else:
             steps = choices or ((2.0, 4.0, 6.0) if name == "bits" else shares)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from kvbench.cache.attach import LayerPlan, Plan
 from kvbench.cache.codec import Codec, SideCodec
-from kvbench.calibration.collect import SINKS
+from kvbench.calibration.moments import SINKS
 from kvbench.calibration.sensitivity import Sensitivity, SideSensitivity
 from kvbench.calibration.statistics import Statistics
 from kvbench.calibration.store import calibrate, statistics_folder

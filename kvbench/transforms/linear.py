@@ -47,8 +47,15 @@ class LinearTransform:
     def rotated(self, rotation: Tensor) -> LinearTransform:
         """The same transform with its latents turned by the orthogonal ``rotation`` (rank, rank): free when used."""
         turn = rotation.double().to(self.encoder.device)
-        encoder, decoder = self.encoder.double() @ turn, turn.T @ self.decoder.double()
-        return LinearTransform(encoder.to(self.encoder.dtype), decoder.to(self.decoder.dtype), self.mean)
+        decoder = (turn.T @ self.decoder.double()).to(self.decoder.dtype)
+        if self.encoder.data_ptr() == self.decoder.data_ptr():  # one memory for both, and so it stays
+            return LinearTransform(decoder.mT, decoder, self.mean)
+        return LinearTransform((self.encoder.double() @ turn).to(self.encoder.dtype), decoder, self.mean)
+
+    def channels(self, start: int, count: int) -> LinearTransform:
+        """What decodes ``count`` channels from ``start`` on, of a transform of a single group."""
+        encoder, decoder = self.encoder.narrow(-2, start, count), self.decoder.narrow(-1, start, count)
+        return LinearTransform(encoder, decoder, self.mean.narrow(-1, start, count))
 
     def forward(self, states: Tensor) -> Tensor:
         """(batch, kv heads, tokens, head_dim) → latents (batch, groups, tokens, rank), in the basis' dtype."""

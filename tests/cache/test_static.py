@@ -29,8 +29,8 @@ SPANS = Spans(sinks=2, recent=4, block=8)
 IMPOSSIBLE = {
     "a selector": ("streaming", "snapkv", "tova", "knorm", "expected-attention", "random"),
     "fitted to the prompt": ("shadowkv", "svdq"),
-    "several layers": ("xkv",),
-    "entropy codes": ("ftc:bits=4,coder=entropy",),
+    "several layers": ("xkv", "kvtc:bits=4,layers=2"),
+    "entropy codes": ("ftc:bits=4,coder=entropy", "kvtc:bits=4,coder=entropy"),
 }
 REFUSED = tuple(name for names in IMPOSSIBLE.values() for name in names)
 ADMITTED = [

@@ -11,7 +11,8 @@ from driving import Subject, calibrated, subject, token_ids
 from torch import Tensor
 from transformers import DynamicCache
 
-from kvbench.calibration.collect import SINKS, collect
+from kvbench.calibration.collect import collect
+from kvbench.calibration.moments import SINKS
 from kvbench.calibration.statistics import LayerStatistics, Statistics
 from kvbench.errors import KvbenchError
 from kvbench.models.intercept import AttentionCall, Interception, Takeover

@@ -24,6 +24,7 @@ class Cast(Part):
     name = "cast"
     family = "quantization"
     roles = ("quantizer",)
+    published = ("cast:to=fp8",)
 
     to: Literal["fp8", "bf16", "fp16"]
 

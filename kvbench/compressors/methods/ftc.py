@@ -56,6 +56,7 @@ class Ftc(Part):
     roles = ("transform", "quantizer")
     needs_calibration = True
     absorbs = "values; keys with keys=after"
+    published = ("ftc", "ftc:coder=entropy")
 
     bits: float
     basis: Literal["joint", "split"] = "joint"

@@ -15,8 +15,9 @@ class Kivi(Part):
     """KIVI: asymmetric integers, keys grouped along tokens within a channel, values along channels within a token.
 
     Based on Liu et al. 2024, KIVI (arXiv 2402.02750). Stored: ``bits`` per value, fp16 scale and zero per ``group``
-    values, so 2 bits at group 32 are 3 bits. Differences: keys after RoPE and a residual window as in the paper (here
-    ``recent``, default 64), but the prompt's first ``sinks`` tokens stay exact too.
+    values, so 2 bits at group 32 are 3 bits. Groups of 32 and keys after RoPE as in the paper; its residual of 128
+    tokens is ``recent=128`` (default 64). Differences: the prompt's first ``sinks`` tokens stay exact too, and the
+    values' window is the keys', where the paper counts both apart.
     """
 
     name = "kivi"

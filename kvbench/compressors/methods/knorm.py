@@ -14,12 +14,26 @@ from kvbench.selectors.plain import KeyNormSelector
 class KeyNorm(Eviction):
     """Keys of low L2 norm are kept, head by head, since they draw the most attention.
 
-    Based on Devoto et al. 2024 (arXiv 2406.11430). Query-agnostic. Stored: the kept tokens and their slots.
-    Differences: every layer is compressed, where the paper spares the first ones.
+    Based on Devoto et al. 2024 (arXiv 2406.11430). Query-agnostic. Stored: the kept tokens and their slots. The first
+    ``spared`` layers keep every token; the paper spares two, where norm and attention go together least. Differences:
+    none are spared by default, so that ``budget`` is what is kept; sinks and window are exact.
     """
 
     name = "knorm"
     paper = "arXiv 2406.11430"
+    published = ("knorm:spared=2+int:bits=8",)
+
+    spared: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.spared >= 0, f"spared={self.spared} must be at least 0 layers")
+
+    def apply(self, draft: Draft) -> None:
+        """One selector per layer but the first ones."""
+        super().apply(draft)
+        for layer in list(draft)[: self.spared]:
+            layer.selector = None
 
     def selector(self, layer: LayerDraft, draft: Draft, budget: Budget) -> Selector:
         """Nothing of the layer matters."""

@@ -4,32 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kvbench.compressors.allocation import Side, side_weights
-from kvbench.compressors.draft import Draft
+from kvbench.compressors.allocation import side_weights
+from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
 from kvbench.compressors.part import Part
+from kvbench.compressors.shared import layer_groups, share_latents
 from kvbench.quantizers.allocation import grain, water_fill
 from kvbench.quantizers.codebook import CodebookQuantizer
+from kvbench.quantizers.entropy import EntropyQuantizer, entropy_quantizers
 from kvbench.quantizers.lloyd import MAX_BITS
-from kvbench.transforms.fitting import orthonormal_transform, principal_axes
+from kvbench.transforms.fitting import Basis, principal_basis
 from kvbench.transforms.ranks import Allocation
 
 
 @dataclass(frozen=True)
-class Kvtc(Part):
-    """KV transform coding: joint-heads PCA of keys (before RoPE) and values, then as many bits per component as pay.
+class _Side:
+    """Keys or values of a group of layers that share a basis."""
 
-    Based on NVIDIA's KVTC (arXiv 2511.01815). Stored: packed codes of 0 to 8 bits per component and nothing else per
-    token; bases, means, deviations and the Lloyd–Max tables belong to the model. ``bits`` is the mean over keys and
-    values. ``allocate`` gives them out: ``uniform`` to every layer alike, ``shift`` bits of them moved from keys to
-    values, which are harder on small GQA models (default 1); ``sensitivity`` by one water level over the whole model,
-    errors weighted by the measured KLD of each layer's keys and values; ``fisher`` by mean Fisher information instead;
-    ``energy`` unweighted.
-    Differences: one basis per layer instead of one for all, static scales instead of 16-bit scales per block, a
-    Laplace codebook instead of uniform steps, no entropy coding.
+    members: list[SideDraft]
+    basis: Basis
+    mean: Tensor
+
+
+@dataclass(frozen=True)
+class Kvtc(Part):
+    """KV transform coding: PCA of keys (before RoPE) and values over heads, then as many bits per component as pay.
+
+    Based on NVIDIA's KVTC (arXiv 2511.01815). Stored: codes of the components and nothing else per token; bases, means
+    and deviations belong to the model. ``bits`` is the mean over keys and values. ``allocate`` gives them out:
+    ``uniform`` to every basis alike, ``shift`` bits of them moved from keys to values, which are harder on small GQA
+    models (default 1); ``sensitivity`` by one water level over the whole model, errors weighted by the measured KLD of
+    each layer's keys and values; ``fisher`` by mean Fisher information instead; ``energy`` unweighted.
+    ``coder=entropy`` codes a trellis of uniform steps with rANS (see ``ftc``), where the paper has uniform steps with
+    DEFLATE behind them; ``coder=fixed`` packs 0 to 8 bits of Lloyd–Max levels, which kernels can read. ``layers``
+    adjacent layers share one basis; 0 is the paper's way, one basis for the keys of the whole model and one for the
+    values. ``recent=128`` is the paper's window.
+
+    Differences: a basis per layer by default, since a token of several layers is decoded whole for each of them; no
+    16-bit scales per block of components: an entropy-coded block of 32 tokens has one step, and components far below it
+    are dropped, as the paper's dynamic program drops those that get 0 bits.
     """
 
     name = "kvtc"
@@ -38,38 +55,86 @@ class Kvtc(Part):
     paper = "arXiv 2511.01815"
     needs_calibration = True
     absorbs = "values"
+    published = ("kvtc:coder=entropy",)
 
     bits: float
     shift: float = 1.0
     allocate: Allocation = "uniform"
+    coder: Literal["fixed", "entropy"] = "fixed"
+    layers: int = 1
 
     def __post_init__(self) -> None:
         self.require(0 < self.bits <= MAX_BITS, f"bits={self.bits:g} must be in (0, {MAX_BITS}]")
+        self.require(self.layers >= 0, f"layers={self.layers} must be at least 1, or 0 for all of them")
 
     def apply(self, draft: Draft) -> None:
-        """Coordinates of both sides of every layer, then widths, then codebooks."""
+        """Coordinates of both sides of every group of layers, then quantizers, all of them by one rule."""
         draft.store_keys_before_rope()
-        sides = [(layer, side) for layer in draft for side in layer.sides]
-        spectra = [principal_axes(layer.calibrated.covariance(side.moment), 1) for layer, side in sides]
-        variances = [values for (values,), _ in spectra]
-        widths = self._alike(variances) if self.allocate == "uniform" else self._shared(draft, sides, variances)
-        for (layer, side), (_, axes), own, width in zip(sides, spectra, variances, widths, strict=True):
-            kept = max(1, int((width > 0).sum()))
-            side.transform = orthonormal_transform(axes, layer.calibrated.mean(side.moment), kept, draft.dtype)
-            deviation = own[:kept].sqrt().clamp_min(1e-6).to(draft.geometry.device, draft.dtype)
-            side.quantizer = CodebookQuantizer(tuple(width[:kept].tolist()), deviation)
+        groups = layer_groups(draft, self.layers)
+        self.require(
+            all(layer.selector is None for layer in draft) or all(len(group) == 1 for group in groups),
+            "each layer of a group would evict other tokens, and they share one latent; leave the selector out",
+        )
+        sides = self._fit(draft, groups)
+        quantizers = self._quantizers([side.basis.values[0] for side in sides], draft)
+        for side, quantizer in zip(sides, quantizers, strict=True):
+            transform = side.basis.transform(side.mean, len(quantizer.deviation), draft.dtype).to(draft.geometry.device)
+            for member in side.members:  # moved once: members share it
+                member.transform, member.quantizer = transform, quantizer
+        for group in groups:
+            share_latents(group)
 
-    def _alike(self, variances: list[Tensor]) -> list[Tensor]:
-        """Every layer the same bits, ``shift`` of them moved from its keys to its values."""
+    def _fit(self, draft: Draft, groups: Sequence[Sequence[LayerDraft]]) -> list[_Side]:
+        """Keys and values of every group, in coordinates where a unit of squared error costs the same everywhere."""
+        names = tuple(tuple(layer.geometry.layer for layer in group) for group in groups)
+        across = draft.calibrated.across(names) if any(len(group) > 1 for group in groups) else None
+        how = "energy" if self.allocate == "uniform" else self.allocate
+        found = []
+        for group, name in zip(groups, names, strict=True):
+            for place in (0, 1):
+                members = [layer.sides[place] for layer in group]
+                if across is None:
+                    covariance = group[0].calibrated.covariance(members[0].moment)
+                else:
+                    covariance = (across.keys, across.values)[place][name]
+                means = [layer.calibrated.mean(side.moment) for layer, side in zip(group, members, strict=True)]
+                weights = side_weights(how, draft, list(zip(group, members, strict=True)))
+                scales = [torch.full_like(mean, weight**0.5) for mean, weight in zip(means, weights, strict=True)]
+                found.append(_Side(members, _weighted(covariance, torch.cat(scales)), torch.cat(means)))
+        return found
+
+    def _quantizers(self, variances: list[Tensor], draft: Draft) -> Sequence[CodebookQuantizer | EntropyQuantizer]:
+        counts = [len(own) for own in variances]
+        if self.coder == "entropy":
+            if self.allocate != "uniform":
+                return entropy_quantizers(variances, self.bits)
+            pairs = zip(variances, self._shifted(len(variances)), strict=True)
+            return [entropy_quantizers([own], bits)[0] for own, bits in pairs]
+        if self.allocate == "uniform":
+            pairs = zip(variances, self._shifted(len(variances)), strict=True)
+            widths = [water_fill(own, round(bits * len(own)), together=grain(len(own))) for own, bits in pairs]
+        else:
+            together = grain(min(counts))
+            widths = list(
+                water_fill(torch.cat(variances), round(self.bits * sum(counts)), together=together).split(counts)
+            )
+        return [_codebook(own, width, draft) for own, width in zip(variances, widths, strict=True)]
+
+    def _shifted(self, sides: int) -> list[float]:
+        """Bits of each of ``sides``, keys and values in turn: ``shift`` of them moved from keys to values."""
         most = min(self.bits / 2, MAX_BITS - self.bits)
         shift = max(-most, min(self.shift, most))
-        bits = [self.bits - shift, self.bits + shift] * (len(variances) // 2)
-        sides = [(own, round(mean * len(own))) for own, mean in zip(variances, bits, strict=True)]
-        return [water_fill(own, budget, together=grain(len(own))) for own, budget in sides]
+        return [self.bits - shift, self.bits + shift] * (sides // 2)
 
-    def _shared(self, draft: Draft, sides: Sequence[Side], variances: list[Tensor]) -> list[Tensor]:
-        """One water level for the whole model."""
-        weights = side_weights(self.allocate, draft, sides)
-        weighted = torch.cat([own * weight for own, weight in zip(variances, weights, strict=True)])
-        counts = [len(own) for own in variances]
-        return list(water_fill(weighted, round(self.bits * sum(counts)), together=grain(min(counts))).split(counts))
+
+def _weighted(covariance: Tensor, scale: Tensor) -> Basis:
+    """Principal axes of channels multiplied by ``scale`` (channels,), encoder and decoder for channels as they are."""
+    basis = principal_basis(scale[:, None] * covariance * scale, 1)
+    return Basis(basis.values, scale[:, None] * basis.encoder, basis.decoder / scale)
+
+
+def _codebook(variances: Tensor, widths: Tensor, draft: Draft) -> CodebookQuantizer:
+    """Levels for the components that get any bits, at least one."""
+    kept = max(1, int((widths > 0).sum()))
+    deviation = variances[:kept].sqrt().clamp_min(1e-9).to(draft.geometry.device, draft.dtype)
+    return CodebookQuantizer(tuple(widths[:kept].tolist()), deviation)

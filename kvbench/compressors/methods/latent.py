@@ -24,6 +24,7 @@ class Latent(LowRank):
     name = "latent"
     paper = "arXiv 2502.07864"
     absorbs = "values"
+    published = ("latent+hadamard+int:bits=4", "latent+hadamard+int:bits=3")
 
     def apply(self, draft: Draft) -> None:
         """One basis a layer."""

@@ -23,11 +23,12 @@ class Mla(Part):
 
     After TransMLA (Meng et al. 2025, arXiv 2502.07864) and MHA2MLA (Ji et al. 2025, arXiv 2502.14837). Stored: the
     strongest ``rope_dims`` dimensions of the keys, mixed across heads within each frequency so that they can still be
-    rotated (RoRoPE), and ``latent`` dimensions of one joint PCA of values and what is left of the keys, keys scaled to
-    the values' norm first. **What is left of the keys loses its RoPE, in the query too: the compressed tokens are
-    attended by another function than the model was trained with.** TransMLA itself reports perplexity 9.75 → 16.14 on
-    Llama-3.2-1B at 56 % of the cache before tuning. Differences: sinks and the recent window keep exact keys with
-    RoPE, adjacent frequencies are not folded, and the slice takes the most energy instead of one pair per frequency.
+    rotated (RoRoPE), and ``latent`` dimensions (up to 1: a share of all) of one joint PCA of values and what is left of
+    the keys, keys scaled to the values' norm first. **What is left of the keys loses its RoPE, in the query too: the
+    compressed tokens are attended by another function than the model was trained with.** TransMLA itself reports
+    perplexity 9.75 → 16.14 on Llama-3.2-1B at 56 % of the cache before tuning. Differences: sinks and the recent window
+    keep exact keys with RoPE, adjacent frequencies are not folded, and the slice takes the most energy instead of one
+    pair per frequency.
     """
 
     name = "mla"
@@ -36,12 +37,16 @@ class Mla(Part):
     paper = "arXiv 2502.07864"
     needs_calibration = True
     absorbs = "keys, values"
+    published = ("mla:rope_dims=64+hadamard+int:bits=4",)
 
-    latent: int
+    latent: float
     rope_dims: int
 
     def __post_init__(self) -> None:
-        self.require(self.latent >= 1, f"latent={self.latent} must be at least 1 dimension")
+        self.require(
+            0 < self.latent <= 1 or self.latent == int(self.latent) > 1,
+            f"latent={self.latent:g} must be a fraction in (0, 1] or a whole number of dimensions",
+        )
         self.require(
             self.rope_dims >= 2 and self.rope_dims % 2 == 0, f"rope_dims={self.rope_dims} must be even and at least 2"
         )
@@ -54,7 +59,7 @@ class Mla(Part):
             turning = self._turning(layer)
             layer.keys.transform = turning.transform(torch.zeros(len(turning.encoder[0])), self.rope_dims, draft.dtype)
             basis, centre = self._joint(layer, turning.encoder[0, :, : self.rope_dims])
-            join_sides(layer, DecoupledCodec).transform = basis.transform(centre, self.latent, draft.dtype)
+            join_sides(layer, DecoupledCodec).transform = basis.transform(centre, self._latent(layer), draft.dtype)
 
     def _check(self, layer: LayerDraft) -> None:
         geometry = layer.geometry
@@ -64,7 +69,11 @@ class Mla(Part):
         self.require(
             self.rope_dims <= rotary, f"rope_dims={self.rope_dims}, but this model rotates {rotary} dimensions"
         )
-        self.require(self.latent <= width, f"latent={self.latent}, but keys and values have {width} dimensions")
+        self.require(self.latent <= width, f"latent={self.latent:g}, but keys and values have {width} dimensions")
+
+    def _latent(self, layer: LayerDraft) -> int:
+        width = layer.geometry.elements_per_token
+        return max(1, round(self.latent * width)) if self.latent <= 1 else int(self.latent)
 
     def _turning(self, layer: LayerDraft) -> Basis:
         """The commuting basis of the rotated dimensions; the others, which need no rotation, come last."""

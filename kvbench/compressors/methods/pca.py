@@ -28,6 +28,7 @@ class Pca(Part):
     roles = ("transform",)
     needs_calibration = True
     absorbs = "values; keys with keys=after"
+    published = ("pca+hadamard+int:bits=4", "pca+hadamard+int:bits=3")
 
     rank: float | None = None
     energy: float | None = None

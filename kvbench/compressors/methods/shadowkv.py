@@ -14,11 +14,11 @@ class ShadowKv(Online):
 
     Based on Sun et al. 2024, ShadowKV (arXiv 2410.21465), with rank 160 of 1024 channels. Stored: ``rank`` coefficients
     per token, and per sequence and layer an fp16 basis of rank · width, so that the ratio grows with the length;
-    fitting it is part of the prefill. Values stay in the cache's dtype, or take a quantizer
-    (``shadowkv:rank=0.25+int:bits=4``). Differences: this is the low-rank half of the paper alone. Values are not moved
-    to the CPU, no landmarks or outlier chunks choose a sparse set of tokens, all of them are attended; keys are taken
-    around their mean; decoded tokens are projected onto the prompt's basis as they leave the window, where the paper
-    keeps them.
+    fitting it to all of the prompt that leaves the window is part of the prefill. Values stay in the cache's dtype, or
+    take a quantizer (``shadowkv:rank=0.25+int:bits=4``). Differences: this is the low-rank half of the paper alone.
+    Values are not moved to the CPU, no landmarks or outlier chunks choose a sparse set of tokens, all of them are
+    attended; keys are taken around their mean; decoded tokens are projected onto the prompt's basis as they leave the
+    window, where the paper keeps them.
     """
 
     name = "shadowkv"

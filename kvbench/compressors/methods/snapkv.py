@@ -19,13 +19,14 @@ class SnapKv(Observing):
 
     Based on Li et al. 2024, SnapKV (arXiv 2404.14469). Query-agnostic: the last queries before the exact window choose.
     ``query_aware=true`` is the paper's way, the prompt's very last ones, of which the question must be part. Stored:
-    the kept tokens of every KV head and their slots. Differences: the score is the mean over the query heads of a
-    group, so that memory is per KV head; tokens that leave the window while decoding are judged by the one query at
-    hand, over the window alone, where the paper keeps all of them.
+    the kept tokens of every KV head and their slots. Differences: attention is pooled by its mean, not its maximum; the
+    score is the mean over the query heads of a group, so that memory is per KV head; tokens that leave the window while
+    decoding are judged by the one query at hand, over the window alone, where the paper keeps all of them.
     """
 
     name = "snapkv"
     paper = "arXiv 2404.14469"
+    published = ("snapkv:query_aware=true+int:bits=8",)
 
     window: int = WINDOW
     kernel: int = 5

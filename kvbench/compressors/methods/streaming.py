@@ -22,6 +22,7 @@ class Streaming(Part):
     family = "eviction"
     roles = ("selector",)
     paper = "arXiv 2309.17453"
+    published = ("streaming",)
 
     def apply(self, draft: Draft) -> None:
         """Drop the body of every layer."""

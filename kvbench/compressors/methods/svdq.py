@@ -22,7 +22,9 @@ class SvdQ(Part):
     8. Values are group-wise integers of the nearest width, or ``values``. Stored: packed codes; fp16 scale and zero per
     ``group`` tokens of a key direction, and per ``group`` channels of a value; per sequence and layer the fp16 basis
     and mean, which weigh on short prompts. Differences: keys before RoPE, scales per ``group`` tokens instead of one
-    per direction, decoded tokens join the prompt's basis, and no sparse attention on top.
+    per direction, decoded tokens join the prompt's basis, and no sparse attention on top. The paper leaves values in 16
+    bit (``values=8`` is nearest); the basis is fitted to all tokens that leave the window after the prefill, or to the
+    first chunk of a prompt that comes in chunks.
     """
 
     name = "svdq"

@@ -22,6 +22,7 @@ class Tova(Observing):
 
     name = "tova"
     paper = "arXiv 2401.06104"
+    published = ("tova:query_aware=true+int:bits=8",)
 
     def selector(self, layer: LayerDraft, draft: Draft, budget: Budget) -> Selector:
         """Nothing of the layer matters."""
