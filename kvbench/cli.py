@@ -159,6 +159,7 @@ def report(
     /,
     *,
     out_dir: Annotated[Path | None, Parameter(name="--out", help="Folder to write to; default: the results'.")] = None,
+    commands: Annotated[bool, Parameter(help="Only print the command that measures each row.")] = False,
 ) -> int:
     """Write one self-contained HTML file and PNG charts of a results folder.
 
@@ -173,6 +174,12 @@ def report(
     from kvbench.runs.store import RunStore, read_records
 
     records = read_records(results)
+    if commands:
+        from kvbench.report.reproduce import recipes
+
+        for recipe in recipes(records):
+            print("\n".join(f"{compressor}\t{command}" for compressor, command in recipe.rows))
+        return EXIT_OK
     status = RunStore(results).status() if results.is_dir() else None
     folder = out_dir or (results if results.is_dir() else results.parent)
     for path in write_report(records, folder, status):

@@ -13,8 +13,9 @@ from typing import TypeGuard
 from kvbench.report.axes import Axis
 from kvbench.report.columns import BELOW_NOISE, Cell, is_above_noise
 from kvbench.report.figure import Figure, file_name
-from kvbench.report.groups import Group, bits, frontier, is_baseline
+from kvbench.report.groups import Group, bits, is_baseline
 from kvbench.report.numbers import MISSING
+from kvbench.report.pareto import frontier
 from kvbench.report.scatter import Line, Point, scatter
 from kvbench.runs.records import Interval, Record
 

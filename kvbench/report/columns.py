@@ -152,6 +152,12 @@ BODY_BITS = Column(
     "context is so long that the exact first and recent tokens no longer weigh.",
     lambda record: _plain(body_bits(record), _two),
 )
+ASKED = Column(
+    "bits\nasked",
+    "What the compressor was solved for, in bits per element. Where it cannot take that, the row is its nearest size, "
+    "and a remark under the table says so.",
+    lambda record: Cell(", ".join(f"{bits:g}" for bits in record.solved_for), None) if record.solved_for else None,
+)
 RATIO = Column(
     "ratio",
     "Bytes of 16-bit K and V over allocated bytes, whatever dtype the run used: a float32 run without compression "
@@ -309,8 +315,8 @@ TOP1 = Column(
     _quality(lambda quality: _plain(quality.same_top1, lambda share: f"{share:.1%}")),
 )
 
-SUMMARY = (BITS, RATIO, CACHE, TPOT, TO_NONE, TO_HF, PERPLEXITY, KLD, TOP1)
-MEMORY = (BITS, BODY_BITS, CLAIMED, PREDICTED, RATIO, CACHE, PARTS, BASES, PEAK_PREFILL, PEAK_DECODE)
+SUMMARY = (ASKED, BITS, RATIO, CACHE, TPOT, TO_NONE, TO_HF, PERPLEXITY, KLD, TOP1)
+MEMORY = (ASKED, BITS, BODY_BITS, CLAIMED, PREDICTED, RATIO, CACHE, PARTS, BASES, PEAK_PREFILL, PEAK_DECODE)
 SPEED = (TTFT, TPOT, TPOT_TAIL, TPOT_STEADINESS, THROUGHPUT, TO_NONE, TO_HF, CEILING, ACHIEVED, ATTENTION)
 QUALITY = (
     *(PERPLEXITY, BASELINE_PERPLEXITY, KLD, KLD_TAIL, KLD_MAX, NOISE, TOP1),
@@ -318,7 +324,7 @@ QUALITY = (
 )
 
 LESSER = (
-    *(CACHE, TO_HF, PERPLEXITY, RATIO, TPOT),
+    *(CACHE, ASKED, TO_HF, PERPLEXITY, RATIO, TPOT),
     *(DECODED_BY, KLD_SAME_TOKENS, KLD_DECODED),
     *(ATTENTION, PEAK_PREFILL, PEAK_DECODE, BASES, PARTS, CLAIMED),
     *(BASELINE_PERPLEXITY, NOISE, KLD_MAX, TPOT_TAIL, TPOT_STEADINESS, CEILING, ACHIEVED, KLD_TAIL),

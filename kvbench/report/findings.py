@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvbench.report.columns import KLD, TO_HF, TO_NONE, TOP1, Cell
-from kvbench.report.groups import Group, bits
+from kvbench.report.groups import Group, bits, distortion
 from kvbench.report.numbers import fixed
+from kvbench.report.pareto import SAME_BITS
 
 FAITHFUL = 0.95
 """Share of same top-1 tokens from which a compressed cache counts as close to the uncompressed one."""
@@ -35,7 +36,9 @@ def _smallest(group: Group) -> Finding | None:
     faithful = [(size, record) for size, record in judged if record.quality and record.quality.same_top1 >= FAITHFUL]
     if not faithful:
         return Finding(question, "none of these", f"{len(judged)} compressors measured")
-    size, record = min(faithful, key=lambda pair: pair[0])
+    least = min(size for size, _ in faithful)
+    as_small = [(size, record) for size, record in faithful if size <= least * (1 + SAME_BITS)]
+    size, record = min(as_small, key=lambda pair: distortion(pair[1]) or 0.0)
     parts = [f"{fixed(size, 2)} bits per element"]
     if record.memory:
         parts.append(f"ratio {fixed(record.memory.ratio_allocated, 2)}")
@@ -58,7 +61,9 @@ def _frontier(group: Group) -> Finding | None:
         return None
     best = [record for record in group.records if record.id in group.best]
     rated = [record for record in group.compressors if record.quality and bits(record) is not None]
-    numbers = f"{len(best)} of {len(rated)}; every other one is beaten in bits and KLD"
+    numbers = (
+        f"{len(best)} of {len(rated)}; every other one is beaten by one of its bits (within {SAME_BITS:.0%}) or fewer"
+    )
     return Finding("Pareto frontier of bits and KLD", ", ".join(record.trial.compressor for record in best), numbers)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from kvbench.report.columns import BODY_BITS, DETAILS, SUMMARY, Cell, Column, body_bits
-from kvbench.report.numbers import short
+from kvbench.report.numbers import fixed, short
+from kvbench.report.pareto import SAME_BITS, Point, clear_frontier
+from kvbench.report.shift import Shift, shift_columns, shift_remarks, shifts
 from kvbench.runs.records import Record
 from kvbench.runs.trials import Workload
 
@@ -21,9 +22,13 @@ LONGEST_REASON = 240
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of one table, in reading order: baselines, then from many bits to few, then what failed."""
+    """The rows of one table, in reading order: baselines, then from many bits to few, then what failed.
+
+    ``shifts`` holds, by compressor, what calibration on another domain costs, where another workload measured it.
+    """
 
     records: tuple[Record, ...]
+    shifts: Mapping[str, Shift] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -56,11 +61,9 @@ class Group:
 
     @cached_property
     def best(self) -> frozenset[str]:
-        """Ids on the frontier of bits and KLD: no other compressor here has fewer bits at no more KLD."""
-        measured = [(record, bits(record), distortion(record)) for record in self.compressors]
-        points = [(record.id, x, y) for record, x, y in measured if x is not None and y is not None]
-        chosen = frontier([(x, y) for _, x, y in points])
-        return frozenset(points[index][0] for index in chosen)
+        """Ids on the frontier of bits and KLD: no other compressor here beats them (:mod:`kvbench.report.pareto`)."""
+        rated = [(record.id, point) for record in self.compressors if (point := rating(record)) is not None]
+        return frozenset(rated[index][0] for index in clear_frontier([point for _, point in rated]))
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -68,15 +71,17 @@ class Group:
         return (
             *_baseline_remarks(self.records),
             *_flags(self.records),
+            *_missed(self.records),
             *_machines(self.records),
             *_texts(self.records),
+            *shift_remarks(self.shifts),
         )
 
     @property
     def summary(self) -> tuple[Column, ...]:
         """The columns that matter, of those that were measured."""
         size = () if any(record.memory for record in self.records) else (BODY_BITS,)
-        return self._used((*size, *SUMMARY))
+        return self._used((*size, *SUMMARY, *shift_columns(self.shifts)))
 
     @property
     def details(self) -> dict[str, tuple[Column, ...]]:
@@ -94,11 +99,12 @@ class Group:
 
 def grouped(records: Iterable[Record]) -> list[Group]:
     """Groups in the order in which their first records come. Rows differ in nothing but compressor and machine."""
+    records = list(records)
     groups: dict[str, list[Record]] = {}
     for record in records:
         same = record.trial.without_code().model_copy(update={"compressor": "", "text_sha256": {}})
         groups.setdefault(same.id, []).append(record)
-    return [Group(tuple(sorted(group, key=_reading_order))) for group in groups.values()]
+    return [Group(tuple(sorted(group, key=_reading_order)), shifts(group, records)) for group in groups.values()]
 
 
 def is_baseline(record: Record) -> bool:
@@ -117,18 +123,13 @@ def distortion(record: Record) -> float | None:
     return max(quality.kld_mean, quality.noise_floor_kld) if quality else None
 
 
-def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other point beats, both coordinates the smaller the better, by first coordinate.
-
-    Of equal points all stay; points that are not finite are never on the frontier.
-    """
-    finite = [index for index, point in enumerate(points) if all(map(math.isfinite, point))]
-    order = sorted(finite, key=lambda index: points[index])
-    chosen: list[int] = []
-    for index in order:
-        if not chosen or points[index][1] < points[chosen[-1]][1] or points[index] == points[chosen[-1]]:
-            chosen.append(index)
-    return chosen
+def rating(record: Record) -> Point | None:
+    """Bits and KLD with its interval; None where one of them was not measured."""
+    size, kld, quality = bits(record), distortion(record), record.quality
+    if size is None or kld is None or quality is None:
+        return None
+    interval = quality.kld_interval
+    return Point(size, kld, kld, kld) if interval is None else Point(size, kld, interval.low, interval.high)
 
 
 def row_mark(group: Group, record: Record) -> str:
@@ -200,6 +201,17 @@ def _flags(records: Sequence[Record]) -> list[str]:
         f"{'more' if record.memory.prediction_error > 0 else 'fewer'} bytes allocated than predicted"
         for record in records
         if record.memory and record.memory.flagged
+    ]
+
+
+def _missed(records: Sequence[Record]) -> list[str]:
+    """Rows that stand at their nearest size, and why."""
+    return [
+        f"≠ {record.trial.compressor}: {' and '.join(f'{target:g}' for target in missed)} bits were asked for, its "
+        f"{'smallest' if size > max(missed) else 'nearest'} setting takes {fixed(size, 2)}"
+        for record in records
+        if (size := bits(record)) is not None
+        if (missed := [target for target in record.solved_for if abs(size - target) > SAME_BITS * target])
     ]
 
 

@@ -1,13 +1,16 @@
-"""A run written down as suite files, so that anybody can make it again."""
+"""A run written down as suite files and commands, so that anybody can make it again, whole or a single row."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from kvbench.runs.records import Record
+from kvbench.runs.suites import Suite, load_suite, suite_names
 from kvbench.runs.trials import Trial, Workload
 
 PARTS = ("quality", "speed", "memory")
@@ -15,12 +18,16 @@ PARTS = ("quality", "speed", "memory")
 
 @dataclass(frozen=True)
 class Recipe:
-    """A suite file's name and content, and the command that runs it; ``threads`` is what torch had then."""
+    """A suite file's name and content, and the command that runs it; ``threads`` is what torch had then.
+
+    ``rows`` are its compressors with the command that measures each alone.
+    """
 
     file: str
     suite: str
     command: str
     threads: int
+    rows: tuple[tuple[str, str], ...]
 
 
 @dataclass
@@ -32,6 +39,7 @@ class _Draft:
     models: dict[str, dict[str, None]] = field(default_factory=dict)
     """Workload name to the models that ran it, in order."""
     compressors: dict[str, None] = field(default_factory=dict)
+    trials: list[Trial] = field(default_factory=list)
 
     def takes(self, trial: Trial) -> bool:
         """Whether the trial fits in beside the others."""
@@ -43,6 +51,7 @@ class _Draft:
         self.workloads[trial.workload.name] = trial.workload
         self.models.setdefault(trial.workload.name, {})[trial.model] = None
         self.compressors[trial.compressor] = None
+        self.trials.append(trial)
 
 
 def recipes(records: Iterable[Record]) -> list[Recipe]:
@@ -57,14 +66,45 @@ def recipes(records: Iterable[Record]) -> list[Recipe]:
     return [_recipe(draft, "suite" if len(drafts) == 1 else f"suite-{n}") for n, draft in enumerate(drafts, 1)]
 
 
+def command(trial: Trial, suite: str) -> str:
+    """The command that measures this trial alone: of a built-in suite with its workload, else of the file ``suite``.
+
+    Such a suite may have other workloads too, which are then measured as well.
+    """
+    known = next((each for each in _built_in() if _holds(each, trial)), None)
+    words = ["kvbench", "run", "--suite", known.name if known else suite]
+    if known is None or known.models != (trial.model,):
+        words += ["--model", trial.model]
+    words += ["--compressor", trial.compressor]
+    if known is None or known.dtype != trial.dtype:
+        words += ["--dtype", trial.dtype]
+    if trial.device != "cpu":
+        words += ["--device", trial.device]
+    if trial.attention != "auto":
+        for word in trial.attention.split("+"):
+            words += ["--attention" if word == "reference" else "--read", word]
+    return shlex.join([*words, "--threads", str(trial.threads)])
+
+
+@lru_cache(maxsize=1)
+def _built_in() -> tuple[Suite, ...]:
+    return tuple(load_suite(name) for name in suite_names())
+
+
+def _holds(suite: Suite, trial: Trial) -> bool:
+    return suite.seed == trial.seed and any(own.plain() == trial.workload for own in suite.workload)
+
+
 def _setting(trial: Trial) -> tuple[str, int, str, int]:
     return trial.dtype, trial.seed, trial.device, trial.threads
 
 
 def _recipe(draft: _Draft, name: str) -> Recipe:
     _, _, device, threads = draft.setting
-    command = f"kvbench run --suite {name}.toml --device {device}"
-    return Recipe(f"{name}.toml", "\n".join(_toml(draft, name)) + "\n", command, threads)
+    file = f"{name}.toml"
+    rows = dict.fromkeys((trial.compressor, command(trial, file)) for trial in draft.trials)
+    whole = f"kvbench run --suite {file} --device {device}"
+    return Recipe(file, "\n".join(_toml(draft, name)) + "\n", whole, threads, tuple(rows))
 
 
 def _toml(draft: _Draft, name: str) -> Iterator[str]:

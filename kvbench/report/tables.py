@@ -26,7 +26,7 @@ LONGEST_STATUS = len("interrupted  ")
 EMPTY = "No trial has been recorded."
 RATIO_LEGEND = "ratio: 16-bit K and V ÷ all allocated bytes"
 SPEED_LEGEND = "× none, × hf: ▲ faster ▼ slower ≈ no clear difference"
-BEST_LEGEND = "★ on the Pareto frontier of bits and KLD"
+BEST_LEGEND = "★ on the Pareto frontier: nothing of its bits (within 2 %) or fewer has a clearly lower KLD"
 
 
 def summary_table(records: Iterable[Record], *, wide: bool = False) -> RenderableType:

@@ -84,11 +84,10 @@ class Runner:
         """
         for model in suite.models:  # a misspelt name is told before the first model is loaded
             find_model(model)
-        for spec in suite.compressors:
-            parse(spec)
+        calibrates = {spec: parse(spec).needs_calibration for spec in suite.compressors}
         trials = [
             resolve(self.bench_for(model, suite.dtype), spec, workload, self.threads, suite.seed, self.reading)
-            for model, spec, workload in expand(suite)
+            for model, spec, workload in expand(suite, calibrates.__getitem__)
         ]
         return list({trial.id: trial for trial in trials}.values())  # two spellings of a spec are one trial
 

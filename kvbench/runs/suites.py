@@ -7,7 +7,7 @@ read the same files through ``importlib.resources``, with nothing to copy or to 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -20,9 +20,13 @@ from kvbench.runs.trials import Frozen
 
 
 class SuiteWorkload(Workload):
-    """A workload as a suite states it: ``models`` narrows it to some of the suite's models."""
+    """A workload as a suite states it: ``models`` narrows it to some of the suite's models.
+
+    ``calibrated_only`` leaves out compressors that no calibration goes into.
+    """
 
     models: tuple[str, ...] | None = None
+    calibrated_only: bool = False
 
     def plain(self) -> Workload:
         """The workload itself, as trials carry it."""
@@ -119,14 +123,18 @@ def parse_suite(text: str, source: str) -> Suite:
         raise _explain(error, source) from error
 
 
-def expand(suite: Suite) -> list[tuple[str, str, Workload]]:
-    """The suite's (model, compressor spec, workload) triples, model by model so that each is loaded once."""
+def expand(suite: Suite, calibrates: Callable[[str], bool] | None = None) -> list[tuple[str, str, Workload]]:
+    """The suite's (model, compressor spec, workload) triples, model by model so that each is loaded once.
+
+    ``calibrates`` tells of a spec whether it is fitted from calibration; None takes all for such.
+    """
     return [
         (model, compressor, workload.plain())
         for model in suite.models
         for workload in suite.workload
         if workload.models is None or model in workload.models
         for compressor in suite.compressors
+        if calibrates is None or calibrates(compressor) or not workload.calibrated_only
     ]
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvbench.report.findings import findings
-from kvbench.report.groups import frontier, grouped, row_mark, why
+from kvbench.report.groups import grouped, row_mark, why
+from kvbench.report.pareto import SAME_BITS, Point, clear_frontier, clearly_beats, frontier
 from kvbench.runs.records import Record
 
 COORDINATES = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12)
@@ -34,6 +35,65 @@ def test_frontier_holds_exactly_the_points_that_nothing_beats(points):
 
     expected = {index for index, point in enumerate(points) if not any(beats(other, point) for other in points)}
     assert set(frontier(points)) == expected
+
+
+POINTS = st.lists(
+    st.builds(
+        lambda bits, kld, share: Point(bits, kld, kld * (1 - share), kld * (1 + share)),
+        st.floats(1, 4),
+        st.floats(1e-4, 1),
+        st.floats(0, 0.9),
+    ),
+    max_size=12,
+)
+
+
+@given(POINTS)
+def test_a_star_loses_no_tie_within_the_tolerance_and_there_is_always_one(points):
+    stars = clear_frontier(points)
+    assert {*stars} <= {*frontier([(point.bits, point.kld) for point in points])}
+    assert bool(stars) == bool(points)
+    for star in stars:
+        for other in points:
+            same_size = other.bits <= points[star].bits * (1 + SAME_BITS)
+            assert not (same_size and other.high < points[star].low)
+    for index in {*range(len(points))} - {*stars}:
+        assert any(clearly_beats(one, points[index]) or _dominates(one, points[index]) for one in points)
+
+
+def _dominates(one, other):
+    return one.bits <= other.bits and one.kld <= other.kld and (one.bits, one.kld) != (other.bits, other.kld)
+
+
+def test_a_point_that_is_hair_smaller_and_forty_times_worse_is_no_star():
+    """kivi at 5.84 bits with KLD .080 stood on the frontier beside ftc at 5.85 bits with .0019."""
+    kivi, ftc = Point(5.84, 0.080, 0.06, 0.1), Point(5.85, 0.0019, 0.0015, 0.0023)
+    assert clear_frontier([kivi, ftc]) == [1]
+    assert clear_frontier([Point(5.7, 0.080, 0.06, 0.1), ftc]) == [0, 1], "smaller by more than the tolerance"
+    assert clear_frontier([kivi, Point(5.85, 0.070, 0.05, 0.09)]) == [0, 1], "not clearly better"
+
+
+def test_the_tolerance_is_the_solver_s():
+    from kvbench.compressors.equal_bytes import TOLERANCE
+
+    assert SAME_BITS == TOLERANCE
+
+
+def test_the_fewest_bits_are_those_of_the_better_of_two_that_are_as_small():
+    kvtc = fake.Outcome("kvtc:bits=4", 4.02, 0.0062, 0.957, 0.81)
+    ftc = fake.Outcome("ftc:bits=4", 4.05, 0.0021, 0.97, 0.81)
+    found = findings(grouped([fake.ok(kvtc), fake.ok(ftc)])[0])
+    assert found[0].answer == "ftc:bits=4"
+    assert found[-1].answer == "ftc:bits=4"
+
+
+def test_a_row_at_its_nearest_size_says_what_was_asked_for():
+    record = fake.ok(fake.OUTCOMES[5])
+    asked = record.model_copy(update={"solved_for": (2.0, 3.0, 3.97)})
+    (group,) = grouped([asked, fake.ok(fake.OUTCOMES[4])])
+    assert [remark for remark in group.remarks if remark[0] == "≠"] == [
+        "≠ kivi:bits=2: 2 and 3 bits were asked for, its smallest setting takes 3.97"
+    ]
 
 
 def test_points_that_are_not_finite_are_never_on_the_frontier():

@@ -18,7 +18,7 @@ from kvbench.report.html import write_report
 from kvbench.report.reproduce import recipes
 from kvbench.runs.records import Record
 from kvbench.runs.store import StoreStatus
-from kvbench.runs.suites import expand, parse_suite
+from kvbench.runs.suites import expand, load_suite, parse_suite
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -201,3 +201,23 @@ def test_settings_that_do_not_fit_one_suite_make_several():
     suites = [parse_suite(recipe.suite, recipe.file) for recipe in recipes(records)]
     assert [suite.dtype for suite in suites] == ["float32", "bfloat16", "float32"]
     assert suites[0].workload[0].quality and not suites[2].workload[0].quality
+
+
+def test_every_row_has_the_command_that_measures_it_alone(outline):
+    for compressor in ("kvtc:bits=3", "pca:rank=0.5+int:bits=4"):
+        assert f" --compressor {compressor} " in outline.text
+    assert f"kvbench run --suite suite.toml --model {fake.SMOLLM2} --compressor " in outline.text
+
+
+def test_a_built_in_suite_needs_no_file():
+    suite = load_suite("frontier")
+    record = fake.ok(fake.OUTCOMES[10], suite.workload[0].plain())
+    ((spec, command),) = recipes([record])[0].rows
+    assert spec == "kvtc:bits=3"
+    assert command == "kvbench run --suite frontier --compressor kvtc:bits=3 --threads 2"
+    other = record.trial.model_copy(update={"device": "cuda", "attention": "reference+reconstruct", "dtype": "float16"})
+    assert (
+        recipes([record.model_copy(update={"trial": other})])[0]
+        .rows[0][1]
+        .endswith("--dtype float16 --device cuda --attention reference --read reconstruct --threads 2")
+    )

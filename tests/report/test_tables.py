@@ -68,7 +68,9 @@ def test_a_narrow_terminal_loses_columns_by_name_but_no_digit(width, wide):
 
 
 def test_wide_shows_every_number_with_its_interval():
-    text = " ".join(printed(fake.a_run(), width=160, wide=True).split())
+    first, *rest = fake.a_run()
+    solved = first.model_copy(update={"solved_for": (3.0,)})
+    text = " ".join(printed([solved, *rest], width=170, wide=True).split())
     titles = [line for columns in DETAILS.values() for column in columns for line in column.title.split("\n")]
     assert all(title in text for title in titles)
     assert "0.84 [0.81, 0.87] ▼" in text

@@ -44,6 +44,13 @@ def test_a_workload_forgets_the_models_it_was_narrowed_to():
     assert all(type(workload) is Workload for _, _, workload in expand(parse_suite(SMALL, "s")))
 
 
+def test_a_workload_may_take_only_what_is_calibrated():
+    suite = parse_suite(SMALL.replace('name = "w"', 'name = "w"\ncalibrated_only = true'), "s")
+    named = [(model, spec, workload.name) for model, spec, workload in expand(suite, lambda spec: spec == "none")]
+    assert ("a", "none", "w") in named and ("a", "int:bits=4", "w") not in named
+    assert ("b", "int:bits=4", "only-b") in named
+
+
 @pytest.mark.parametrize("name", ["quick", "standard", "full", "ci"])
 def test_built_in_suites_parse(name):
     suite = load_suite(name)
