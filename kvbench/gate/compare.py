@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from kvbench.gate.verdicts import TOLERANCES, Cell, Row, Side, Verdict, by_key, gravest, judge_result
@@ -27,7 +27,18 @@ def _row(key: str, before: Record | None, after: Record | None) -> Row:
     if row.verdict in (Verdict.GONE, Verdict.FAILED, Verdict.INCOMPARABLE) and not row.cells:
         return row
     cells = {**row.cells, **_speed_cells(before, after)}
-    return replace(row, cells=cells, verdict=gravest([row.verdict, *(cell.verdict for cell in cells.values())]))
+    verdict = gravest([row.verdict, *(cell.verdict for cell in cells.values())])
+    note = "; ".join(filter(None, (row.note, *_methods(before, after))))
+    return replace(row, cells=cells, verdict=verdict, note=note)
+
+
+def _methods(before: Record | None, after: Record | None) -> Iterator[str]:
+    """What is to be said of intervals that two methods made; a KLD is judged without its interval, a speed-up by it."""
+    for part in ("quality", "speed"):
+        old, new = (getattr(record, part, None) for record in (before, after))
+        if old and new and old.interval_method != new.interval_method:
+            names = f"{old.interval_method or '?'} → {new.interval_method or '?'}"
+            yield f"{part} intervals of two methods ({names}): measure the older side anew to compare them"
 
 
 def _speed_cells(before: Record | None, after: Record | None) -> dict[str, Cell]:
@@ -47,6 +58,8 @@ def _speed_cells(before: Record | None, after: Record | None) -> dict[str, Cell]
 
 def _speed_verdict(old: SpeedResult, new: SpeedResult) -> Verdict | None:
     """None where a side has no interval: nothing is known then about its noise."""
+    if old.interval_method != new.interval_method:
+        return Verdict.INCOMPARABLE
     if not (old.ratio_to_none and new.ratio_to_none and old.ratio_to_none_interval and new.ratio_to_none_interval):
         return None
     if new.ratio_to_none_interval.low > old.ratio_to_none_interval.high:

@@ -23,7 +23,7 @@ from kvbench.measure.arms import Arm
 from kvbench.measure.decoded import Decoded, DecodedScores, score_decoded
 from kvbench.measure.divergence import divergence
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
-from kvbench.measure.statistics import cluster_bootstrap
+from kvbench.measure.statistics import MEAN_METHOD, mean_interval
 
 FLOOR = 256
 """Tokens at a document's end that the noise floor is measured on: a whole plain pass has gigabytes of logits."""
@@ -43,7 +43,8 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class Quality:
-    """Pooled over documents; intervals by resampling documents. See the module for what is scored."""
+    """Pooled over documents of one length; 95 % intervals of what documents like these give on average, from one value
+    a document (:func:`kvbench.measure.statistics.mean_interval`). See the module for what is scored."""
 
     documents: int
     tokens: int
@@ -56,6 +57,7 @@ class Quality:
     kld_p99: float
     kld_max: float
     kld_interval: tuple[float, float] | None
+    interval_method: str
     same_top1: float
     noise_floor_kld: float
     per_document_kld: tuple[float, ...]
@@ -174,21 +176,28 @@ def _pool(scores: list[TokenScores], documents: list[_Document], document_ids: t
     baseline_nll = [document.nll for document in documents]
     deltas = [score.nll - nll for score, nll in zip(scores, baseline_nll, strict=True)]
     kld = torch.cat([score.kld for score in scores])
+    per_document = tuple(float(score.kld.mean()) for score in scores)
     return Quality(
         documents=len(scores),
         tokens=len(kld),
         perplexity=math.exp(torch.cat([score.nll for score in scores]).mean()),
         baseline_perplexity=math.exp(torch.cat(baseline_nll).mean()),
         delta_nll=float(torch.cat(deltas).mean()),
-        delta_nll_interval=cluster_bootstrap([delta.tolist() for delta in deltas]),
+        delta_nll_interval=mean_interval([float(delta.mean()) for delta in deltas]),
         kld_mean=float(kld.mean()),
         kld_median=float(kld.median()),
         kld_p99=float(kld.quantile(0.99)),
         kld_max=float(kld.max()),
-        kld_interval=cluster_bootstrap([score.kld.tolist() for score in scores]),
+        kld_interval=_not_negative(mean_interval(per_document)),
+        interval_method=MEAN_METHOD,
         same_top1=float(torch.cat([score.same_top1 for score in scores]).mean()),
         noise_floor_kld=float(torch.cat([document.floor for document in documents]).mean()),
-        per_document_kld=tuple(float(score.kld.mean()) for score in scores),
+        per_document_kld=per_document,
         document_ids=document_ids,
         decoded=Decoded.pooled([score.decoded for score in scores if score.decoded]) if scores[0].decoded else None,
     )
+
+
+def _not_negative(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The part of the interval where a KLD can lie."""
+    return interval and (max(interval[0], 0.0), interval[1])

@@ -122,7 +122,7 @@ class SpeedBench:
             tpot_p99_s=spread.p99,
             tokens_per_s=self.batch / spread.p50,
             raw_step_s=tuple(flat),
-            ratios={other.name: paired_ratio(times.rounds(other.name), own, seed=self.seed) for other in baselines},
+            ratios={other.name: paired_ratio(times.rounds(other.name), own) for other in baselines},
             attention=times.attention(arm.name),
             roofline=roofline(arm, times.caches[arm.name], self.batch, spread.p50),
         )

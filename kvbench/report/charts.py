@@ -109,7 +109,7 @@ def _is_positive(value: float | None) -> TypeGuard[float]:
 
 def _point(group: Group, record: Record, x: float, y: float, interval: Interval | None, best: bool = False) -> Point:
     numbers = {column.heading: _words(column.cell(record)) for column in group.summary}
-    bounded = interval is not None and all(map(_is_positive, (interval.low, interval.high)))
+    bounded = interval is not None and math.isfinite(interval.low) and _is_positive(interval.high)
     low, high = (min(interval.low, y), max(interval.high, y)) if interval and bounded else (y, y)
     return Point(record.trial.compressor, x, y, low, high, best, numbers)
 

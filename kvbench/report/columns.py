@@ -274,7 +274,7 @@ BASELINE_PERPLEXITY = Column(
 KLD = Column(
     "KLD",
     "Mean KL(uncompressed ‖ compressed) of the next-token distributions per scored token, in nats, over the whole "
-    "vocabulary; the 95 % interval resamples documents. 0 is no change.",
+    "vocabulary; the 95 % interval is over documents. 0 is no change.",
     _quality(_kld),
 )
 KLD_TAIL = Column(

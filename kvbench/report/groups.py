@@ -75,6 +75,7 @@ class Group:
             *_machines(self.records),
             *_texts(self.records),
             *shift_remarks(self.shifts),
+            *_interval_methods(self.records),
         )
 
     @property
@@ -174,7 +175,7 @@ def _describe(workload: Workload) -> tuple[str, ...]:
     if quality := workload.quality:
         calibration = f"{quality.calibration_windows} × {quality.calibration_length:,} of {quality.calibration_text}"
         lines.append(
-            f"quality: {quality.documents} × {quality.length:,} tokens of {quality.text}, "
+            f"quality: {quality.documents} × {quality.length:,} tokens of {quality.text} ({quality.split} split), "
             f"first {quality.prefix:,} as prompt; calibrated on {calibration}"
         )
     if speed := workload.speed:
@@ -230,4 +231,16 @@ def _texts(records: Sequence[Record]) -> list[str]:
         f"! text {name} was not the same in all trials: do not compare their quality"
         for name in sorted(set(names))
         if names.count(name) > 1
+    ]
+
+
+def _interval_methods(records: Sequence[Record]) -> list[str]:
+    found = {
+        part: sorted({result.interval_method for record in records if (result := getattr(record, part))})
+        for part in ("quality", "speed")
+    }
+    return [
+        f"! {part} intervals were made by different methods ({', '.join(names)}): do not compare them"
+        for part, names in found.items()
+        if len(names) > 1
     ]

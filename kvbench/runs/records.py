@@ -139,6 +139,8 @@ class SpeedResult(Frozen):
     ratio_to_none_interval: Interval | None = None
     ratio_to_hf: float | None = None
     ratio_to_hf_interval: Interval | None = None
+    interval_method: str = ""
+    """What made both intervals."""
     attention: str
     """The implementation that ran, read back from the live cache."""
     roofline: RooflineResult | None = None
@@ -173,6 +175,8 @@ class QualityResult(Frozen):
     kld_p99: float
     kld_max: float
     kld_interval: Interval | None = None
+    interval_method: str = ""
+    """What made both intervals, or would have of more documents (:mod:`kvbench.measure.statistics`)."""
     same_top1: float
     noise_floor_kld: float
     """KLD of the uncompressed model against itself on another execution path: nothing below it is a difference."""

@@ -207,6 +207,7 @@ def _speed_result(speed: Speed) -> SpeedResult:
     for name, ratio in speed.ratios.items():
         fields[f"ratio_to_{name}"] = ratio.ratio
         fields[f"ratio_to_{name}_interval"] = _ratio_interval(ratio)
+        fields["interval_method"] = ratio.method
     return SpeedResult(**fields)
 
 

@@ -52,6 +52,17 @@ def test_time_is_not_judged_across_machines_or_without_intervals(record):
         assert (row.cells["ratio_to_none"].verdict, row.verdict) == (None, Verdict.SAME)
 
 
+def test_intervals_of_two_methods_are_never_compared_in_silence(record):
+    other = record(speedup=0.5)
+    for part in ("quality", "speed"):
+        result = getattr(other, part).model_copy(update={"interval_method": "percentile"})
+        row = one(record(), other.model_copy(update={part: result}))
+        assert f"{part} intervals of two methods" in row.note
+        judged = Verdict.INCOMPARABLE if part == "speed" else Verdict.WORSE
+        assert (row.cells["ratio_to_none"].verdict, row.verdict) == (judged, judged)
+    assert one(record(), record()).note == ""
+
+
 def test_a_bare_time_is_shown_and_not_judged(record):
     row = one(record(), record(tpot=0.2))
     assert (row.cells["tpot_s"].after, row.cells["tpot_s"].verdict, row.verdict) == (0.2, None, Verdict.SAME)

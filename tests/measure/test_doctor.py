@@ -86,7 +86,7 @@ def test_diagnosing_makes_no_folder(machine, tmp_path):
 
 def test_json_holds_everything(machine):
     data = json.loads(doctor.to_json(doctor.diagnose()))
-    assert data["noise"]["ratio"] == {"ratio": 1.001, "low": 0.998, "high": 1.004, "n": 31}
+    assert data["noise"]["ratio"] == {"ratio": 1.001, "low": 0.998, "high": 1.004, "n": 31, "method": ""}
     assert data["bandwidth"]["read"] == 40e9
     assert data["environment"]["started"] <= data["environment"]["finished"]
 

@@ -14,6 +14,7 @@ from kvbench.errors import KvbenchError
 from kvbench.measure import quality
 from kvbench.measure.arms import Arm
 from kvbench.measure.quality import Quality, QualityBench
+from kvbench.measure.statistics import mean_interval
 from kvbench.models.loading import LoadedModel
 
 __all__ = ["one_thread"]
@@ -46,7 +47,7 @@ def test_uncompressed_is_no_distance_from_itself(family: str):
     assert found.kld_max == found.kld_mean == found.delta_nll == 0 and found.same_top1 == 1
     assert found.perplexity == found.baseline_perplexity
     assert found.documents == 2 and found.tokens == 2 * (LENGTH - PREFIX - 1)
-    assert found.per_document_kld == (0, 0) and found.kld_interval == found.delta_nll_interval == (0, 0)
+    assert found.per_document_kld == (0, 0) and found.kld_interval is found.delta_nll_interval is None
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
@@ -107,7 +108,16 @@ def test_documents_are_pooled_by_token_and_shown_one_by_one():
     alone = [score(one, LOSSY, ids=row[None]) for row in IDS]
     assert both.per_document_kld == pytest.approx([own.kld_mean for own in alone])
     assert both.kld_mean == pytest.approx(sum(both.per_document_kld) / 2)
-    assert both.kld_interval is not None and both.kld_interval[0] <= both.kld_mean <= both.kld_interval[1]
+    assert both.kld_interval is None and both.interval_method == "hall-t97", "two documents say little of others"
+
+
+def test_intervals_are_made_of_one_value_a_document():
+    one = subject("llama", torch.float32)
+    ids = torch.randint(0, one.model.config.vocab_size, (12, 20), generator=torch.Generator().manual_seed(1))
+    found = score(one, LOSSY, ids=ids, prefix=12)
+    assert found.kld_interval == mean_interval(found.per_document_kld)
+    assert found.kld_interval[0] < found.kld_mean < found.kld_interval[1]
+    assert found.delta_nll_interval[0] < found.delta_nll < found.delta_nll_interval[1]
 
 
 def test_baselines_too_large_to_keep_are_computed_again_with_the_same_result(monkeypatch: pytest.MonkeyPatch):
