@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kvbench.errors import UndecidedError
-from kvbench.gate.agreement import ROUNDING, contradiction, implementation
+from kvbench.gate.agreement import LEAST, ROUNDING, contradiction, implementation, rounding
 from kvbench.runs.canonical import content, digest
 from kvbench.runs.records import Record, Trial
 from kvbench.runs.trials import Frozen
@@ -70,8 +70,8 @@ TOLERANCES: dict[Metric, Tolerance] = {
     # Another processor rounds differently and tips a few quantized values.
     "kld_mean": Tolerance(relative=0.02, absolute=0.0),
     "decode_kld_mean": Tolerance(relative=0.02, absolute=0.0),
-    # Rounding itself: its size matters, not its digits. That of fp64 is of no size at all.
-    "noise_floor_kld": Tolerance(relative=ROUNDING - 1, absolute=1e-12),
+    # Rounding itself: its size matters, not its digits.
+    "noise_floor_kld": Tolerance(relative=ROUNDING - 1, absolute=LEAST),
     "perplexity": Tolerance(relative=0.002, absolute=0.0),
 }
 
@@ -185,7 +185,7 @@ def judge_result(key: str, before: Side | None, after: Side | None, tolerances: 
 
 def with_rounding(tolerances: Mapping[Metric, Tolerance], before: Mapping[Metric, float]) -> dict[Metric, Tolerance]:
     """``tolerances`` with the rounding that a lossless compressor's divergence is allowed: a few noise floors."""
-    level = ROUNDING * before.get("noise_floor_kld", 0.0)
+    level = rounding(before.get("noise_floor_kld", 0.0))
     return {
         name: tolerance.model_copy(update={"absolute": max(tolerance.absolute, level)})
         if name in DIVERGENCES

@@ -71,7 +71,7 @@ def test_decoding_that_does_not_agree_with_blocks_fails_whatever_the_baseline_sa
     (row,) = [row for row in report.rows if row.verdict is Verdict.FAILED]
     assert spec in row.key
     text = " ".join(report.render().split())
-    assert "decoding token by token through the kernels (absorb, numba VNNI) does not agree" in row.note
+    assert "decoding token by token (attended by absorb, numba VNNI) does not agree" in row.note
     assert "does not agree with scoring" in text
 
 
