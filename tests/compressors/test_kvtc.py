@@ -16,7 +16,14 @@ from kvbench.errors import KvbenchError
 
 pytestmark = pytest.mark.usefixtures("fp64")
 SPANS = Spans(sinks=2, recent=16, block=32)
-SETTINGS = ("coder=entropy", "layers=2", "layers=0,coder=entropy", "layers=2,allocate=fisher,coder=entropy")
+SETTINGS = (
+    "coder=entropy",
+    "coder=blocks",
+    "layers=0,coder=blocks",
+    "layers=2",
+    "layers=0,coder=entropy",
+    "layers=2,allocate=fisher,coder=entropy",
+)
 
 
 def fitted(spec: str, spans: Spans = SPANS) -> Plan:

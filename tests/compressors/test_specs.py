@@ -170,6 +170,6 @@ def test_defaults_and_what_a_part_says_of_itself() -> None:
         ("bits", "float", "required"),
         ("shift", "float", "1"),
         ("allocate", "fisher|sensitivity|energy|uniform", "uniform"),
-        ("coder", "fixed|entropy", "fixed"),
+        ("coder", "fixed|blocks|entropy", "fixed"),
         ("layers", "int", "1"),
     ]

@@ -14,9 +14,13 @@ from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
 from kvbench.compressors.part import Part
 from kvbench.compressors.shared import layer_groups, share_latents
 from kvbench.quantizers.allocation import grain, water_fill
+from kvbench.quantizers.base import Quantizer
+from kvbench.quantizers.block_allocation import block_runs
 from kvbench.quantizers.codebook import CodebookQuantizer
 from kvbench.quantizers.entropy import EntropyQuantizer, entropy_quantizers
+from kvbench.quantizers.integer import IntegerQuantizer
 from kvbench.quantizers.lloyd import MAX_BITS
+from kvbench.quantizers.sections import Sections
 from kvbench.transforms.fitting import Basis, principal_basis
 from kvbench.transforms.ranks import Allocation
 
@@ -39,14 +43,15 @@ class Kvtc(Part):
     ``uniform`` to every basis alike, ``shift`` bits of them moved from keys to values, which are harder on small GQA
     models (default 1); ``sensitivity`` by one water level over the whole model, errors weighted by the measured KLD of
     each layer's keys and values; ``fisher`` by mean Fisher information instead; ``energy`` unweighted.
-    ``coder=entropy`` codes a trellis of uniform steps with rANS (see ``ftc``), where the paper has uniform steps with
-    DEFLATE behind them; ``coder=fixed`` packs 0 to 8 bits of Lloyd–Max levels, which kernels can read. ``layers``
+    ``coder=fixed`` packs 0 to 8 bits of Lloyd–Max levels, which kernels can read. ``coder=blocks`` is the paper's:
+    integers with a 16-bit scale and zero per token and run of components, runs and widths by its dynamic program, which
+    may drop components. ``coder=entropy`` codes a trellis of uniform steps with rANS (see ``ftc``), in place of the
+    DEFLATE that the paper puts behind its integers. ``layers``
     adjacent layers share one basis; 0 is the paper's way, one basis for the keys of the whole model and one for the
     values. ``recent=128`` is the paper's window.
 
-    Differences: a basis per layer by default, since a token of several layers is decoded whole for each of them; no
-    16-bit scales per block of components: an entropy-coded block of 32 tokens has one step, and components far below it
-    are dropped, as the paper's dynamic program drops those that get 0 bits.
+    Differences: a basis per layer by default, since a token of several layers is decoded whole for each of them;
+    integers and entropy coding are not combined: an entropy-coded block of 32 tokens has one step instead of scales.
     """
 
     name = "kvtc"
@@ -60,7 +65,7 @@ class Kvtc(Part):
     bits: float
     shift: float = 1.0
     allocate: Allocation = "uniform"
-    coder: Literal["fixed", "entropy"] = "fixed"
+    coder: Literal["fixed", "blocks", "entropy"] = "fixed"
     layers: int = 1
 
     def __post_init__(self) -> None:
@@ -77,8 +82,8 @@ class Kvtc(Part):
         )
         sides = self._fit(draft, groups)
         quantizers = self._quantizers([side.basis.values[0] for side in sides], draft)
-        for side, quantizer in zip(sides, quantizers, strict=True):
-            transform = side.basis.transform(side.mean, len(quantizer.deviation), draft.dtype).to(draft.geometry.device)
+        for side, (rank, quantizer) in zip(sides, quantizers, strict=True):
+            transform = side.basis.transform(side.mean, rank, draft.dtype).to(draft.geometry.device)
             for member in side.members:  # moved once: members share it
                 member.transform, member.quantizer = transform, quantizer
         for group in groups:
@@ -103,22 +108,29 @@ class Kvtc(Part):
                 found.append(_Side(members, _weighted(covariance, torch.cat(scales)), torch.cat(means)))
         return found
 
-    def _quantizers(self, variances: list[Tensor], draft: Draft) -> Sequence[CodebookQuantizer | EntropyQuantizer]:
-        counts = [len(own) for own in variances]
+    def _quantizers(self, variances: list[Tensor], draft: Draft) -> list[tuple[int, Quantizer]]:
+        """The components that every side keeps, and their quantizer."""
         if self.coder == "entropy":
-            if self.allocate != "uniform":
-                return entropy_quantizers(variances, self.bits)
-            pairs = zip(variances, self._shifted(len(variances)), strict=True)
-            return [entropy_quantizers([own], bits)[0] for own, bits in pairs]
+            shared = self.allocate != "uniform"
+            coded = entropy_quantizers(variances, self.bits) if shared else self._entropy_each(variances)
+            return [(len(own.deviation), own) for own in coded]
+        widths = self._widths(variances)
+        if self.coder == "blocks":
+            return [_blocks(own, int(width.sum())) for own, width in zip(variances, widths, strict=True)]
+        return [_codebook(own, width, draft) for own, width in zip(variances, widths, strict=True)]
+
+    def _entropy_each(self, variances: list[Tensor]) -> list[EntropyQuantizer]:
+        pairs = zip(variances, self._shifted(len(variances)), strict=True)
+        return [entropy_quantizers([own], bits)[0] for own, bits in pairs]
+
+    def _widths(self, variances: list[Tensor]) -> list[Tensor]:
+        """Bits of every component of every side."""
+        counts = [len(own) for own in variances]
         if self.allocate == "uniform":
             pairs = zip(variances, self._shifted(len(variances)), strict=True)
-            widths = [water_fill(own, round(bits * len(own)), together=grain(len(own))) for own, bits in pairs]
-        else:
-            together = grain(min(counts))
-            widths = list(
-                water_fill(torch.cat(variances), round(self.bits * sum(counts)), together=together).split(counts)
-            )
-        return [_codebook(own, width, draft) for own, width in zip(variances, widths, strict=True)]
+            return [water_fill(own, round(bits * len(own)), together=grain(len(own))) for own, bits in pairs]
+        together = grain(min(counts))
+        return list(water_fill(torch.cat(variances), round(self.bits * sum(counts)), together=together).split(counts))
 
     def _shifted(self, sides: int) -> list[float]:
         """Bits of each of ``sides``, keys and values in turn: ``shift`` of them moved from keys to values."""
@@ -133,8 +145,15 @@ def _weighted(covariance: Tensor, scale: Tensor) -> Basis:
     return Basis(basis.values, scale[:, None] * basis.encoder, basis.decoder / scale)
 
 
-def _codebook(variances: Tensor, widths: Tensor, draft: Draft) -> CodebookQuantizer:
+def _codebook(variances: Tensor, widths: Tensor, draft: Draft) -> tuple[int, Quantizer]:
     """Levels for the components that get any bits, at least one."""
     kept = max(1, int((widths > 0).sum()))
     deviation = variances[:kept].sqrt().clamp_min(1e-9).to(draft.geometry.device, draft.dtype)
-    return CodebookQuantizer(tuple(widths[:kept].tolist()), deviation)
+    return kept, CodebookQuantizer(tuple(widths[:kept].tolist()), deviation)
+
+
+def _blocks(variances: Tensor, bits: int) -> tuple[int, Quantizer]:
+    """Integers with a scale and zero per token and run of components, ``bits`` per token with them."""
+    runs = block_runs(variances.tolist(), bits)
+    sections = tuple((components, IntegerQuantizer(width, components)) for components, width in runs)
+    return sum(components for components, _ in runs), Sections(sections)
