@@ -1,4 +1,4 @@
-"""One HTML file that tells everything about a run and needs nothing else: no network, no server, no other file."""
+"""A run written out for readers: one HTML file that needs nothing else, its charts as pictures, its table as Markdown."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from markupsafe import Markup
 from kvbench.errors import KvbenchError
 from kvbench.report.drawing import DARK
 from kvbench.report.page import Page, page
+from kvbench.report.tables import markdown
 from kvbench.runs.files import replace_file
 from kvbench.runs.records import Record
 from kvbench.runs.store import StoreStatus
 
 REPORT = "report.html"
+TABLE = "table.md"
 
 
 def write_report(records: Sequence[Record], folder: Path | str, status: StoreStatus | None = None) -> list[Path]:
-    """Write ``report.html`` and each of its charts as PNG and SVG into ``folder``, made if need be; the paths written.
+    """Write ``report.html``, ``table.md`` and each chart as PNG and SVG into ``folder``, made if need be; the paths.
 
     The page holds its charts, so the pictures are for papers and slides. ``status`` lets the page say that trials are
     missing. Files are replaced whole. Raises KvbenchError if the folder cannot be written.
     """
     content = page(records, status)
-    files = {REPORT: _render(content).encode()}
+    files = {REPORT: _render(content).encode(), TABLE: markdown(records).encode()}
     for figure in content.figures:
         files[f"{figure.name}.png"] = figure.png()
         files[f"{figure.name}.svg"] = figure.svg().encode()
