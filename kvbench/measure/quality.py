@@ -2,8 +2,8 @@
 
 A document's prefix is prefilled and compressed; the rest is teacher-forced through the cache in blocks that attend as
 if decoded token by token, and scored. KLD is mean KL(uncompressed ‖ compressed) per scored token in nats (the
-conventions of llama.cpp's ``--kl-divergence``); the uncompressed side is ``none`` run the same way, computed once per
-document while memory allows. The noise floor is ``none`` against the stock model's plain forward pass.
+conventions of llama.cpp's ``--kl-divergence``); the uncompressed side is ``none`` run the same way, once per document
+(:mod:`kvbench.measure.document`). The noise floor is ``none`` against the stock model's plain forward pass.
 
 Blocks attend in plain torch. With ``decode`` the first scored tokens of every document are also decoded one by one,
 through the kernels, and both ways stand side by side (:mod:`kvbench.measure.decoded`).
@@ -11,24 +11,23 @@ through the kernels, and both ways stand side by side (:mod:`kvbench.measure.dec
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from kvbench.errors import KvbenchError
 from kvbench.measure.arms import Arm
 from kvbench.measure.decoded import Decoded, DecodedScores, score_decoded
 from kvbench.measure.divergence import divergence
-from kvbench.measure.prompt import ExactPrompt, exact_prompt
+from kvbench.measure.document import Document, nll_of, predictions, prepare, targets_of
+from kvbench.measure.kept import kept
 from kvbench.measure.statistics import MEAN_METHOD, mean_interval
 
-FLOOR = 256
-"""Tokens at a document's end that the noise floor is measured on: a whole plain pass has gigabytes of logits."""
-HELD_BYTES = 2 << 30
-"""Baseline distributions kept for all compressors; those of further documents are computed again for each."""
+HELD_BYTES = 4 << 30
+"""Distributions of the uncompressed model held in memory; those of further documents are made from their states for
+each compressor."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +66,13 @@ class Quality:
     """The first tokens of every document decoded one by one, where that was asked for."""
 
 
-@dataclass(frozen=True)
-class _Document:
-    ids: Tensor
-    prompt: ExactPrompt
-    nll: Tensor
-    """Negative log-likelihood of the scored tokens under ``none``, fp64."""
-    floor: Tensor
-    """KLD of ``none`` against the stock forward pass, per token of the document's end."""
-    baseline: list[Tensor] | None
-    """Log-probabilities (block, vocabulary) of ``none``, fp32; None where they are too large to keep."""
-
-
 @dataclass
 class QualityBench:
     """Documents (count, length) with their shared baseline; :meth:`score` measures one arm against it.
 
-    The first ``decode`` scored tokens of each are also decoded one by one.
+    The first ``decode`` scored tokens of each are also decoded one by one. ``identity`` tells apart all that the
+    baseline depends on beside the tokens (weights, code, dtype, device, threads): under it prompts and baselines are
+    kept on disk; where it is empty they are not.
     """
 
     none: Arm
@@ -92,7 +81,8 @@ class QualityBench:
     block: int
     document_ids: tuple[str, ...] = ()
     decode: int = 0
-    _documents: list[_Document] = field(default_factory=list)
+    identity: str = ""
+    _documents: list[Document] = field(default_factory=list)
 
     def score(self, arm: Arm) -> Quality:
         """Teacher-force every document through ``arm``.
@@ -103,43 +93,42 @@ class QualityBench:
         scores = [self._score_document(arm, document) for document in self.documents()]
         return _pool(scores, self.documents(), self.document_ids)
 
-    def documents(self) -> list[_Document]:
-        """The documents with prompts and baselines, computed on first use."""
+    def documents(self) -> list[Document]:
+        """The documents with prompts and baselines, computed or read from disk on first use."""
         if not self._documents:
             scored = self.ids.shape[1] - 1 - self.prefix
             size = 4 * scored * self.none.model.config.get_text_config().vocab_size
-            self._documents = [
-                self._prepare(row[None], keep=(index + 1) * size <= HELD_BYTES) for index, row in enumerate(self.ids)
-            ]
+            for row in self.ids:
+                document = self._document(row[None])
+                if (len(self._documents) + 1) * size <= HELD_BYTES:
+                    document = replace(document, states=tuple(document.baseline()), output=None)
+                self._documents.append(document)
         return self._documents
 
-    def _prepare(self, ids: Tensor, keep: bool) -> _Document:
-        model = self.none.model
-        prompt = exact_prompt(model, self.none.geometry, ids[:, : self.prefix])
-        with torch.no_grad():
-            stock = model(ids[:, :-1], use_cache=False, logits_to_keep=FLOOR).logits[0]
-        nll, kept, end = [], [], stock[:0].float()
-        for found, targets in zip(self._blocks(self.none, ids, prompt), self._targets(ids), strict=True):
-            nll.append(_nll(found, targets))
-            end = torch.cat([end, found])[-FLOOR:]
-            if keep:
-                kept.append(found)
-        floor = divergence(torch.log_softmax(stock[-len(end) :].float(), -1), end)
-        return _Document(ids, prompt, torch.cat(nll), floor, kept if keep else None)
+    def _document(self, ids: Tensor) -> Document:
+        def make() -> Document:
+            return prepare(self.none, ids, self.prefix, self.block)
 
-    def _score_document(self, arm: Arm, document: _Document) -> TokenScores:
+        if not self.identity:
+            return make()
+        key = [self.identity, self.prefix, self.block, hashlib.sha256(ids.cpu().numpy().tobytes()).hexdigest()]
+        return Document.of(ids, self.none.model, kept(key, lambda: make().contents()))
+
+    def _score_document(self, arm: Arm, document: Document) -> TokenScores:
         ids, prompt = document.ids, document.prompt
-        baseline = self._blocks(self.none, ids, prompt) if document.baseline is None else document.baseline
         parts: list[TokenScores] = []
         first: list[tuple[Tensor, Tensor]] = []
-        for before, after, targets in zip(baseline, self._blocks(arm, ids, prompt), self._targets(ids), strict=True):
+        blocks = predictions(arm, ids, prompt, self.block)
+        for before, after, targets in zip(
+            document.baseline(), blocks, targets_of(ids, self.prefix, self.block), strict=True
+        ):
             same = (before.argmax(-1) == after.argmax(-1)).double()
-            parts.append(TokenScores(divergence(before, after), _nll(after, targets), same))
+            parts.append(TokenScores(divergence(before, after), nll_of(after, targets), same))
             if len(first) * self.block < self.decode:
                 first.append((before, after))
         decoded = None
         if self.decode:
-            before, after = (torch.cat(blocks)[: self.decode] for blocks in zip(*first, strict=True))
+            before, after = (torch.cat(each)[: self.decode] for each in zip(*first, strict=True))
             fed = ids[:, self.prefix : self.prefix + self.decode]
             decoded = score_decoded(arm, prompt, fed, before, after)
         kld, nll, same_top1 = (
@@ -147,32 +136,8 @@ class QualityBench:
         )
         return TokenScores(kld, nll, same_top1, decoded)
 
-    def _targets(self, ids: Tensor) -> tuple[Tensor, ...]:
-        """The tokens that are predicted, block by block: each is the successor of the token fed."""
-        return ids[0, self.prefix + 1 :].split(self.block)
 
-    def _blocks(self, arm: Arm, ids: Tensor, prompt: ExactPrompt) -> Iterator[Tensor]:
-        """Yield log-probabilities (block, vocabulary) for every token after the prefix that has a successor.
-
-        The model is stock between two blocks: arms can take turns, and one that fails leaves no hooks behind.
-        """
-        with arm.entered():
-            cache = arm.fill(prompt)
-        arm.teacher_forced(cache)
-        for block in ids[:, self.prefix : -1].split(self.block, dim=1):
-            with arm.entered():
-                logits = arm.forward(block, cache)[0].float()
-            if not bool(logits.isfinite().all()):
-                raise KvbenchError(f"{arm.name}: the model's logits are not finite; check its weights and dtype")
-            yield torch.log_softmax(logits, -1)
-
-
-def _nll(found: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood (tokens,) fp64 of ``targets`` (tokens,) under log-probabilities (tokens, vocabulary)."""
-    return -found.gather(1, targets[:, None])[:, 0].double()
-
-
-def _pool(scores: list[TokenScores], documents: list[_Document], document_ids: tuple[str, ...]) -> Quality:
+def _pool(scores: list[TokenScores], documents: list[Document], document_ids: tuple[str, ...]) -> Quality:
     baseline_nll = [document.nll for document in documents]
     deltas = [score.nll - nll for score, nll in zip(scores, baseline_nll, strict=True)]
     kld = torch.cat([score.kld for score in scores])

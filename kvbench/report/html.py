@@ -1,4 +1,4 @@
-"""A run written out for readers: one HTML file that needs nothing else, its charts as pictures, its table as Markdown."""
+"""A run written out for readers: one HTML file that needs nothing else, charts as pictures, the table as Markdown."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,7 +127,24 @@ def test_baselines_too_large_to_keep_are_computed_again_with_the_same_result(mon
     monkeypatch.setattr(quality, "HELD_BYTES", 4 * (LENGTH - PREFIX - 1) * one.model.config.vocab_size)
     bench = QualityBench(arm_of(one, "none"), IDS, PREFIX, 32)
     assert bench.score(arm_of(one, LOSSY)) == kept
-    assert [document.baseline is None for document in bench.documents()] == [False, True]
+    assert [document.output is None for document in bench.documents()] == [True, False]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_prompts_and_baselines_are_kept_on_disk_under_what_they_depend_on(
+    family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
+    one = subject(family, torch.float32)  # the logits of gemma2 are capped behind the output layer
+    none, arm, passes = arm_of(one, "none"), arm_of(one, LOSSY), []
+    fresh = QualityBench(none, IDS, PREFIX, 32).score(arm)
+    assert QualityBench(none, IDS, PREFIX, 32, identity="a").score(arm) == fresh
+    forward = Arm.forward
+    monkeypatch.setattr(Arm, "forward", lambda self, *rest: passes.append(self.name) or forward(self, *rest))
+    assert QualityBench(none, IDS, PREFIX, 32, identity="a").score(arm) == fresh
+    assert "none" not in passes
+    QualityBench(none, IDS, PREFIX, 32, identity="b").score(arm)
+    assert "none" in passes
 
 
 def test_baselines_are_computed_once_for_all_compressors(monkeypatch: pytest.MonkeyPatch):
