@@ -90,7 +90,7 @@ def _arms(small: ModelBench) -> dict[str, Arm]:
 
 
 def _speed_bench(small: ModelBench, rounds: int) -> SpeedBench:
-    ids = small.evaluation_windows(TEXT, PROMPT, 1).ids
+    ids = small.evaluation_windows(TEXT, PROMPT + 4 * (rounds + 1), 1).ids
     return SpeedBench(_arms(small)["none"], ids, batch=1, steps=4, rounds=rounds, warmup=1, seed=0)
 
 

@@ -71,7 +71,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "packages": package_versions(),
         "commit": commit,
         "changed": dirty,
-        "kernels": "none" if kernels is None else kernels.name,
+        "kernels": "none" if kernels is None else kernels.title,
         "read_bandwidth": speed.read,
         "copy_bandwidth": speed.copy,
     }

@@ -60,5 +60,6 @@ def prompt_ids(tokens: int, tiny: bool) -> torch.Tensor:
 
 
 def speed_bench(tokens: int, tiny: bool, batch: int = 1, steps: int = 4, rounds: int = 9) -> SpeedBench:
-    """A prompt of the text, and rounds of decoding on it."""
-    return SpeedBench(arm("none", tiny), prompt_ids(tokens, tiny), batch, steps, rounds, warmup=1, seed=0)
+    """A prompt of the text, and rounds of decoding what follows it there."""
+    ids = prompt_ids(tokens + (rounds + 1) * steps, tiny)
+    return SpeedBench(arm("none", tiny), ids, batch, steps, rounds, warmup=1, seed=0)

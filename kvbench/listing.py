@@ -40,15 +40,23 @@ def _compressor(name: str) -> dict[str, str]:
     try:
         cls = compressors.find(name)
     except PluginError as error:  # a broken package must not hide the others
-        return {"name": name, "family": "broken", "brings": str(error), "needs": "", "absorbs": "", "paper": ""}
+        return {"name": name, "family": "broken", "brings": str(error), "needs": "", "attends": "", "paper": ""}
     return {
         "name": name,
         "family": cls.family,
         "brings": ", ".join(cls.roles),
         "needs": "calibration" if cls.needs_calibration else "",
-        "absorbs": cls.absorbs,
+        "attends": _attends(cls),
         "paper": cls.paper,
     }
+
+
+def _attends(cls: type[Part]) -> str:
+    """What attends with default settings, derived from the codec that they are fitted to."""
+    from kvbench.measure.small import attends_on_small, example
+
+    spec = example(cls)
+    return "" if spec is None else attends_on_small(spec) or ""
 
 
 def _models() -> Rows:
@@ -99,6 +107,7 @@ def describe(spec: str) -> RenderableType:
     """
     from kvbench.compressors import registry as compressors
     from kvbench.compressors.compressor import parse
+    from kvbench.measure.small import example
 
     classes = (
         [compressors.find(spec)] if ":" not in spec and "+" not in spec else [type(part) for part in parse(spec).parts]
@@ -112,6 +121,7 @@ def describe(spec: str) -> RenderableType:
             Text(inspect.cleandoc(cls.__doc__ or "")),
             _settings(cls),
         ]
+    shown += _reading(spec if ":" in spec or "+" in spec else example(classes[0]))
     shown.append(
         Text(
             "Every spec also takes sinks=4, recent=64 and block=32 (tokens): the exact spans around the body; and "
@@ -119,6 +129,22 @@ def describe(spec: str) -> RenderableType:
         )
     )
     return Group(*shown)
+
+
+def _reading(spec: str | None) -> list[RenderableType]:
+    """What attends to the cache of ``spec`` while decoding, with the meaning of the words; nothing if it depends."""
+    from kvbench.cache.way import READS, STOCK
+    from kvbench.measure.small import attends_on_small
+
+    by = None if spec is None else attends_on_small(spec)
+    if by is None:
+        return []
+    told = Text(f"decode of {spec}: {by}\n", style="bold")
+    for way in by.split(" | "):
+        told.append(
+            "  transformers' own attention\n" if way == STOCK else f"  {READS[way.split()[1]]}\n", style="not bold"
+        )
+    return [told]
 
 
 def completion_view(result: SideBySide, spec: str) -> RenderableType:

@@ -207,7 +207,7 @@ def test_what_no_trial_could_measure(refuse: Refuse, suite: Callable[..., Path],
 @pytest.mark.parametrize(
     ("part", "told"),
     [
-        ("[workload.speed]\nprompt = 2000\nsteps = 10\nrounds = 4\nwarmup = 1", "speed (prompt + the steps of all"),
+        ("[workload.speed]\nprompt = 2000\nsteps = 16\nrounds = 4\nwarmup = 1", "speed (prompt + the steps of all"),
         ("[workload.memory]\nprompt = 2048\nsteps = 1", "memory (prompt + steps) needs 2049 tokens"),
         ("[workload.memory]\nprompt = 2000\nsteps = 1\nbatch = 5000", "text pydoc has"),
     ],

@@ -37,7 +37,7 @@ length = 160
 prefix = 100
 [workload.speed]
 prompt = 64
-steps = 1
+steps = 16
 rounds = 2
 warmup = 0
 [workload.memory]
@@ -324,3 +324,11 @@ def test_doctor_speaks_json(kvbench: Cli):
     found = kvbench("doctor", "--json")
     assert found.code == 0 and found.err == ""
     assert {"environment", "bandwidth", "noise", "warnings", "problems"} <= {*json.loads(found.out)}
+
+
+def test_lists_and_explanations_say_what_attends(kvbench: Cli):
+    rows = {row["name"]: row["attends"] for row in json.loads(kvbench("ls", "compressors", "--json").out)}
+    assert rows["none"] == "numba exact" and rows["int"] == "numba int" and rows["hf"] == "stock"
+    assert {rows[name] for name in ("pca", "kvtc", "ftc", "kivi")} == {"torch rebuilt"}
+    shown = kvbench("show", "ftc:bits=3,keys=after").out
+    assert "decode of ftc:bits=3,keys=after: numba levels" in shown and "a table turns" in shown

@@ -15,8 +15,13 @@ def fitting_kernels(query: Tensor, softcap: float | None) -> Kernels | None:
     """The kernels for one fp32 ``query`` (batch, heads, 1, d) per row; none for prompts, capped scores, gradients."""
     if query.shape[2] != 1 or softcap is not None or query.requires_grad:
         return None
-    kernels = kernels_for(query.device)
-    return kernels if kernels is not None and query.dtype in kernels.dtypes else None
+    return kernels_taking(query.dtype, query.device)
+
+
+def kernels_taking(dtype: torch.dtype, device: torch.device) -> Kernels | None:
+    """The kernels for queries of ``dtype`` on ``device``, if there are any."""
+    kernels = kernels_for(device)
+    return kernels if kernels is not None and dtype in kernels.dtypes else None
 
 
 def merged(parts: Sequence[Partial], query: Tensor, kernels: bool) -> Partial:

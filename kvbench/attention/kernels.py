@@ -27,7 +27,8 @@ class Kernels:
     """Decode attention for one kind of device; ``dtypes`` of queries and exact tensors that it takes.
 
     ``basis`` makes of a decoder, a mean and head_dim what ``coded`` takes to go into latents and back by itself; None
-    if it does not. ``merge`` is :func:`kvbench.attention.partial.merge` of their results.
+    if it does not. ``merge`` is :func:`kvbench.attention.partial.merge` of their results. ``instructions`` are those of
+    the processor that they are compiled for, where there is a choice.
     """
 
     name: str
@@ -37,6 +38,12 @@ class Kernels:
     readable: Callable[[Coded], bool]
     merge: Callable[[Sequence[Partial]], Partial]
     basis: Callable[[Tensor, Tensor, int], Any] | None = None
+    instructions: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name and the instructions, for people."""
+        return f"{self.name} {self.instructions}".strip()
 
 
 def kernels_for(device: torch.device) -> Kernels | None:
@@ -88,15 +95,15 @@ def _cpu() -> Kernels:
             from kvbench.attention import coded, exact, joining, vectors
     except ImportError as error:
         raise _MissingError(f"numba cannot be imported ({error}); pip install numba") from error
-    kind = "VNNI" if vectors.has_vnni() else "SIMD"
     return Kernels(
-        f"numba {kind}",
+        "numba",
         (torch.float32,),
         exact.exact_decode,
         coded.coded_attention,
         coded.readable,
         joining.joined,
         coded.Basis,
+        "VNNI" if vectors.has_vnni() else "SIMD",
     )
 
 

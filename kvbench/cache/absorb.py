@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvbench.attention.decode import attend_exact, fitting_kernels
+from kvbench.attention.decode import attend_exact
 from kvbench.attention.partial import Partial, merge, partial_attention
-from kvbench.cache.stored import span, tiles
+from kvbench.cache.stored import side, span, tiles
+from kvbench.cache.way import Way
 from kvbench.quantizers.base import Stored
-from kvbench.quantizers.coded import Coded, meaning
+from kvbench.quantizers.coded import Coded
 
 if TYPE_CHECKING:
     from kvbench.cache.codec import Codec, SideCodec
@@ -53,26 +54,24 @@ def from_latents(output: Tensor, side: SideCodec, heads: int) -> Tensor:
 def attend_absorbed(
     codec: Codec,
     query: Tensor,
-    stored: tuple[Stored, Stored],
+    stored: Stored,
     tokens: int,
     scaling: float,
     mask: Tensor | None,
-    kernels: bool,
+    chosen: Way,
 ) -> Partial:
     """One query per row over ``stored`` keys and values (in the frame that the query is in), without a softcap."""
-    whole = _by_whole_kernel(codec, query, stored, tokens, scaling, mask) if kernels else None
+    whole = _by_whole_kernel(codec, query, tokens, scaling, mask, chosen)
     if whole is not None:
         return whole
     latents, shift = into_latents(query, codec.keys)
     if mask is not None and mask.shape[1] > latents.shape[1]:
         mask = mask[:, :1]  # heads that share a latent hold the same tokens
-    part = _by_kernel(codec, latents, stored, tokens, scaling, mask) if kernels else None
-    if part is None:
-        part = _in_torch(codec, latents, stored, tokens, scaling, mask)
+    part = _in_latents(codec, latents, stored, tokens, scaling, mask, chosen)
     heads = query.shape[1]
     lse = part.lse.reshape(query.shape[0], heads, 1)
     output = from_latents(part.output, codec.values, heads).to(query.dtype)
-    return Partial(output, lse if shift is None else lse + shift * scaling, f"absorb, {part.by}")
+    return Partial(output, lse if shift is None else lse + shift * scaling, str(chosen))
 
 
 def _basis(side: SideCodec) -> tuple[Tensor, Tensor]:
@@ -93,64 +92,56 @@ def _by_head(query: Tensor, side: SideCodec) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _by_whole_kernel(
-    codec: Codec, query: Tensor, stored: tuple[Stored, Stored], tokens: int, scaling: float, mask: Tensor | None
+    codec: Codec, query: Tensor, tokens: int, scaling: float, mask: Tensor | None, chosen: Way
 ) -> Partial | None:
     """Through a kernel that goes into the latents and back by itself, if there is one."""
-    fitting = fitting_kernels(query, None)
-    if fitting is None or fitting.basis is None:
+    kernels = chosen.kernels
+    if kernels is None or kernels.basis is None or query.dtype not in kernels.dtypes:
         return None
-    coded, bases = [], []
-    for own, half in zip((codec.keys, codec.values), stored, strict=True):
-        held, basis = meaning(own.quantizer, half), None
-        if not isinstance(held, Coded) or not fitting.readable(held):
+    coded = [own for own in (chosen.keys, chosen.values) if isinstance(own, Coded)]
+    if len(coded) < 2 or coded[0].codes.shape[1] != coded[1].codes.shape[1]:
+        return None
+    bases = []
+    for own in (codec.keys, codec.values):
+        transform = own.transform
+        basis = None if transform is None else kernels.basis(transform.decoder, transform.mean, own.head_dim)
+        if basis is not None and not basis.usable:
             return None
-        if own.transform is not None:
-            basis = fitting.basis(own.transform.decoder, own.transform.mean, own.head_dim)
-            if not basis.usable:
-                return None
-        coded.append(held)
         bases.append(basis)
     batch, heads, _, dim = query.shape
     groups = coded[0].codes.shape[1]
-    if coded[1].codes.shape[1] != groups:
-        return None
     if mask is not None and mask.shape[1] > groups:
         mask = mask[:, :1]  # heads that share a latent hold the same tokens
     rows = query.reshape(batch, groups, heads // groups, dim)
-    part = fitting.coded(rows, *coded, tokens, scaling, mask, *bases)
-    return Partial(part.output.view(batch, heads, 1, -1), part.lse.view(batch, heads, 1), f"absorb, {fitting.name}")
+    part = kernels.coded(rows, *coded, tokens, scaling, mask, *bases)
+    return Partial(part.output.view(batch, heads, 1, -1), part.lse.view(batch, heads, 1), str(chosen))
 
 
-def _by_kernel(
-    codec: Codec, latents: Tensor, stored: tuple[Stored, Stored], tokens: int, scaling: float, mask: Tensor | None
-) -> Partial | None:
-    """Through the kernel for what is stored, if there is one."""
-    keys, values = (meaning(own.quantizer, half) for own, half in zip((codec.keys, codec.values), stored, strict=True))
+def _in_latents(
+    codec: Codec, latents: Tensor, stored: Stored, tokens: int, scaling: float, mask: Tensor | None, chosen: Way
+) -> Partial:
+    """Over latents (batch, groups, rows, rank): codes through a kernel, floats as they are, else in plain torch."""
+    keys, values, kernels = chosen.keys, chosen.values, chosen.kernels
     if isinstance(keys, Tensor) and isinstance(values, Tensor):
         batch, groups, rows, rank = latents.shape
-        part = attend_exact(latents.reshape(batch, groups * rows, 1, rank), keys, values, scaling, mask, None, True)
-        return Partial(part.output.view(batch, groups, rows, -1), part.lse.view(batch, groups, rows), part.by)
-    fitting = fitting_kernels(latents[:, :, :1], None)
-    if fitting is None or not isinstance(keys, Coded) or not isinstance(values, Coded):
-        return None
-    if not (fitting.readable(keys) and fitting.readable(values)):
-        return None
-    part = fitting.coded(latents, keys, values, tokens, scaling, mask)
-    return Partial(part.output, part.lse, fitting.name)
+        query = latents.reshape(batch, groups * rows, 1, rank)
+        part = attend_exact(query, keys, values, scaling, mask, None, kernels is not None)
+        return Partial(part.output.view(batch, groups, rows, -1), part.lse.view(batch, groups, rows))
+    if kernels is not None and isinstance(keys, Coded) and isinstance(values, Coded):
+        return kernels.coded(latents, keys, values, tokens, scaling, mask)
+    return _in_torch(codec, latents, stored, tokens, scaling, mask)
 
 
 def _in_torch(
-    codec: Codec, latents: Tensor, stored: tuple[Stored, Stored], tokens: int, scaling: float, mask: Tensor | None
+    codec: Codec, latents: Tensor, stored: Stored, tokens: int, scaling: float, mask: Tensor | None
 ) -> Partial:
     """Tile by tile, in plain torch."""
     batch, groups, rows, rank = latents.shape
     query = latents.reshape(batch, groups * rows, 1, rank)
     parts = []
     for start, stop in tiles(tokens, codec.block):
-        keys, values = (
-            own.quantizer.decode(span(half, tokens, start, stop)).to(latents.dtype)
-            for own, half in zip((codec.keys, codec.values), stored, strict=True)
-        )
+        tile = span(stored, tokens, start, stop)
+        keys, values = (own.quantizer.decode(side(tile, name)).to(latents.dtype) for name, own in codec.sides.items())
         parts.append(partial_attention(query, keys, values, scaling, None if mask is None else mask[..., start:stop]))
     part = merge(parts)
     return Partial(part.output.view(batch, groups, rows, -1), part.lse.view(batch, groups, rows))

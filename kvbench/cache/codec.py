@@ -19,6 +19,7 @@ from kvbench.attention.partial import Partial, merge, partial_attention
 from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.cache.absorb import attend_absorbed
 from kvbench.cache.stored import prefixed, side, span, tiles
+from kvbench.cache.way import way
 from kvbench.quantizers.base import Cost, Quantizer, Stored
 from kvbench.transforms.linear import LinearTransform
 from kvbench.transforms.online import PromptBasis
@@ -102,7 +103,9 @@ class Codec:
     def absorbable(self) -> bool:
         """Whether keys and values are latents of their own, in model-level bases, that queries can be taken into."""
         bases = [own.transform for own in self.sides.values() if own.transform is not None]
-        return len(self.sides) == 2 and not self.decoupled and all(basis.encoder.dim() == 3 for basis in bases)
+        online = any(own.online is not None for own in self.sides.values())
+        in_model = not online and all(basis.encoder.dim() == 3 for basis in bases)
+        return len(self.sides) == 2 and not self.decoupled and in_model
 
     @property
     def joins_heads(self) -> bool:
@@ -156,16 +159,17 @@ class Codec:
         to (batch, kv heads or 1, queries, tokens). A ``decoupled`` codec takes the rotated and the unrotated query side
         by side, (batch, heads, queries, 2 · head_dim).
         """
-        if rotate is None and self.absorbable and query.shape[2] == 1 and softcap is None and reading.absorbs:
-            halves = side(stored, "keys"), side(stored, "values")
-            return attend_absorbed(self, query, halves, tokens, scaling, mask, reading.kernels)
+        fast = query.shape[2] == 1 and softcap is None and not query.requires_grad
+        chosen = way(self, stored, (query.dtype, query.device), rotate is not None, fast, reading)
+        if chosen.in_latents:
+            return attend_absorbed(self, query, stored, tokens, scaling, mask, chosen)
         parts = []
         for start, stop in tiles(tokens, self.block):
             keys, values = self.tile(span(stored, tokens, start, stop), rotate, start, stop, query.dtype)
             tile_mask = None if mask is None else mask[..., start:stop]
             parts.append(partial_attention(query, keys, values, scaling, tile_mask, softcap))
         part = merge(parts)
-        return Partial(part.output, part.lse, f"reconstruct, {part.by}")
+        return Partial(part.output, part.lse, str(chosen))
 
     def tile(
         self, stored: Stored, rotate: Rotate | None, start: int, stop: int, dtype: torch.dtype

@@ -114,7 +114,9 @@ class CompressedLayer(KVLayer):
         """Nothing has left the window yet: plain exact attention."""
         keys, values = self._tail_keys(rotator), self._tail(self.tail_values)
         if query.shape[AXIS] == 1:
-            return self.attend_exact(query, keys, values, call, call.mask).output
+            part = self.attend_exact(query, keys, values, call, call.mask)
+            self.attended_by = f"{part.by} exact"
+            return part.output
         return exact_attention(query, keys, values, call.scaling, call.mask, call.softcap)
 
     def _parts(
@@ -133,6 +135,7 @@ class CompressedLayer(KVLayer):
         parts = [self._attend_exact_spans(query, call, rotator, tail, tail_start, mask, limits)]
         if self.body.entries:
             parts.append(self._attend_body(query, call, rotator, mask, limits))
+        self.attended_by = parts[-1].by if self.body.entries else f"{parts[0].by} exact"
         return parts
 
     def _attend_exact_spans(
@@ -187,9 +190,7 @@ class CompressedLayer(KVLayer):
         if self.codec.decoupled:
             query = torch.cat([query, call.query], -1)
         stored = self.body.view()
-        part = self._bound.attend(query, stored, entries, turn, call.scaling, mask, call.softcap, self.reading)
-        self.attended_by = part.by
-        return part
+        return self._bound.attend(query, stored, entries, turn, call.scaling, mask, call.softcap, self.reading)
 
     def _limits(self, past: int, query: Tensor) -> Tensor:
         """(queries,): where the body ended for each new token, had they been decoded one by one."""

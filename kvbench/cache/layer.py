@@ -38,7 +38,7 @@ class KVLayer(CacheLayerMixin):
         self.seen = 0
         self.expected = False  # whether kvbench's attention runs next; set before every forward pass
         self.reading: Reading = DEFAULT
-        self.attended_by = ""  # what attended last, for records
+        self.attended_by = ""  # what attended to the stored tokens last, in the words of kvbench.cache.way
         self.tail_keys: GrowingTensor | None = None
         self.tail_values: GrowingTensor | None = None
 
@@ -180,7 +180,7 @@ class ExactLayer(KVLayer):
         mask = None if call.mask is None else call.mask[..., -keys.shape[AXIS] :]
         if call.query.shape[AXIS] == 1:
             part = self.attend_exact(call.query, keys, values, call, mask)
-            output, self.attended_by = part.output, part.by
+            output, self.attended_by = part.output, f"{part.by} exact"
         else:
             output = exact_attention(call.query, keys, values, call.scaling, mask, call.softcap)
         if not self.record_past:

@@ -31,8 +31,6 @@ class Part(ABC):
     published: ClassVar[tuple[str, ...]] = ()
     """Specs, the knob left open, of the settings that its paper recommends: what an equal-bytes comparison tries."""
     needs_calibration: ClassVar[bool] = False
-    absorbs: ClassVar[str] = ""
-    """Which sides can be attended without leaving the latent space: "keys", "values", "keys, values" or nothing."""
 
     @abstractmethod
     def apply(self, draft: Draft) -> None:

@@ -18,15 +18,6 @@ LEAST = 1e-11
 SHARE = 0.01
 """Most of a compressor's own KLD that may lie between decoding and blocks. Measured: at most 0.0003."""
 
-_INSTRUCTIONS = (" VNNI", " SIMD")
-
-
-def implementation(attention: str) -> str:
-    """What attended, without the instruction set that it was compiled for: another machine may have another one."""
-    for name in _INSTRUCTIONS:
-        attention = attention.replace(name, "")
-    return " | ".join(sorted(set(attention.split(" | "))))
-
 
 def rounding(noise_floor: float) -> float:
     """The largest KLD that is no loss where this is the noise floor."""

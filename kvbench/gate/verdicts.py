@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kvbench.errors import UndecidedError
-from kvbench.gate.agreement import LEAST, ROUNDING, contradiction, implementation, rounding
+from kvbench.gate.agreement import LEAST, ROUNDING, contradiction, rounding
 from kvbench.runs.canonical import content, digest
 from kvbench.runs.records import Record, Trial
 from kvbench.runs.trials import Frozen
@@ -110,7 +110,7 @@ class Side:
         """The side that a record is. One that contradicts itself has failed."""
         decoded = record.quality.decoded if record.quality else None
         failure = f"{record.status}: {record.failure.type}: {record.failure.message}" if record.failure else ""
-        attention = implementation(decoded.attention) if decoded else ""
+        attention = decoded.attention if decoded else ""
         return cls(metrics(record), conditions(record.trial), failure or contradiction(record), attention)
 
 

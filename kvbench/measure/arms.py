@@ -17,6 +17,7 @@ from transformers import Cache, PreTrainedModel
 from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.cache.attach import CompressedModel, Plan
 from kvbench.cache.cache import CompressedCache
+from kvbench.cache.way import STOCK
 from kvbench.compressors.methods.hf import StockCache
 from kvbench.compressors.stock import StockPart
 from kvbench.measure.prompt import ExactPrompt
@@ -80,7 +81,7 @@ class Arm:
     @staticmethod
     def attended_by(cache: Cache) -> str:
         """What attended to the stored tokens of ``cache`` in the last step, read back from it."""
-        return cache.attended_by if isinstance(cache, CompressedCache) else "stock"
+        return cache.attended_by if isinstance(cache, CompressedCache) else STOCK
 
     @torch.no_grad()
     def forward(self, ids: Tensor, cache: Cache, **kwargs: Any) -> Tensor:

@@ -182,7 +182,8 @@ class ModelBench:
     def _speed_bench(
         self, text: str, batch: int, prompt: int, steps: int, rounds: int, warmup: int, seed: int, split: Split
     ) -> SpeedBench:
-        return SpeedBench(self._none(), self._prompt_ids(text, prompt, split), batch, steps, rounds, warmup, seed)
+        ids = self._prompt_ids(text, prompt + (rounds + warmup) * steps, split)
+        return SpeedBench(self._none(), ids, batch, steps, rounds, warmup, seed)
 
     def _exact_prompt(self, text: str, prompt: int, split: Split) -> ExactPrompt:
         return exact_prompt(self.loaded.model, self.geometry, self._prompt_ids(text, prompt, split))

@@ -50,7 +50,7 @@ def _state(device: str) -> KernelState:
         reason = missing(device)
     taken = time.perf_counter() - start
     cached = _from_disk() if kernels is not None and device == "cpu" else None
-    return KernelState(device, kernels.name if kernels else None, reason, cached, taken)
+    return KernelState(device, kernels.title if kernels else None, reason, cached, taken)
 
 
 def _from_disk() -> bool | None:

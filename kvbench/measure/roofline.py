@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import Cache, PreTrainedModel
 
+from kvbench.cache.attends import codec_way
 from kvbench.cache.buffers import GrowingTensor
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.compressed import CompressedLayer
@@ -108,8 +109,8 @@ def _exact(geometry: ModelGeometry, tokens: int) -> int:
 
 
 def _attention(arm: Arm, cache: Cache, tokens: int) -> int:
-    """Multiplications of one row's attention over what ``cache`` holds: latents that are attended as they are count by
-    their rank, and rebuilding keys and values is not counted."""
+    """Multiplications of one row's attention over what ``cache`` holds, and of rebuilding keys and values where what
+    attends does that (:mod:`kvbench.cache.way`). Unpacking codes is not counted."""
     total = 0
     for layer in arm.geometry.layers:
         own = cache.layers[layer.layer]
@@ -117,11 +118,23 @@ def _attention(arm: Arm, cache: Cache, tokens: int) -> int:
             total += _over(layer, min(tokens, layer.sliding_window or tokens))
             continue
         exact = own.seen - own.tail_start + (own.spans.sinks if own.tail_start else 0)
-        codec = own.codec
-        absorbs = codec.absorbable and not codec.keys_before_rope and own.reading.absorbs
-        width = codec.keys.rank + codec.values.rank if absorbs else layer.head_dim + layer.value_dim
-        total += _over(layer, exact) + layer.heads * own.body.entries * width
+        total += _over(layer, exact) + _body(arm, layer, own)
     return total
+
+
+def _body(arm: Arm, layer: LayerGeometry, own: CompressedLayer) -> int:
+    """Multiplications of one row's attention over the body of ``own``."""
+    codec, entries = own.codec, own.body.entries
+    rotates = codec.keys_before_rope and layer.rotary_dims > 0
+    if codec_way(codec, layer, arm.geometry, rotates, own.reading).in_latents:
+        into = sum(
+            layer.heads * side.head_dim * side.rank for side in codec.sides.values() if side.transform is not None
+        )
+        return layer.heads * entries * (codec.keys.rank + codec.values.rank) + into
+    bases = [side for side in codec.sides.values() if side.transform is not None or side.online is not None]
+    rebuilt = sum(side.rank * side.kv_heads * side.head_dim for side in bases)
+    turned = 2 * layer.kv_heads * layer.rotary_dims if rotates else 0
+    return _over(layer, entries) + entries * (rebuilt + turned)
 
 
 def _over(layer: LayerGeometry, tokens: int) -> int:

@@ -1,25 +1,34 @@
 """Speed: time to first token, time per output token, and paired ratios to the baselines.
 
-The arm under test and the baselines decode the same tokens in the same process, a few steps at a time in random order,
-so that clock and neighbours drift over all of them alike; a ratio is the median over rounds of that round's pair.
+The arm under test and the baselines decode a document's own next tokens in the same process, a few steps at a time in
+random order, so that clock and neighbours drift over all of them alike. Times per token and ratios are means over whole
+block cycles (:mod:`kvbench.measure.cycles`): what is encoded now and then is paid for by every token.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
-from kvbench.cache.cache import CompressedCache
 from kvbench.measure.arms import Arm
+from kvbench.measure.cycles import (
+    cycle_of,
+    encode_s_per_token,
+    encoded_tokens,
+    grew,
+    require_whole_cycles,
+    speed_up,
+)
+from kvbench.measure.divergence import divergence
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
 from kvbench.measure.roofline import Roofline, roofline
-from kvbench.measure.statistics import PairedRatio, paired_ratio, percentiles
+from kvbench.measure.statistics import PairedRatio, percentiles
 
 FILLS = 3
 """Times a cache is filled to time compression; the median counts."""
@@ -27,11 +36,16 @@ FILLS = 3
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds. ``prefill_s`` is one row's exact prefill, ``compress_s`` taking the whole batch's prompt in."""
+    """Seconds. ``prefill_s`` is one row's exact prefill, ``compress_s`` taking the whole batch's prompt in.
+
+    ``tpot_s`` is the mean step, ``tokens_per_s`` its inverse times the batch.
+    """
 
     batch: int
     prompt: int
     steps: int
+    cycle: int
+    """Steps from one encoding of a block to the next; 1 where nothing is encoded. The timed steps are whole cycles."""
     ttft_s: float
     prefill_s: float
     compress_s: float
@@ -39,38 +53,49 @@ class Speed:
     tpot_p50_s: float
     tpot_p90_s: float
     tpot_p99_s: float
+    encode_s_per_token: float | None
+    """What encoding adds to the mean step: that of all steps minus that of the steps which encode nothing."""
     tokens_per_s: float
     raw_step_s: tuple[float, ...]
     ratios: dict[str, PairedRatio]
     """Baseline name → speed-up over it: above 1 means that this arm is faster."""
     attention: str
     """What attended to the stored tokens, read back from the live cache."""
+    kld_mean: float | None = None
+    """KLD of the timed steps against ``none``, which decoded the same tokens in the same rounds, first row; None
+    without it."""
     roofline: Roofline | None = None
     """The least time of a step on this machine; None where it depends on the tokens."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """What arms did in turns: ``steps`` seconds by arm, timed round and step, and their ``caches`` afterwards."""
+    """What arms did in turns, by name: seconds and whether a block was encoded, by timed round and step; their
+    ``caches`` afterwards, and the ``kld`` of every timed step against the arm ``none``, if that is among them."""
 
     steps: dict[str, list[list[float]]]
+    encoded: dict[str, list[list[bool]]]
     caches: dict[str, Cache]
+    kld: dict[str, list[float]] = field(default_factory=dict)
 
     def rounds(self, name: str) -> list[float]:
         """The mean step of each timed round."""
         return [sum(turn) / len(turn) for turn in self.steps[name]]
 
+    def encodings(self, *names: str) -> list[int]:
+        """How many steps of each timed round encoded a block, of all arms named together."""
+        return [sum(map(sum, turns)) for turns in zip(*(self.encoded[name] for name in names), strict=True)]
+
     def attention(self, name: str) -> str:
         """What attended to the stored tokens."""
-        cache = self.caches[name]
-        return cache.attended_by if isinstance(cache, CompressedCache) else "stock"
+        return Arm.attended_by(self.caches[name])
 
 
 @dataclass
 class SpeedBench:
-    """A prompt (1, tokens) prefilled once, and rounds of ``steps`` decode steps on top of it.
+    """``ids`` (1, tokens): a prompt, prefilled once, and the tokens that rounds of ``steps`` steps decode on top of it.
 
-    With ``batch`` > 1 the prompt's row is repeated: decode reads as many bytes as with different rows.
+    With ``batch`` > 1 the row is repeated: decode reads as many bytes as with different rows.
     """
 
     model_arm: Arm
@@ -82,49 +107,58 @@ class SpeedBench:
     seed: int
     _prompt: ExactPrompt | None = None
     _prefill_s: float = 0.0
-    _tokens: Tensor = field(init=False)
 
-    def __post_init__(self) -> None:
-        generator = torch.Generator().manual_seed(self.seed)
-        turns = (self.rounds + self.warmup) * self.steps
-        picks = torch.randint(self.ids.shape[1], (self.batch, turns), generator=generator)
-        self._tokens = self.ids[0][picks]
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt: all that are not decoded."""
+        return self.ids.shape[1] - (self.rounds + self.warmup) * self.steps
 
     def prompt(self) -> ExactPrompt:
         """The prefilled prompt; timed on its second run, the first warms up."""
         if self._prompt is None:
-            arm = self.model_arm
-            exact_prompt(arm.model, arm.geometry, self.ids[:, : min(256, self.ids.shape[1])])
+            arm, ids = self.model_arm, self.ids[:, : self.prompt_tokens]
+            exact_prompt(arm.model, arm.geometry, ids[:, :256])
             start = _now(arm)
-            found = exact_prompt(arm.model, arm.geometry, self.ids)
+            found = exact_prompt(arm.model, arm.geometry, ids)
             self._prefill_s = _now(arm) - start
             self._prompt = found.repeat(self.batch)
         return self._prompt
 
-    def run(self, arm: Arm, baselines: Sequence[Arm]) -> Speed:
-        """Time ``arm`` against ``baselines``; an arm of the same name among them is the arm itself."""
+    def run(self, arm: Arm, baselines: Sequence[Arm], filled: Callable[[Cache], None] = lambda cache: None) -> Speed:
+        """Time ``arm`` against ``baselines``; an arm of the same name among them is the arm itself.
+
+        ``filled`` is shown the cache that is then timed, right after it has taken the prompt in.
+
+        Raises:
+            KvbenchError: the timed steps are no whole number of the arm's block cycles.
+        """
+        cycle = cycle_of(arm.new_cache())
+        require_whole_cycles(arm.name, cycle, self.steps, self.rounds)
         prompt = self.prompt()
         compress = sorted(self._time_fill(arm, prompt) for _ in range(FILLS))[FILLS // 2]
-        times = self.interleave({other.name: other for other in [*baselines, arm]})
+        times = self.interleave({other.name: other for other in [*baselines, arm]}, {arm.name: filled})
         flat = [step for turn in times.steps[arm.name] for step in turn]
-        spread = percentiles(flat)
-        own = times.rounds(arm.name)
+        encoded = [did for turn in times.encoded[arm.name] for did in turn]
+        spread, mean, kld = percentiles(flat), sum(flat) / len(flat), times.kld.get(arm.name)
         return Speed(
             batch=self.batch,
             prompt=prompt.length,
             steps=self.steps,
+            cycle=cycle,
             ttft_s=self._prefill_s + compress,
             prefill_s=self._prefill_s,
             compress_s=compress,
-            tpot_s=spread.p50,
+            tpot_s=mean,
             tpot_p50_s=spread.p50,
             tpot_p90_s=spread.p90,
             tpot_p99_s=spread.p99,
-            tokens_per_s=self.batch / spread.p50,
+            encode_s_per_token=encode_s_per_token(flat, encoded),
+            tokens_per_s=self.batch / mean,
             raw_step_s=tuple(flat),
-            ratios={other.name: paired_ratio(times.rounds(other.name), own) for other in baselines},
+            ratios={other.name: _ratio(times, other.name, arm.name) for other in baselines},
             attention=times.attention(arm.name),
-            roofline=roofline(arm, times.caches[arm.name], self.batch, spread.p50),
+            kld_mean=None if kld is None else sum(kld) / len(kld),
+            roofline=roofline(arm, times.caches[arm.name], self.batch, mean),
         )
 
     def _time_fill(self, arm: Arm, prompt: ExactPrompt) -> float:
@@ -133,29 +167,49 @@ class SpeedBench:
             arm.fill(prompt)
             return _now(arm) - start
 
-    def interleave(self, arms: dict[str, Arm]) -> Times:
-        """Let ``arms`` decode the same tokens in turns, each on a cache of its own."""
-        prompt = self.prompt()
-        order = random.Random(self.seed)
+    def interleave(self, arms: dict[str, Arm], filled: Mapping[str, Callable[[Cache], None]] | None = None) -> Times:
+        """Let ``arms`` decode the same tokens in turns, each on a cache of its own.
+
+        ``filled`` is shown the caches of the arms it names, right after they have taken the prompt in.
+        """
+        prompt, order = self.prompt(), random.Random(self.seed)
         caches: dict[str, Cache] = {}
         for name, arm in arms.items():
             with arm.entered():
                 caches[name] = arm.fill(prompt)
-        times: dict[str, list[list[float]]] = {name: [] for name in arms}
-        for turn in range(self.warmup + self.rounds):
-            tokens = self._tokens[:, turn * self.steps : (turn + 1) * self.steps]
+            (filled or {}).get(name, lambda cache: None)(caches[name])
+        times = Times({name: [] for name in arms}, {name: [] for name in arms}, caches)
+        for turn in range(-self.warmup, self.rounds):
+            first = prompt.length + (turn + self.warmup) * self.steps
+            tokens = self.ids[:, first : first + self.steps].expand(self.batch, -1)
+            logits: dict[str, Tensor] = {}
             for name in order.sample(list(arms), len(arms)):
-                arm = arms[name]
-                with arm.entered():
-                    taken = [self._step(arm, caches[name], tokens[:, i : i + 1]) for i in range(self.steps)]
-                if turn >= self.warmup:
-                    times[name].append(taken)
-        return Times(times, caches)
+                seconds, encoded, logits[name] = self._turn(arms[name], caches[name], tokens)
+                if turn >= 0:
+                    times.steps[name].append(seconds)
+                    times.encoded[name].append(encoded)
+            if turn >= 0 and "none" in arms:
+                before = torch.log_softmax(logits["none"], -1)
+                for name, own in logits.items():
+                    times.kld.setdefault(name, []).extend(divergence(before, torch.log_softmax(own, -1)).tolist())
+        return times
 
-    def _step(self, arm: Arm, cache: Cache, token: Tensor) -> float:
-        start = _now(arm)
-        arm.forward(token, cache)
-        return _now(arm) - start
+    def _turn(self, arm: Arm, cache: Cache, tokens: Tensor) -> tuple[list[float], list[bool], Tensor]:
+        """Seconds of each step on ``tokens`` (batch, steps), whether it encoded, and the first row's logits."""
+        seconds, logits, counts = [], [], [encoded_tokens(cache)]
+        with arm.entered():
+            for token in tokens.split(1, 1):
+                start = _now(arm)
+                found = arm.forward(token, cache)
+                seconds.append(_now(arm) - start)
+                logits.append(found[0, -1].float())  # read and counted off the clock
+                counts.append(encoded_tokens(cache))
+        return seconds, grew(counts), torch.stack(logits)
+
+
+def _ratio(times: Times, baseline: str, candidate: str) -> PairedRatio:
+    encodings = times.encodings(*{baseline, candidate})
+    return speed_up(times.rounds(baseline), times.rounds(candidate), encodings)
 
 
 def _now(arm: Arm) -> float:

@@ -76,18 +76,18 @@ def _speed_up(group: Group, name: str) -> Figure | None:
 
 
 def _token_time(group: Group, name: str) -> Figure | None:
-    """Median time per output token against bits, for runs that were not timed against ``none``."""
+    """Mean time per output token against bits, for runs that were not timed against ``none``."""
     points = [
-        _point(group, record, x, 1e3 * record.speed.tpot_p50_s, None)
+        _point(group, record, x, 1e3 * record.speed.tpot_s, None)
         for record, x in _sized(group)
-        if record.speed and _is_positive(record.speed.tpot_p50_s)
+        if record.speed and _is_positive(record.speed.tpot_s)
     ]
     if not points:
         return None
     lines = [
-        Line(record.trial.compressor, 1e3 * record.speed.tpot_p50_s)
+        Line(record.trial.compressor, 1e3 * record.speed.tpot_s)
         for record in group.records
-        if is_baseline(record) and record.speed and _is_positive(record.speed.tpot_p50_s)
+        if is_baseline(record) and record.speed and _is_positive(record.speed.tpot_s)
     ]
     points = _with_best(points, [(point.x, point.y) for point in points])
     axis = Axis.over("time per output token, ms", _ends(points, lines))

@@ -119,20 +119,26 @@ class RooflineResult(Frozen):
 
 
 class SpeedResult(Frozen):
-    """Times of one compressor. Ratios are speed-ups over ``none`` and ``hf``, whose time per token was measured in the
-    same rounds: above 1 means that this compressor is faster (:func:`kvbench.measure.statistics.paired_ratio`)."""
+    """Times of one compressor over whole block cycles. Ratios are speed-ups over ``none`` and ``hf``, whose time per
+    token was measured in the same rounds: above 1 means that this compressor is faster
+    (:func:`kvbench.measure.cycles.speed_up`)."""
 
     batch: int
     prompt: int
     steps: int
+    cycle: int = 1
+    """Steps from one encoding of a block to the next; the timed steps are whole cycles."""
     ttft_s: float
+    """``prefill_s``, one row's exact prefill, and ``compress_s``, taking the prompt of the whole batch in."""
     prefill_s: float
     compress_s: float
     tpot_s: float
-    """Median time per output token."""
+    """Mean time per output token over all timed steps, those that encode a block among them."""
     tpot_p50_s: float
     tpot_p90_s: float
     tpot_p99_s: float
+    encode_s_per_token: float | None = None
+    """What encoding adds to the mean step: that of all timed steps minus that of the steps which encode nothing."""
     tokens_per_s: float
     raw_step_s: tuple[float, ...]
     ratio_to_none: float | None = None
@@ -142,7 +148,10 @@ class SpeedResult(Frozen):
     interval_method: str = ""
     """What made both intervals."""
     attention: str
-    """The implementation that ran, read back from the live cache."""
+    """What attended to the stored tokens, read back from the live cache (:mod:`kvbench.cache.way`)."""
+    kld_mean: float | None = None
+    """KLD of the timed steps against ``none``, which decoded the same tokens in the same rounds: what the very cache
+    that was timed makes of them."""
     roofline: RooflineResult | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.compressors.compressor import parse
 from kvbench.measure.bench import CalibrationSource, ModelBench
+from kvbench.measure.cycles import require_whole_cycles
 from kvbench.runs.code_identity import code_sha256, packages
 from kvbench.runs.trials import QualityWorkload, Trial, Workload
 from kvbench.texts.splits import Split
@@ -34,9 +35,11 @@ def resolve(
 
     Raises:
         KvbenchError: a bad spec, an unknown text, a text too short for its split, splits that share a document, or
-            more tokens than the model's context.
+            more tokens than the model's context, or timed steps that are no whole number of block cycles.
     """
     parsed = parse(compressor)
+    if workload.speed is not None and parsed.baseline is None:
+        require_whole_cycles(str(parsed), parsed.spans.block, workload.speed.steps, workload.speed.rounds)
     return Trial(
         model=bench.name,
         weights_sha256=bench.loaded.weights_sha256,
@@ -65,9 +68,9 @@ def _text_hashes(bench: ModelBench, workload: Workload, calibrates: bool) -> dic
         check_disjoint(bench.calibration_windows(source), scored)
         found[f"{split} {text}"] = scored
     if speed is not None:
-        decoded = (speed.rounds + speed.warmup) * speed.steps
-        bench.check_context("speed (prompt + the steps of all rounds)", speed.prompt + decoded)
-        found[f"prompt {text} {speed.prompt}"] = bench.evaluation_windows(text, speed.prompt, 1, split)
+        decoded = speed.prompt + (speed.rounds + speed.warmup) * speed.steps
+        bench.check_context("speed (prompt + the steps of all rounds)", decoded)
+        found[f"decoded {text} {decoded}"] = bench.evaluation_windows(text, decoded, 1, split)
     if memory is not None:
         bench.check_context("memory (prompt + steps)", memory.prompt + memory.steps)
         rows = f"{memory.batch} × {memory.prompt}" if memory.batch > 1 else f"{memory.prompt}"

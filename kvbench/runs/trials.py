@@ -52,12 +52,16 @@ class QualityWorkload(Frozen):
 
 
 class SpeedWorkload(Frozen):
-    """Greedy decoding of ``steps`` tokens after ``prompt`` tokens, ``rounds`` times after ``warmup`` untimed ones."""
+    """Decoding of what follows ``prompt`` tokens in the document: turns of ``steps`` steps, ``rounds`` of them timed
+    after ``warmup`` untimed ones.
+
+    The timed steps, rounds · steps, must be whole block cycles of the compressor: multiples of its ``block``.
+    """
 
     batch: PositiveInt = 1
     prompt: PositiveInt = 2048
     steps: PositiveInt = 16
-    rounds: PositiveInt = 5
+    rounds: PositiveInt = 6
     warmup: NonNegativeInt = 2
 
 

@@ -29,7 +29,7 @@ def _record(compressor: str = "int:bits=4", trial: dict[str, Any] | None = None,
         kld_mean=numbers.get("decoded", kld),
         block_kld_mean=numbers.get("block", kld),
         from_blocks_kld=numbers.get("between", 1e-5 * kld),
-        attention=numbers.get("attention", "absorb, numba VNNI"),
+        attention=numbers.get("attention", "numba int"),
     )
     quality = quality.model_copy(
         update={

@@ -283,7 +283,7 @@ MUTATIONS = [
     (exact_kernel_returns_zeros, REFUSED),
     (coded_kernel_leaves_out_the_last_token, DISAGREES),
     (merge_takes_the_mean, REFUSED),
-    (kernels_never_run, "decoded by absorb, torch, the baseline by absorb, numba"),
+    (kernels_never_run, "decoded by torch rebuilt, the baseline by numba int"),
     (scales_are_of_the_next_token, DISAGREES),
     (zeros_are_dropped, DISAGREES),
     (levels_are_a_twentieth_too_large, DISAGREES),

@@ -61,14 +61,14 @@ def test_documents_prompts_and_windows_are_shared(bench: ModelBench, monkeypatch
     for spec in ("none", "int:bits=4"):
         arm = bench.arm(parse(spec), SOURCE)
         bench.quality(arm, "pydoc", documents=1, length=48, prefix=16, block=16)
-        bench.speed(arm, "pydoc", batch=1, prompt=32, steps=1, rounds=1, warmup=0, seed=0)
+        bench.speed(arm, "pydoc", batch=1, prompt=32, steps=32, rounds=1, warmup=0, seed=0)
         bench.memory(arm, "pydoc", batch=2, prompt=32)
-    assert len(qualities) == len(speeds) == 1 and len(cuts) == 2
+    assert len(qualities) == len(speeds) == 1 and len(cuts) == 3
 
 
 def test_speed_knows_both_baselines(bench: ModelBench):
     arm = bench.arm(parse("int:bits=4"), SOURCE)
-    assert {*bench.speed(arm, "pydoc", 1, 32, 1, 2, 0, 0).ratios} == {"none", "hf"}
+    assert {*bench.speed(arm, "pydoc", 1, 32, 16, 2, 0, 0).ratios} == {"none", "hf"}
 
 
 def test_memory_without_a_process_has_no_peaks(bench: ModelBench):

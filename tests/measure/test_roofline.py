@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from driving import subject, token_ids
+from driving import calibrated, subject, token_ids
 
 from kvbench.compressors.compressor import parse
 from kvbench.hardware.peaks import Peaks, peaks
@@ -62,6 +62,18 @@ def test_operations_are_two_for_every_weight_and_every_dimension_of_every_token(
     own, one = found(monkeypatch, "none", Peaks(1e9, 1e9)), subject("llama", torch.float32)
     attention = sum(layer.heads * TOKENS * (layer.head_dim + layer.value_dim) for layer in one.geometry.layers)
     assert own is not None and own.operations == 2 * BATCH * (weights_read(one.model)[0] + attention)
+
+
+@pytest.mark.parametrize(("spec", "rebuilds"), [("pca:rank=0.5,heads=each,keys=after", False), ("pca:rank=0.5", True)])
+def test_rebuilding_keys_and_values_is_counted(monkeypatch, spec, rebuilds):
+    one, exact = subject("llama", torch.float32), found(monkeypatch, "none", Peaks(1e9, 1e9))
+    monkeypatch.setattr(floor, "peaks", lambda device, dtype: Peaks(1e9, 1e9))
+    arm = Arm.of(spec, one.model, one.geometry, parse(spec).fit(one.geometry, calibrated(one)))
+    prompt = exact_prompt(one.model, one.geometry, token_ids(1, TOKENS)).repeat(BATCH)
+    with arm.entered():
+        own = roofline(arm, arm.fill(prompt), BATCH, STEP_S)
+    assert exact is not None and own is not None
+    assert (own.operations > exact.operations) == rebuilds, "half the rank is half the work, unless it is rebuilt"
 
 
 def test_looked_up_tables_are_not_read():

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +14,16 @@ from fp64 import one_thread
 from torch import Tensor
 
 from kvbench.compressors.compressor import parse
+from kvbench.errors import KvbenchError
 from kvbench.measure import speed
 from kvbench.measure.arms import Arm
 from kvbench.measure.speed import FILLS, Speed, SpeedBench
 
 __all__ = ["one_thread"]
 
-PROMPT, STEPS, ROUNDS, WARMUP = 40, 3, 6, 2
-INT4 = "int:bits=4,sinks=2,recent=4,block=4"
+PROMPT, STEPS, ROUNDS, WARMUP = 40, 3, 8, 2
+SINKS, RECENT, BLOCK = 2, 4, 8
+INT4 = f"int:bits=4,sinks={SINKS},recent={RECENT},block={BLOCK}"
 
 
 @dataclass
@@ -32,13 +35,17 @@ class Stopwatch:
     fill_s: float = 0.5
     prefill_s: float = 2.0
     now: float = 0.0
+    encode_s: float = 0.0
+    """Seconds more for a step that encodes a block."""
     steps: list[tuple[str, Tensor]] = field(default_factory=list)
     prefills: list[int] = field(default_factory=list)
 
     def stepped(self, arm: Arm, ids: Tensor) -> None:
-        turn = sum(name == arm.name for name, _ in self.steps) // STEPS
+        done = sum(name == arm.name for name, _ in self.steps)
+        turn = done // STEPS
         self.steps.append((arm.name, ids.clone()))
-        self.now += self.step_s(arm.name, turn)
+        encodes = arm.name == INT4 and (PROMPT + done + 1 - SINKS - RECENT) % BLOCK == 0
+        self.now += self.step_s(arm.name, turn) + (self.encode_s if encodes else 0)
 
 
 @pytest.fixture
@@ -51,7 +58,9 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Speed]:
         plan = None if spec == "hf" else parse(spec).fit(one.geometry)
         return Arm.of(spec, one.model, one.geometry, plan)
 
-    def run(watch: Stopwatch, spec: str = INT4, seed: int = 0, batch: int = 1, rounds: int = ROUNDS) -> Speed:
+    def run(
+        watch: Stopwatch, spec: str = INT4, seed: int = 0, batch: int = 1, rounds: int = ROUNDS, **rest: Any
+    ) -> Speed:
         def timed_forward(arm: Arm, ids: Tensor, *rest: object) -> Tensor:
             watch.stepped(arm, ids)
             return forward(arm, ids, *rest)
@@ -70,8 +79,8 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Speed]:
         monkeypatch.setattr(Arm, "fill", timed_fill)
         monkeypatch.setattr(speed, "exact_prompt", timed_prefill)
         none, hf = arm_of("none"), arm_of("hf")
-        bench = SpeedBench(none, token_ids(1, PROMPT), batch, STEPS, rounds, WARMUP, seed)
-        return bench.run(arm_of(spec), [none, hf])
+        bench = SpeedBench(none, token_ids(1, PROMPT + (rounds + WARMUP) * STEPS), batch, STEPS, rounds, WARMUP, seed)
+        return bench.run(arm_of(spec), [none, hf], **rest)
 
     return run
 
@@ -83,7 +92,7 @@ def seconds(name: str, turn: int) -> float:
 def test_ratios_are_speed_ups_over_both_baselines(measure: Callable[..., Speed]):
     found = measure(Stopwatch(seconds))
     assert found.ratios["none"].ratio == pytest.approx(2) and found.ratios["hf"].ratio == pytest.approx(4)
-    assert found.tpot_s == found.tpot_p50_s == pytest.approx(0.1) and found.tokens_per_s == pytest.approx(10)
+    assert (found.tpot_s, found.tpot_p50_s) == pytest.approx((0.1, 0.1)) and found.tokens_per_s == pytest.approx(10)
 
 
 def test_drift_that_all_arms_share_cancels(measure: Callable[..., Speed]):
@@ -93,10 +102,42 @@ def test_drift_that_all_arms_share_cancels(measure: Callable[..., Speed]):
     assert found.tpot_p99_s > 10 * found.tpot_p50_s
 
 
-def test_one_disturbed_round_does_not_move_the_ratio(measure: Callable[..., Speed]):
-    found = measure(Stopwatch(lambda name, turn: 50 if (name, turn) == (INT4, WARMUP + 1) else seconds(name, turn)))
-    assert found.ratios["none"].ratio == pytest.approx(2) and found.ratios["none"].n == ROUNDS
-    assert found.tpot_p50_s == pytest.approx(0.1) and found.tpot_p99_s > 1
+def test_what_now_and_then_takes_long_is_paid_for_by_every_token(measure: Callable[..., Speed]):
+    slow = WARMUP + 1
+    found = measure(Stopwatch(lambda name, turn: 0.9 if (name, turn) == (INT4, slow) else seconds(name, turn)))
+    assert found.tpot_s == pytest.approx(0.2) and found.tpot_p50_s == pytest.approx(0.1)
+    assert found.tokens_per_s == pytest.approx(5) and found.ratios["none"].ratio == pytest.approx(1)
+
+
+def test_encoding_has_a_figure_of_its_own(measure: Callable[..., Speed]):
+    found = measure(Stopwatch(seconds, encode_s=0.8))
+    assert found.cycle == BLOCK and found.tpot_s == pytest.approx(0.2)
+    assert found.tpot_p50_s == pytest.approx(0.1) and found.encode_s_per_token == pytest.approx(0.1)
+    assert found.ratios["none"].ratio == pytest.approx(1)
+    assert measure(Stopwatch(seconds), spec="none").encode_s_per_token is None
+
+
+def test_steps_that_are_no_whole_cycles_are_refused_before_the_prompt(measure: Callable[..., Speed]):
+    watch = Stopwatch(seconds)
+    with pytest.raises(
+        KvbenchError, match=r"int:bits=4.* encodes every 8 tokens, and 6 rounds of 3 steps .* rounds to 8 "
+    ):
+        measure(watch, rounds=6)
+    assert not watch.prefills
+
+
+def test_the_timed_steps_have_a_divergence_from_none(measure: Callable[..., Speed]):
+    assert measure(Stopwatch(seconds), spec="none").kld_mean == 0
+    assert measure(Stopwatch(seconds)).kld_mean > 1e-9
+    assert measure(Stopwatch(seconds), batch=2).kld_mean == pytest.approx(
+        measure(Stopwatch(seconds)).kld_mean, rel=1e-3
+    )
+
+
+def test_the_cache_that_is_timed_is_shown_right_after_the_prompt(measure: Callable[..., Speed]):
+    seen = []
+    measure(Stopwatch(seconds), filled=lambda cache: seen.append(cache.get_seq_length()))
+    assert seen == [PROMPT]
 
 
 def test_warm_up_rounds_do_not_count(measure: Callable[..., Speed]):
@@ -133,6 +174,8 @@ def test_all_arms_decode_the_same_tokens(measure: Callable[..., Speed]):
     measure(watch, batch=2)
     by_arm = {name: torch.cat([ids for own, ids in watch.steps if own == name], 1) for name in ("none", "hf", INT4)}
     assert by_arm["none"].shape == (2, STEPS * (ROUNDS + WARMUP))
+    text = token_ids(1, PROMPT + STEPS * (ROUNDS + WARMUP))[:, PROMPT:]
+    assert torch.equal(by_arm["none"], text.expand(2, -1)), "what follows the prompt in the document"
     assert torch.equal(by_arm["none"], by_arm["hf"]) and torch.equal(by_arm["none"], by_arm[INT4])
 
 
@@ -157,14 +200,14 @@ def test_rates_count_all_rows(measure: Callable[..., Speed]):
 
 
 def test_one_round_has_a_ratio_and_no_interval(measure: Callable[..., Speed]):
-    found = measure(Stopwatch(seconds), rounds=1)
-    assert found.ratios["none"].ratio == pytest.approx(2) and found.ratios["none"].low is None
+    found = measure(Stopwatch(seconds), spec="hf", rounds=1)
+    assert found.ratios["none"].ratio == pytest.approx(0.5) and found.ratios["none"].low is None
 
 
 def test_the_prompt_is_prefilled_once_for_all_compressors():
     one = subject("llama", torch.float32)
     none = Arm.of("none", one.model, one.geometry, parse("none").fit(one.geometry))
-    bench = SpeedBench(none, token_ids(1, PROMPT), 2, 1, 1, 0, 0)
+    bench = SpeedBench(none, token_ids(1, PROMPT + 1), 2, 1, 1, 0, 0)
     assert bench.prompt() is bench.prompt() and bench.prompt().length == PROMPT
     assert FILLS % 2, "a median needs a middle"
     first, second = (bench.run(none, []) for _ in range(2))

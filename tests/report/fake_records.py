@@ -155,13 +155,15 @@ def speed(outcome: Outcome, workload: SpeedWorkload) -> SpeedResult:
         tpot_p50_s=tpot,
         tpot_p90_s=1.06 * tpot,
         tpot_p99_s=1.21 * tpot,
+        encode_s_per_token=0.03 * tpot if outcome.bits < 32 else None,
         tokens_per_s=workload.batch / tpot,
         raw_step_s=tuple(tpot * (1 + 0.002 * step) for step in range(workload.steps)),
         ratio_to_none=outcome.speed_up,
         ratio_to_none_interval=around(outcome.speed_up, 0.0 if outcome.spec == "none" else 0.034),
         ratio_to_hf=to_hf,
         ratio_to_hf_interval=around(to_hf, 0.0 if outcome.spec == "hf" else 0.046),
-        attention="sdpa" if outcome.spec == "hf" else "reference",
+        attention="stock" if outcome.spec == "hf" else "numba int",
+        kld_mean=1.1 * outcome.kld,
         roofline=roofline(outcome, workload, tpot),
     )
 

@@ -51,9 +51,10 @@ def test_a_failed_trial_is_a_row_that_says_so_and_why():
     assert "pca:rank=0.5+int:bits=4 out of memory: RuntimeError" in text
 
 
-def test_the_table_fits_a_terminal_of_100_characters_with_all_of_its_columns():
+def test_the_table_fits_a_terminal_of_100_characters_with_all_of_its_columns_but_one():
     text = printed(fake.a_run(), width=100)
-    assert "not shown" not in text
+    assert "not shown for lack of width: attends" in " ".join(text.split())
+    assert "not shown" not in printed(fake.a_run(), width=120)
     assert all(name in text for name in ("bits", "ratio", "MiB", "TPOT", "× none", "× hf", "PPL", "KLD", "top-1"))
 
 

@@ -20,7 +20,6 @@ class Asvd(LowRank):
 
     name = "asvd"
     paper = "arXiv 2312.05821"
-    absorbs = "values"
 
     alpha: float = 0.5
 

@@ -29,7 +29,6 @@ class Eigen(Part):
     roles = ("transform",)
     paper = "arXiv 2408.05646"
     needs_calibration = True
-    absorbs = "keys, values"
 
     rank: float | None = None
     energy: float | None = None

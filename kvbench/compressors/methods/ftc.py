@@ -55,7 +55,6 @@ class Ftc(Part):
     family = "transform coding"
     roles = ("transform", "quantizer")
     needs_calibration = True
-    absorbs = "values; keys with keys=after"
     published = ("ftc", "ftc:coder=entropy")
 
     bits: float

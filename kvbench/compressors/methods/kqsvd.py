@@ -28,7 +28,6 @@ class KqSvd(LowRank):
 
     name = "kqsvd"
     paper = "arXiv 2512.05916"
-    absorbs = "values; keys with keys=after"
     published = ("kqsvd+hadamard+int:bits=4", "kqsvd:heads=joint,keys=before+hadamard+int:bits=4")
 
     keys: Literal["before", "after"] = "after"

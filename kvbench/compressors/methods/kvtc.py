@@ -59,7 +59,6 @@ class Kvtc(Part):
     roles = ("transform", "quantizer")
     paper = "arXiv 2511.01815"
     needs_calibration = True
-    absorbs = "values"
     published = ("kvtc:coder=entropy",)
 
     bits: float

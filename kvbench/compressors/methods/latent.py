@@ -18,12 +18,11 @@ class Latent(LowRank):
     Keys before RoPE and values are linear in the same input, so a basis for both at once needs far fewer components
     than one for each. Stored: ``rank`` of the K + V dimensions of all heads, keys scaled to the values' energy as in
     TransMLA (Meng et al. 2025, arXiv 2502.07864). Unlike ``mla`` nothing is decoupled: keys are rebuilt and rotated
-    when they are read, so the model's function stays and only the truncation errs. Values can be absorbed, keys cannot.
+    when they are read, so the model's function stays and only the truncation errs.
     """
 
     name = "latent"
     paper = "arXiv 2502.07864"
-    absorbs = "values"
     published = ("latent+hadamard+int:bits=4", "latent+hadamard+int:bits=3")
 
     def apply(self, draft: Draft) -> None:

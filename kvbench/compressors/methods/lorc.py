@@ -24,7 +24,6 @@ class Lorc(LowRank):
 
     name = "lorc"
     paper = "arXiv 2410.03111"
-    absorbs = "values"
 
     least: float = 0.5
 

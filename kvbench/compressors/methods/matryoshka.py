@@ -26,7 +26,6 @@ class Matryoshka(LowRank):
 
     name = "matryoshka"
     paper = "arXiv 2410.14731"
-    absorbs = "keys, values"
 
     allocate: Allocation = "fisher"
 

@@ -36,7 +36,6 @@ class Mla(Part):
     roles = ("transform",)
     paper = "arXiv 2502.07864"
     needs_calibration = True
-    absorbs = "keys, values"
     published = ("mla:rope_dims=64+hadamard+int:bits=4",)
 
     latent: float

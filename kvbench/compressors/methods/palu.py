@@ -30,7 +30,6 @@ class Palu(LowRank):
 
     name = "palu"
     paper = "arXiv 2407.21118"
-    absorbs = "values"
     published = ("palu+int:bits=4", "palu+int:bits=3")
 
     group: int = 4

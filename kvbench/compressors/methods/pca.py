@@ -27,7 +27,6 @@ class Pca(Part):
     family = "low rank"
     roles = ("transform",)
     needs_calibration = True
-    absorbs = "values; keys with keys=after"
     published = ("pca+hadamard+int:bits=4", "pca+hadamard+int:bits=3")
 
     rank: float | None = None

@@ -20,7 +20,6 @@ class RandomProjection(Part):
     name = "random-projection"
     family = "low rank"
     roles = ("transform",)
-    absorbs = "keys, values"
 
     rank: float
     seed: int = 0

@@ -25,7 +25,6 @@ class ReCalKv(LowRank):
 
     name = "recalkv"
     paper = "arXiv 2505.24357"
-    absorbs = "values"
 
     group: int = 4
 

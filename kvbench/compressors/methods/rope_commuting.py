@@ -26,7 +26,6 @@ class RopeCommuting(LowRank):
 
     name = "rope-commuting"
     paper = "arXiv 2502.07864"
-    absorbs = "keys, values"
 
     def apply(self, draft: Draft) -> None:
         """Complex bases of the keys, real ones of the values."""

@@ -19,7 +19,6 @@ class Svd(LowRank):
     """
 
     name = "svd"
-    absorbs = "values"
 
     def apply(self, draft: Draft) -> None:
         """One basis per side and layer, over all heads."""

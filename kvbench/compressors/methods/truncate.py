@@ -21,7 +21,6 @@ class Truncate(Part):
     name = "truncate"
     family = "low rank"
     roles = ("transform",)
-    absorbs = "keys, values"
 
     rank: float
 

@@ -1,0 +1,58 @@
+"""What will attend to a plan's caches, told before there is one: every codec is asked with a few tokens of noise."""
+
+from __future__ import annotations
+
+import torch
+
+from kvbench.attention.decode import kernels_taking
+from kvbench.attention.reading import DEFAULT, Reading
+from kvbench.cache.attach import LayerPlan, Plan
+from kvbench.cache.codec import Codec
+from kvbench.cache.shared import MemberCodec
+from kvbench.cache.way import REBUILT, Way, way
+from kvbench.models.geometry import LayerGeometry, ModelGeometry
+
+
+def attends(plan: Plan, geometry: ModelGeometry, reading: Reading = DEFAULT, softcap: float | None = None) -> str:
+    """What attends to the stored tokens while one token per row is decoded, in the words of :mod:`kvbench.cache.way`.
+
+    Layers that are read in different ways are listed with " | " between, as in what a live cache reports
+    (:attr:`kvbench.cache.cache.CompressedCache.attended_by`).
+    """
+    ways = {
+        str(_layer_way(plan.layers.get(layer.layer), layer, geometry, reading, softcap)) for layer in geometry.layers
+    }
+    return " | ".join(sorted(ways))
+
+
+def _layer_way(
+    plan: LayerPlan | None, layer: LayerGeometry, geometry: ModelGeometry, reading: Reading, softcap: float | None
+) -> Way:
+    if layer.sliding_window is not None or plan is None or plan.codec is None:
+        fast = reading.kernels and softcap is None
+        return Way(kernels_taking(geometry.dtype, geometry.device) if fast else None, "exact")
+    rotates = plan.codec.keys_before_rope and layer.rotary_dims > 0
+    return codec_way(plan.codec, layer, geometry, rotates, reading, softcap)
+
+
+def codec_way(
+    codec: Codec,
+    layer: LayerGeometry,
+    geometry: ModelGeometry,
+    rotates: bool,
+    reading: Reading = DEFAULT,
+    softcap: float | None = None,
+) -> Way:
+    """How what ``codec`` stores of a layer is read while decoding; ``rotates``: keys are turned when they are read."""
+    if rotates or not codec.absorbable:
+        return REBUILT
+    generator = torch.Generator().manual_seed(0)
+    encoder, heads = codec, layer.kv_heads
+    if isinstance(codec, MemberCodec):
+        encoder, heads = codec.whole, heads * len(codec.members)
+    keys, values = (
+        torch.randn(1, heads, codec.block, width, generator=generator).to(geometry.device, geometry.dtype)
+        for width in (layer.head_dim, layer.value_dim)
+    )
+    stored = encoder.encode(keys, values)
+    return way(codec.bound({}), stored, (geometry.dtype, geometry.device), rotates, softcap is None, reading)
