@@ -71,7 +71,7 @@ def _codec(quantizer: Quantizer, rank: int | None = None, joint: bool = False) -
 
 def _per_head(side: str, rank: int) -> LinearTransform:
     basis = rotations(_seed(side))[:, :rank]
-    return LinearTransform(basis.transpose(1, 2).contiguous(), basis.contiguous(), torch.full((KV_HEADS, DIM), 0.1))
+    return _orthonormal(basis, torch.full((KV_HEADS, DIM), 0.1))
 
 
 def _joint(side: str) -> LinearTransform:
@@ -79,7 +79,13 @@ def _joint(side: str) -> LinearTransform:
     whole = torch.block_diag(*rotations(_seed(side)))
     order = torch.arange(KV_HEADS * DIM).view(KV_HEADS, DIM).T.flatten()
     basis = whole[order][None]
-    return LinearTransform(basis.transpose(1, 2).contiguous(), basis.contiguous(), torch.full((1, KV_HEADS * DIM), 0.1))
+    return _orthonormal(basis, torch.full((1, KV_HEADS * DIM), 0.1))
+
+
+def _orthonormal(basis: torch.Tensor, mean: torch.Tensor) -> LinearTransform:
+    """As fitted bases are kept: in fp16, encoder and decoder in the same memory."""
+    decoder = basis.half().contiguous()
+    return LinearTransform(decoder.mT, decoder, mean.half())
 
 
 def _seed(side: str) -> int:

@@ -7,12 +7,15 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from kvbench.console import err, out, say
 from kvbench.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_REGRESSION, EXIT_SOME_FAILED, EXIT_USAGE, KvbenchError
+
+if TYPE_CHECKING:
+    from kvbench.measure.sizes import Sizes
 
 DEFAULT_MODEL = "smollm2-135m-instruct-q4_1"
 
@@ -213,13 +216,21 @@ def show(
     item: Annotated[str, Parameter(help="A compressor spec, or a trial id with --results.")],
     /,
     *,
+    model: Annotated[str | None, Parameter(help="Model to fit the spec to; adds what it takes there.")] = None,
+    dtype: Dtype = "float32",
     results: Annotated[Path | None, Parameter(help="Results folder to look the trial up in.")] = None,
 ) -> int:
-    """Explain a compressor (paper, what is stored, every setting), or print one trial's record."""
-    from kvbench.listing import describe
+    """Explain a compressor (paper, what is stored, every setting), or print one trial's record.
+
+    With --model also its bytes there: bases, bits with and without them, and the tokens from which it pays.
+    """
+    from kvbench.listing import describe, sizes_view
 
     if results is None:
+        sizes = None if model is None else _sizes(item, model, dtype)
         out.print(describe(item))
+        if sizes is not None:
+            out.print(sizes_view(sizes))
         return EXIT_OK
     from kvbench.errors import unknown
     from kvbench.runs.store import read_records
@@ -229,6 +240,18 @@ def show(
         raise unknown("trial", item, records)
     out.print_json(records[item].to_json())
     return EXIT_OK
+
+
+def _sizes(spec: str, model: str, dtype: str) -> Sizes:
+    from kvbench.compressors.compressor import parse
+    from kvbench.measure.bench import CalibrationSource, ModelBench
+    from kvbench.measure.sizes import predicted_sizes
+    from kvbench.progress import counted
+
+    compressor = parse(spec)
+    with counted(err, "fitting") as report:
+        bench = ModelBench(model, dtype, "cpu", report)
+        return predicted_sizes(bench, compressor, CalibrationSource("essays", 8, 1024))
 
 
 @app.command

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kvbench.compressors.part import Part
     from kvbench.measure.conformance import Check
     from kvbench.measure.generation import Completion, SideBySide
+    from kvbench.measure.sizes import Sizes
     from kvbench.runs.fit import Fit
 
 Rows = list[dict[str, str]]
@@ -128,6 +129,7 @@ def describe(spec: str) -> RenderableType:
             "exact=model, float16 or bfloat16: the dtype that they are stored in."
         )
     )
+    shown.append(Text("With --model: the bytes of its bases there, bits by length, and from how many tokens it pays."))
     return Group(*shown)
 
 
@@ -145,6 +147,26 @@ def _reading(spec: str | None) -> list[RenderableType]:
             "  transformers' own attention\n" if way == STOCK else f"  {READS[way.split()[1]]}\n", style="not bold"
         )
     return [told]
+
+
+def sizes_view(sizes: Sizes) -> RenderableType:
+    """Bases, bits by length, and the tokens from which they pay."""
+    pays = sizes.break_even_tokens
+    told = Table.grid(padding=(0, 2))
+    told.add_row("bases", f"{sizes.model_level_bytes / 2**20:.2f} MiB, held once for all caches")
+    told.add_row(
+        "pays from",
+        "no length on: it never takes fewer bytes than 16-bit keys and values"
+        if pays is None
+        else f"{pays:,} tokens of one sequence on, bases included, against 16-bit keys and values",
+    )
+    bits = Table("tokens", box=None, pad_edge=False, header_style="bold")
+    for column in ("bits", "bits with bases"):
+        bits.add_column(column, justify="right")
+    for tokens, alone in sizes.bits.items():
+        bits.add_row(f"{tokens:,}", f"{alone:.2f}", f"{sizes.bits_with_bases[tokens]:.2f}")
+    title = Text(f"\none sequence on {sizes.model}, {sizes.dtype}, by arithmetic\n", style="bold")
+    return Group(title, told, Text(), bits)
 
 
 def completion_view(result: SideBySide, spec: str) -> RenderableType:

@@ -268,6 +268,19 @@ def test_show_explains_specs_and_prints_records(kvbench: Cli, ran: Path):
     assert found.code == 0 and json.loads(found.out)["checksum"] == record.checksum
 
 
+def test_show_with_a_model_says_what_it_takes_there(kvbench: Cli):
+    found = kvbench("show", "turboquant:bits=3", "--model", "random:llama")
+    assert found.code == 0, found.err
+    assert "held once for all caches" in found.out and "bits with bases" in found.out
+    pays = re.search(r"pays from +([\d,]+) tokens of one sequence", found.out)
+    assert pays and 100 < int(pays[1].replace(",", "")) < 1000
+    never = kvbench("show", "none", "--model", "random:llama").out
+    assert "never takes fewer bytes" in never
+    stock = kvbench("show", "hf", "--model", "random:llama")
+    assert stock.code == 2 and "measured, not predicted" in stock.err
+    assert kvbench("show", "kvtc", "--model", "random:llama").code == 2, "without bits there is nothing to fit"
+
+
 @pytest.mark.parametrize("what", ["compressors", "models", "texts", "suites"])
 def test_ls_as_table_and_as_json(kvbench: Cli, what: str):
     rows = json.loads(kvbench("ls", what, "--json").out)

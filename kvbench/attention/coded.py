@@ -60,7 +60,10 @@ def coded_attention(
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """Latents z stand for states ``z · decoder + mean`` (groups, rank, n · head_dim), n KV heads to a group. fp32."""
+    """Latents z stand for states ``z · decoder + mean`` (groups, rank, n · head_dim), n KV heads to a group.
+
+    Both are fp16, or both fp32.
+    """
 
     decoder: Tensor
     mean: Tensor
@@ -69,15 +72,17 @@ class Basis:
     @property
     def usable(self) -> bool:
         """Whether the kernel can read it where it lies."""
-        plain = all(own.dtype == torch.float32 and own.stride(-1) == 1 for own in (self.decoder, self.mean))
-        return plain and self.decoder.dim() == 3
+        dense = self.decoder.stride(-1) == 1 and self.mean.stride(-1) == 1
+        alike = self.decoder.dtype == self.mean.dtype in (torch.float16, torch.float32)
+        return dense and alike and self.decoder.dim() == 3
 
     def fields(self, rows: int) -> tuple[int, ...]:
         """What the kernel asks of it, in order, for ``rows`` of queries in a group."""
         decoder, mean = self.decoder, self.mean
         heads = decoder.shape[-1] // self.head_dim
         at = decoder.data_ptr(), decoder.stride(0), decoder.stride(1)
-        return *at, mean.data_ptr(), mean.stride(0), self.head_dim, rows // heads
+        halves = decoder.dtype == torch.float16
+        return *at, mean.data_ptr(), mean.stride(0), self.head_dim, rows // heads, halves
 
 
 @lru_cache(maxsize=64)
@@ -112,5 +117,5 @@ def _side(coded: Coded, own: Layout, rows: int, basis: Basis | None, signed: boo
         len(coded.widths),
         0 if own.in_order else own.sources.ctypes.data,
         0 if worth is None else worth.ctypes.data,
-        *((0, 0, 0, 0, 0, len(coded.widths), rows) if basis is None else basis.fields(rows)),
+        *((0, 0, 0, 0, 0, len(coded.widths), rows, 0) if basis is None else basis.fields(rows)),
     ]

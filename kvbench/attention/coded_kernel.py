@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from kvbench.attention import byte_ops, float_ops, unpack_kernel, vectors
-from kvbench.attention.ends_kernel import LOW, finish, from_latents, into_latents, round_query
+from kvbench.attention.ends_kernel import LOW, finish, from_latents, into_latents, round_query, wide_size
 from kvbench.attention.side_fields import (
     AFFINE,
     CHANNELS,
@@ -84,12 +84,13 @@ def attend_coded(
     mass = np.empty((rows, vectors.LANES), _F)
     picked, shift = np.empty(keys[PADDED], _F), np.empty(rows, _F)
     latents, mixed = np.empty((rows, keys[WIDTH]), _F), np.empty((rows, values[WIDTH]), _F)
+    widened = np.empty(max(wide_size(keys), wide_size(values)), _F)
     dots, rounded = np.empty((6, TILE), np.int32), np.empty((6, TILE), np.uint8)
     blocks = (tokens + TILE - 1) // TILE
     for index in range(unit, last):
         pair, split = index // splits, index % splits
         row, head = pair // heads, pair % heads
-        into_latents(query + 4 * pair * rows * keys[DIM], keys, head, latents, shift)
+        into_latents(query + 4 * pair * rows * keys[DIM], keys, head, latents, shift, widened)
         round_query(latents, scaling, rows, keys, picked, sides, query_unit, query_sum)
         begin(top, mass, total, bias)
         affine = affines.ctypes.data
@@ -110,7 +111,7 @@ def attend_coded(
                     read_affine(values, row, head, start, count, channel, affine)
                     mix_tile(tile, values, count, channel, score, rows, peak, affine, rounded, dots, units, total, bias)
         finish(total, bias, top, mass, values, shift, scaling, mixed, lse + 4 * index * rows)
-        from_latents(mixed, values, head, out + 4 * index * rows * values[DIM])
+        from_latents(mixed, values, head, out + 4 * index * rows * values[DIM], widened)
 
 
 @njit(**JIT)

@@ -14,6 +14,7 @@ from kvbench.attention.side_fields import (
     BASIS_ROW,
     CHANNELS,
     DIM,
+    HALVES,
     MEAN,
     MEAN_GROUP,
     PER_CHANNEL_GROUP,
@@ -23,7 +24,7 @@ from kvbench.attention.side_fields import (
     WIDTH,
     WORTH,
 )
-from kvbench.attention.tiles import JIT, copy_words, floats, longs
+from kvbench.attention.tiles import JIT, copy_words, floats, halves, longs
 
 _F = np.float32
 LOW = _F(1 / 254)
@@ -31,23 +32,53 @@ LOW = _F(1 / 254)
 
 
 @njit(**JIT)
-def into_latents(query: int, side: Any, head: int, out: Any, shift: Any) -> None:
+def wide_size(side: Any) -> Any:
+    """fp32 numbers that one head's decoder and mean take where they are stored in fp16."""
+    return (side[WIDTH] + 1) * side[DIM] if side[HALVES] else 0
+
+
+@njit(**JIT)
+def head_basis(side: Any, head: int, first: int, widened: Any) -> Any:
+    """Addresses of decoder and mean in fp32 from component ``first`` of a state, and bytes between decoder rows.
+
+    What is stored in fp16 is copied to ``widened``: a few vector conversions beside a whole tile of tokens.
+    """
+    basis, mean = head * side[BASIS_GROUP] + first, head * side[MEAN_GROUP] + first
+    if not side[HALVES]:
+        return side[BASIS] + 4 * basis, side[MEAN] + 4 * mean, 4 * side[BASIS_ROW]
+    width, dim, to = side[WIDTH], side[DIM], widened.ctypes.data
+    for component in range(width):
+        widen(side[BASIS] + 2 * (basis + component * side[BASIS_ROW]), to + 4 * component * dim, dim)
+    widen(side[MEAN] + 2 * mean, to + 4 * width * dim, dim)
+    return to, to + 4 * width * dim, 4 * dim
+
+
+@njit(**JIT)
+def widen(source: int, target: int, count: int) -> None:
+    """``count`` fp16 numbers as fp32."""
+    narrow, wide = halves(source, count), floats(target, count)
+    for i in range(count):
+        wide[i] = vectors.half_to_float(narrow[i])
+
+
+@njit(**JIT)
+def into_latents(query: int, side: Any, head: int, out: Any, shift: Any, widened: Any) -> None:
     """Queries (rows, dim) → (rows, width): with keys z D + μ, q · k = (D q) · z + q · μ, and ``shift`` is q · μ."""
-    width, dim, step = side[WIDTH], side[DIM], 4 * side[BASIS_ROW]
+    width, dim, basis, mean, step = side[WIDTH], side[DIM], 0, 0, 0
     for row in range(out.shape[0]):
         own, q = out.ctypes.data + 4 * row * width, query + 4 * row * dim
         if not side[BASIS]:
             copy_words(q, own, width)
             shift[row] = _F(0)
             continue
-        first = row // side[PER_HEAD] * dim
-        basis = side[BASIS] + 4 * (head * side[BASIS_GROUP] + first)
+        if row % side[PER_HEAD] == 0:
+            basis, mean, step = head_basis(side, head, row // side[PER_HEAD] * dim, widened)
         whole = width // 4 * 4
         for component in range(0, whole, 4):
             float_ops.exact_scores(basis + component * step, q, own + 4 * component, 1, dim, step, 0, 0)
         for component in range(whole, width):
             out[row, component] = dot(basis + component * step, q, dim)
-        shift[row] = dot(side[MEAN] + 4 * (head * side[MEAN_GROUP] + first), q, dim)
+        shift[row] = dot(mean, q, dim)
 
 
 @njit(**JIT)
@@ -131,16 +162,16 @@ def finish(total: Any, bias: Any, top: Any, mass: Any, side: Any, shift: Any, sc
 
 
 @njit(**JIT)
-def from_latents(latents: Any, side: Any, head: int, out: int) -> None:
+def from_latents(latents: Any, side: Any, head: int, out: int, widened: Any) -> None:
     """Sums of latents (rows, width) → outputs (rows, dim)."""
-    width, dim = side[WIDTH], side[DIM]
+    width, dim, basis, mean, step = side[WIDTH], side[DIM], 0, 0, 0
     for row in range(latents.shape[0]):
         own, to = latents.ctypes.data + 4 * row * width, out + 4 * row * dim
         if not side[BASIS]:
             copy_words(own, to, width)
             continue
-        first = row // side[PER_HEAD] * dim
-        copy_words(side[MEAN] + 4 * (head * side[MEAN_GROUP] + first), to, dim)
-        basis = side[BASIS] + 4 * (head * side[BASIS_GROUP] + first)
+        if row % side[PER_HEAD] == 0:
+            basis, mean, step = head_basis(side, head, row // side[PER_HEAD] * dim, widened)
+        copy_words(mean, to, dim)
         for part in range(0, dim, 4 * vectors.LANES):
-            float_ops.exact_mix(basis + 4 * part, own, to + 4 * part, 1, width, 4 * side[BASIS_ROW], 0, 0, dim - part)
+            float_ops.exact_mix(basis + 4 * part, own, to + 4 * part, 1, width, step, 0, 0, dim - part)

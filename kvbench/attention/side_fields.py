@@ -20,4 +20,7 @@ WIDTH, SOURCES, WORTH = 17, 18, 19
 # The decoder and its strides, the mean and its stride, components of a head, and rows of queries per KV head.
 BASIS, BASIS_GROUP, BASIS_ROW, MEAN, MEAN_GROUP, DIM, PER_HEAD = 20, 21, 22, 23, 24, 25, 26
 
-FIELDS = 27
+# Whether decoder and mean are in fp16.
+HALVES = 27
+
+FIELDS = 28

@@ -75,12 +75,12 @@ def attend_absorbed(
 
 
 def _basis(side: SideCodec) -> tuple[Tensor, Tensor]:
-    """Per KV head: the decoder (kv heads, rank, head_dim) and the mean (kv heads, head_dim)."""
+    """Per KV head: the decoder (kv heads, rank, head_dim) and the mean (kv heads, head_dim), as wide as it computes."""
     transform = side.transform
     assert transform is not None
     per_group = side.kv_heads // transform.groups
-    basis = transform.decoder.unflatten(-1, (per_group, -1)).transpose(1, 2).flatten(0, 1)
-    return basis, transform.mean.view(side.kv_heads, -1)
+    basis = transform.decoder.to(transform.dtype).unflatten(-1, (per_group, -1)).transpose(1, 2).flatten(0, 1)
+    return basis, transform.mean.to(transform.dtype).view(side.kv_heads, -1)
 
 
 def _by_head(query: Tensor, side: SideCodec) -> tuple[Tensor, Tensor, Tensor]:

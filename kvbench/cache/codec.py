@@ -78,6 +78,12 @@ class SideCodec:
         """Model-level tensors."""
         return self.quantizer.tensors() + ([] if self.transform is None else self.transform.tensors())
 
+    def decoding_tensors(self) -> list[Tensor]:
+        """Those that decoding, or attending in the latents, reads."""
+        return self.quantizer.tensors() + (
+            [] if self.transform is None else [self.transform.decoder, self.transform.mean]
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Codec:

@@ -94,8 +94,13 @@ class Draft:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of bases: fp32, or fp64 for an fp64 model."""
+        """The dtype that latents are computed in: fp32, or fp64 for an fp64 model."""
         return torch.promote_types(self.geometry.dtype, torch.float32)
+
+    @property
+    def basis_dtype(self) -> torch.dtype:
+        """The dtype that bases are kept in: fp16, or fp64 for an fp64 model."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float16
 
     @property
     def calibrated(self) -> Statistics:

@@ -45,7 +45,7 @@ def _shared(draft: Draft, columns: Callable[[int], Tensor]) -> Callable[[int, in
 
     def transform(kv_heads: int, size: int) -> LinearTransform:
         if (kv_heads, size) not in made:
-            made[kv_heads, size] = shared_basis(columns(size), kv_heads, draft.dtype, draft.geometry.device)
+            made[kv_heads, size] = shared_basis(columns(size), kv_heads, draft.basis_dtype, draft.geometry.device)
         return made[kv_heads, size]
 
     return transform

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
 from kvbench.transforms.online import PromptBasis
@@ -42,5 +40,4 @@ class Online(Part):
 
 def prompt_basis(width: int, rank: int, draft: Draft) -> PromptBasis:
     """``rank`` axes of ``width`` channels, kept in fp16 (in fp64 for an fp64 model)."""
-    kept = torch.float64 if draft.dtype == torch.float64 else torch.float16
-    return PromptBasis(width, rank, kept, draft.dtype)
+    return PromptBasis(width, rank, draft.basis_dtype)

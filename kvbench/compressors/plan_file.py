@@ -23,7 +23,7 @@ from kvbench.compressors import registry
 from kvbench.errors import KvbenchError
 from kvbench.models.geometry import ModelGeometry
 
-FORMAT = "1"
+FORMAT = "2"
 """Raised whenever a file of the old kind could be misread."""
 
 
@@ -127,7 +127,7 @@ class _Writer:
         if value is None or isinstance(value, bool | int | float | str):
             return value
         if isinstance(value, Tensor):
-            return {"tensor": self._store(value), "shape": list(value.shape)}
+            return self._store(value)
         if isinstance(value, torch.dtype):
             return {"dtype": str(value).removeprefix("torch.")}
         if isinstance(value, tuple | list):
@@ -142,19 +142,22 @@ class _Writer:
             f"a {type(value).__name__} cannot be saved; fitted parts must be dataclasses of tensors, numbers and texts"
         )
 
-    def _store(self, tensor: Tensor) -> str:
-        """The name of ``tensor``; a dimension that repeats one slice is stored as that slice."""
+    def _store(self, tensor: Tensor) -> dict[str, Any]:
+        """What is stored of ``tensor``, and how it is seen: a transposed view is that of the same stored tensor.
+
+        A dimension that repeats one slice is stored as that slice.
+        """
         self._alive.append(tensor)  # addresses tell tensors apart only while all of them live
-        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        steps = tensor.stride()
+        order = sorted(range(tensor.dim()), key=lambda axis: -steps[axis])
+        repeats = [steps[axis] == 0 and tensor.shape[axis] > 1 for axis in range(tensor.dim())]
+        slices = tuple(slice(0, 1) if repeated else slice(None) for repeated in repeats)
+        dense = tensor.detach()[slices].permute(order)
+        key = (dense.data_ptr(), dense.shape, dense.stride(), dense.dtype)
         if key not in self._known:
-            slices = [slice(0, 1) if step == 0 and size > 1 else slice(None) for size, step in _axes(tensor)]
             self._known[key] = f"t{len(self._known)}"
-            self.tensors[self._known[key]] = tensor.detach()[tuple(slices)].cpu().clone().contiguous()
-        return self._known[key]
-
-
-def _axes(tensor: Tensor) -> list[tuple[int, int]]:
-    return list(zip(tensor.shape, tensor.stride(), strict=True))
+            self.tensors[self._known[key]] = dense.cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": self._known[key], "order": order, "shape": list(tensor.shape)}
 
 
 @dataclass
@@ -167,7 +170,7 @@ class _Reader:
         if not isinstance(node, dict):
             return node
         if "tensor" in node:
-            return self.tensors[node["tensor"]].expand(node["shape"])
+            return self._seen(node)
         if "dtype" in node:
             return getattr(torch, node["dtype"])
         if "dict" in node:
@@ -176,6 +179,11 @@ class _Reader:
             if kind.__name__ in node:
                 return kind(self.value(item) for item in node[kind.__name__])
         return _find_class(node["class"])(**{name: self.value(item) for name, item in node["fields"].items()})
+
+    def _seen(self, node: dict[str, Any]) -> Tensor:
+        """A stored tensor with its axes in place and its repeated dimensions expanded."""
+        places = sorted(range(len(node["order"])), key=node["order"].__getitem__)
+        return self.tensors[node["tensor"]].permute(places).expand(node["shape"])
 
 
 def _classes(node: Any) -> Iterator[str]:

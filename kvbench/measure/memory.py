@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, QuantizedCache
 
+from kvbench.cache.break_even import break_even_tokens
 from kvbench.cache.cache import CacheBytes, CompressedCache, reachable_tensors
 from kvbench.cache.prediction import body_bits_per_element, predict_bytes
 from kvbench.hardware.process_memory import peak_memory
@@ -41,6 +42,8 @@ class Memory:
     ratio_predicted: float
     ratio_claimed: float | None
     bits_per_element: float
+    bits_with_bases: float
+    break_even_tokens: int | None
     body_bits_per_element: float | None
     flagged: bool
     peak_prefill_bytes: int | None = None
@@ -103,6 +106,7 @@ def _summary(arm: Arm, allocated: CacheBytes, batch: int, tokens: int, held: dic
     predicted = stock if arm.plan is None else predict_bytes(arm.plan, arm.geometry, tokens, batch)
     body = None if arm.plan is None else body_bits_per_element(arm.plan, arm.geometry)
     error = (allocated.total - predicted) / allocated.total
+    bases = 0 if arm.plan is None else arm.plan.model_level_bytes()
     return Memory(
         tokens=tokens,
         batch=batch,
@@ -110,17 +114,26 @@ def _summary(arm: Arm, allocated: CacheBytes, batch: int, tokens: int, held: dic
         allocated=allocated,
         predicted_bytes=predicted,
         prediction_error=error,
-        model_level_bytes=0 if arm.plan is None else arm.plan.model_level_bytes(),
+        model_level_bytes=bases,
         rope_table_bytes=0 if arm.attachment is None else arm.attachment.rope_table_bytes,
         bytes_per_token=allocated.total / (tokens * batch),
         ratio_allocated=2 * elements / allocated.total,
         ratio_predicted=2 * elements / predicted,
         ratio_claimed=16 / body if body else None,
         bits_per_element=8 * allocated.total / elements,
+        bits_with_bases=8 * (allocated.total + bases) / elements,
+        break_even_tokens=_break_even(arm),
         body_bits_per_element=body,
         flagged=abs(error) > FLAG,
         **held,
     )
+
+
+def _break_even(arm: Arm) -> int | None:
+    """A stock cache has no bases, and keeps every token alike."""
+    if arm.plan is None:
+        return 1 if arm.stock.bits_per_element(arm.geometry.dtype) < 16 else None
+    return break_even_tokens(arm.plan, arm.geometry)
 
 
 def as_plain(memory: Memory) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """The least time a decode step can take on this machine, with a compressed cache and with an uncompressed one.
 
-A step must read every weight and every byte kept of the context, and multiply both with its tokens; it takes at least
-as long as the slower of the two (the roofline of Williams, Waterman and Patterson 2009).
+A step must read every weight, every byte kept of the context and the bases that it is kept in, and multiply them with
+its tokens; it takes at least as long as the slower of the two (the roofline of Williams, Waterman and Patterson 2009).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from kvbench.cache.attends import codec_way
@@ -35,6 +36,7 @@ class Roofline:
     peak_operations: float
     weight_bytes: int
     cache_bytes: int
+    basis_bytes: int
     none_cache_bytes: int
     operations: int
     none_operations: int
@@ -55,18 +57,19 @@ def roofline(arm: Arm, cache: Cache, batch: int, step_s: float) -> Roofline | No
     tokens = cache.get_seq_length()
     limits = peaks(model.device, model.dtype)
     weights, weight_bytes = weights_read(model)
-    cache_bytes = bytes_read(cache)
+    cache_bytes, basis_bytes = bytes_read(cache), bases_read(cache)
     none_bytes = batch * geometry.elements(tokens) * geometry.dtype.itemsize
     operations, none_operations = (
         2 * batch * (weights + attention) for attention in (_attention(arm, cache, tokens), _exact(geometry, tokens))
     )
-    bound = _least(limits, weight_bytes + cache_bytes, operations)
+    bound = _least(limits, weight_bytes + cache_bytes + basis_bytes, operations)
     none_bound = _least(limits, weight_bytes + none_bytes, none_operations)
     return Roofline(
         read_bandwidth=limits.read,
         peak_operations=limits.operations,
         weight_bytes=weight_bytes,
         cache_bytes=cache_bytes,
+        basis_bytes=basis_bytes,
         none_cache_bytes=none_bytes,
         operations=operations,
         none_operations=none_operations,
@@ -97,6 +100,28 @@ def bytes_read(cache: Cache) -> int:
         for tensor in [held.view if isinstance(held, GrowingTensor) else held]
     }
     return sum(tensors.values())
+
+
+def bases_read(cache: Cache) -> int:
+    """Bytes of decoders, means and tables that a step reads, each once, however many rows and heads share it.
+
+    Encoders are left out: they are read once in a block of steps.
+    """
+    if not isinstance(cache, CompressedCache):
+        return 0
+    sides = [
+        side
+        for layer in cache.kv_layers
+        if isinstance(layer, CompressedLayer) and layer.body.entries
+        for side in layer.codec.sides.values()
+    ]
+    tensors = [tensor for side in sides for tensor in side.decoding_tensors()]
+    return sum({own.data_ptr(): _distinct(own) * own.itemsize for own in tensors}.values())
+
+
+def _distinct(tensor: Tensor) -> int:
+    """Elements of ``tensor``, those of a repeated slice once."""
+    return math.prod(size for size, step in zip(tensor.shape, tensor.stride(), strict=True) if step)
 
 
 def _least(limits: Peaks, bytes_read: float, operations: float) -> float:

@@ -7,7 +7,7 @@ heavy-tailed, and a Gaussian table clips them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,10 @@ class CodebookQuantizer:
     def __post_init__(self) -> None:
         table = laplace_levels()
         self.levels.update({width: table[width][0].to(self.deviation.device) for width in set(self.widths)})
+
+    def scaled(self, factor: float) -> CodebookQuantizer:
+        """The same codes for latents times ``factor``."""
+        return replace(self, deviation=self.deviation * factor)
 
     def encode(self, latents: Tensor) -> Stored:
         """Latents (batch, 1, tokens, rank) → packed codes."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,10 @@ class EntropyQuantizer:
     def layout(self) -> Layout:
         """How each component is coded."""
         return tables().layout(self.deviation.numpy() / self.step)
+
+    def scaled(self, factor: float) -> EntropyQuantizer:
+        """The same codes for latents times ``factor``."""
+        return replace(self, deviation=self.deviation * factor, step=self.step * factor)
 
     def encode(self, latents: Tensor) -> Stored:
         """Latents (batch, 1, tokens, rank) → codes (batch, 1, blocks, size) and exponents (batch, 1, blocks)."""

@@ -130,6 +130,10 @@ def _kld(quality: QualityResult) -> Cell:
     return Cell(measured(value, interval, decimals=5), value, spread(value, interval, decimals=5))
 
 
+def _break_even(tokens: int | None) -> Cell:
+    return Cell("never", None) if tokens is None else Cell(f"{tokens:,}", tokens)
+
+
 def _parts(memory: MemoryResult) -> Cell | None:
     """Shares of the allocated bytes, in per cent."""
     held = memory.allocated
@@ -145,6 +149,18 @@ BITS = Column(
     "Bits per element of K and V: all bytes that the cache has allocated, times 8, over the number of K and V elements "
     "that an uncompressed cache would hold. Scales, indices, exact tokens, unused capacity and workspace count.",
     _memory(lambda memory: _plain(memory.bits_per_element, _two)),
+)
+BITS_WITH_BASES = Column(
+    "bits +\nbases",
+    "The same with the bytes of projection bases and codebooks, which are held once for all caches of the model: what "
+    "this batch at this length takes in all. More sequences, or longer ones, bring it down to the bits.",
+    _memory(lambda memory: _plain(memory.bits_with_bases, _two)),
+)
+BREAK_EVEN = Column(
+    "pays from\ntokens",
+    "The shortest single sequence that, like every longer one, takes fewer bytes compressed, with bases and exact "
+    "tokens, than 16-bit K and V would: from arithmetic. “never” where there is none.",
+    _memory(lambda memory: _break_even(memory.break_even_tokens)),
 )
 BODY_BITS = Column(
     "body\nbits",
@@ -259,8 +275,8 @@ TO_HF = Column(
 CEILING = Column(
     "× none\nceiling",
     "Roofline: the decoding speed-up over an uncompressed cache if both ran as fast as this machine can read their "
-    "weights and cache and do their operations. A measured speed-up above it means that none is further from its "
-    "bound.",
+    "weights, cache and bases and do their operations. A measured speed-up above it means that none is further from "
+    "its bound.",
     _speed(lambda speed: _plain(speed.roofline.ceiling, _two) if speed.roofline else None),
 )
 ACHIEVED = Column(
@@ -333,8 +349,11 @@ TOP1 = Column(
     _quality(lambda quality: _plain(quality.same_top1, lambda share: f"{share:.1%}")),
 )
 
-SUMMARY = (ASKED, BITS, RATIO, CACHE, TPOT, TO_NONE, TO_HF, ATTENTION, PERPLEXITY, KLD, TOP1)
-MEMORY = (ASKED, BITS, BODY_BITS, CLAIMED, PREDICTED, RATIO, CACHE, PARTS, BASES, PEAK_PREFILL, PEAK_DECODE)
+SUMMARY = (ASKED, BITS, BITS_WITH_BASES, RATIO, CACHE, TPOT, TO_NONE, TO_HF, ATTENTION, PERPLEXITY, KLD, TOP1)
+MEMORY = (
+    *(ASKED, BITS, BITS_WITH_BASES, BODY_BITS, CLAIMED, PREDICTED, RATIO, CACHE, PARTS, BASES, BREAK_EVEN),
+    *(PEAK_PREFILL, PEAK_DECODE),
+)
 SPEED = (
     *(TTFT, TPOT, TPOT_MEDIAN, TPOT_HIGH, TPOT_TAIL, ENCODING, THROUGHPUT),
     *(TO_NONE, TO_HF, CEILING, ACHIEVED, ATTENTION, STEP_KLD),
@@ -345,9 +364,9 @@ QUALITY = (
 )
 
 LESSER = (
-    *(ATTENTION, CACHE, ASKED, TO_HF, PERPLEXITY, RATIO, TPOT),
+    *(ATTENTION, CACHE, ASKED, TO_HF, PERPLEXITY, RATIO, BITS_WITH_BASES, TPOT),
     *(DECODED_BY, KLD_SAME_TOKENS, KLD_DECODED),
-    *(PEAK_PREFILL, PEAK_DECODE, BASES, PARTS, CLAIMED),
+    *(PEAK_PREFILL, PEAK_DECODE, BASES, PARTS, CLAIMED, BREAK_EVEN),
     *(
         BASELINE_PERPLEXITY,
         NOISE,

@@ -90,6 +90,11 @@ class MemoryResult(Frozen):
     ratio_predicted: float
     ratio_claimed: float | None = None
     bits_per_element: float
+    bits_with_bases: float | None = None
+    """The same with ``model_level_bytes``: what this batch and length take in all."""
+    break_even_tokens: int | None = None
+    """The shortest sequence that, like every longer one, takes fewer bytes with its bases than 16-bit K and V; None if
+    there is none (:func:`kvbench.cache.break_even.break_even_tokens`)."""
     body_bits_per_element: float | None = None
     peak_prefill_bytes: int | None = None
     peak_decode_bytes: int | None = None
@@ -107,6 +112,7 @@ class RooflineResult(Frozen):
     peak_operations: float
     weight_bytes: int
     cache_bytes: int
+    basis_bytes: int = 0
     none_cache_bytes: int
     operations: int
     none_operations: int

@@ -10,6 +10,7 @@ Keys may be centred: what their mean adds to a score is the same for every token
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,11 +34,35 @@ class Basis:
     encoder: Tensor
     decoder: Tensor
 
+    def scale(self, rank: int) -> float:
+        """By what the first ``rank`` latents are multiplied in :meth:`transform`.
+
+        It makes the largest entries of encoder and decoder alike, so that both lie in the middle of fp16's range: 1 for
+        an orthonormal basis, what makes it one for a multiple of such, else a power of two.
+        """
+        encoder, decoder = self.encoder[..., :rank], self.decoder[:, :rank]
+        most = [float(own.abs().max()) for own in (encoder, decoder)]
+        ratio = math.sqrt(most[1] / most[0]) if min(most) else 1.0
+        return ratio if _transposed(encoder * ratio, decoder / ratio) else 2.0 ** round(math.log2(ratio))
+
     def transform(self, mean: Tensor, rank: int, dtype: torch.dtype) -> LinearTransform:
-        """The transform onto the first ``rank`` components around ``mean`` (groups · n,)."""
-        encoder, decoder = self.encoder[..., :rank].to(dtype), self.decoder[:, :rank].to(dtype)
-        centre = mean.reshape(len(self.encoder), -1).to(dtype)
-        return LinearTransform(encoder.contiguous(), decoder.contiguous(), centre)
+        """The transform onto the first ``rank`` components around ``mean`` (groups · n,), times :meth:`scale`.
+
+        It is kept in ``dtype``, or in fp32 where a number is beyond that.
+        """
+        scale = self.scale(rank)
+        encoder, decoder = self.encoder[..., :rank] * scale, self.decoder[:, :rank] / scale
+        centre = mean.reshape(len(self.encoder), -1)
+        if max(float(own.abs().max()) for own in (encoder, decoder, centre)) > torch.finfo(dtype).max:
+            dtype = torch.float32
+        kept = decoder.to(dtype).contiguous()
+        turned = kept.mT if _transposed(encoder, decoder) else encoder.to(dtype).contiguous()
+        return LinearTransform(turned, kept, centre.to(dtype))
+
+
+def _transposed(encoder: Tensor, decoder: Tensor) -> bool:
+    """Whether they are each other's transposes, up to what fp64 rounds."""
+    return float((encoder - decoder.mT).abs().max()) <= 1e-12 * float(decoder.abs().max())
 
 
 def principal_basis(moment: Tensor, groups: int) -> Basis:
@@ -80,6 +105,4 @@ def principal_axes(moment: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
 def orthonormal_transform(axes: Tensor, mean: Tensor, rank: int, dtype: torch.dtype) -> LinearTransform:
     """The transform onto the first ``rank`` of ``axes`` (groups, n, n) around ``mean`` (groups · n,)."""
-    kept = axes[..., :rank].to(dtype)
-    centre = mean.reshape(axes.shape[0], -1).to(dtype)
-    return LinearTransform(kept.contiguous(), kept.transpose(1, 2).contiguous(), centre)
+    return Basis(axes.new_ones(axes.shape[0], axes.shape[-1]), axes, axes.mT).transform(mean, rank, dtype)

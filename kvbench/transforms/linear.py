@@ -2,6 +2,9 @@
 
 Every transform kvbench stores in, whether per-head PCA, a joint-heads basis, a Palu head group or a Hadamard
 rotation, is one affine map per group of adjacent KV heads: ``z = (x − μ) E``, back ``x̂ = z D + μ``.
+
+Bases are kept in 16 bit and computed with in fp32: what multiplies by one widens it for that one multiplication, and
+no wide copy is kept. Of an orthonormal basis, whose encoder is its decoder transposed, only the decoder is kept.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ class LinearTransform:
     """``encoder`` (groups, in, rank), ``decoder`` (groups, rank, in), ``mean`` (groups, in).
 
     ``in`` is heads_per_group · head_dim; the groups together cover all KV heads in order. A leading batch axis on all
-    three gives every row a map of its own.
+    three gives every row a map of its own. The encoder may be a transposed view of the decoder.
     """
 
     encoder: Tensor
@@ -40,15 +43,29 @@ class LinearTransform:
         """Whether the mean is anything but zero: read back from the device once, not at every step."""
         return bool(self.mean.any())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in: fp32, or fp64 for a basis kept in that."""
+        return torch.promote_types(self.decoder.dtype, torch.float32)
+
+    @property
+    def orthonormal(self) -> bool:
+        """Whether the encoder is the decoder transposed, in the same memory."""
+        turned = self.decoder.mT
+        same = self.encoder.data_ptr() == turned.data_ptr() and self.encoder.stride() == turned.stride()
+        return same and self.encoder.shape == turned.shape
+
     def to(self, device: torch.device) -> LinearTransform:
         """The same transform on ``device``."""
-        return LinearTransform(*(tensor.to(device) for tensor in self.tensors()))
+        decoder = self.decoder.to(device)
+        encoder = decoder.mT if self.orthonormal else self.encoder.to(device)
+        return LinearTransform(encoder, decoder, self.mean.to(device))
 
     def rotated(self, rotation: Tensor) -> LinearTransform:
         """The same transform with its latents turned by the orthogonal ``rotation`` (rank, rank): free when used."""
         turn = rotation.double().to(self.encoder.device)
         decoder = (turn.T @ self.decoder.double()).to(self.decoder.dtype)
-        if self.encoder.data_ptr() == self.decoder.data_ptr():  # one memory for both, and so it stays
+        if self.orthonormal:
             return LinearTransform(decoder.mT, decoder, self.mean)
         return LinearTransform((self.encoder.double() @ turn).to(self.encoder.dtype), decoder, self.mean)
 
@@ -58,17 +75,17 @@ class LinearTransform:
         return LinearTransform(encoder, decoder, self.mean.narrow(-1, start, count))
 
     def forward(self, states: Tensor) -> Tensor:
-        """(batch, kv heads, tokens, head_dim) → latents (batch, groups, tokens, rank), in the basis' dtype."""
-        grouped = gather_heads(states, self.groups).to(self.encoder.dtype)
-        return torch.matmul(grouped - self.mean.unsqueeze(-2), self.encoder)
+        """(batch, kv heads, tokens, head_dim) → latents (batch, groups, tokens, rank) in :attr:`dtype`."""
+        grouped = gather_heads(states, self.groups).to(self.dtype)
+        return torch.matmul(grouped - self.mean.unsqueeze(-2), self.encoder.to(self.dtype))
 
     def inverse(self, latents: Tensor, kv_heads: int) -> Tensor:
-        """Latents (batch, groups, tokens, rank) → states (batch, kv heads, tokens, head_dim)."""
-        grouped = torch.matmul(latents.to(self.decoder.dtype), self.decoder) + self.mean.unsqueeze(-2)
+        """Latents (batch, groups, tokens, rank) → states (batch, kv heads, tokens, head_dim) in :attr:`dtype`."""
+        grouped = torch.matmul(latents.to(self.dtype), self.decoder.to(self.dtype)) + self.mean.unsqueeze(-2)
         return scatter_heads(grouped, kv_heads)
 
     def tensors(self) -> list[Tensor]:
-        """The model-level tensors that decoding needs."""
+        """The model-level tensors."""
         return [self.encoder, self.decoder, self.mean]
 
 

@@ -19,15 +19,14 @@ SLICE = 4096
 class PromptBasis:
     """The first ``rank`` principal axes of a sequence, over all its heads together (``width`` channels).
 
-    By Eckart and Young this is the truncated SVD of the states around their mean. Basis and mean are kept in the dtype
-    ``kept`` and used in ``working``. Axes beyond the number of tokens are arbitrary: there is nothing to fit them to.
-    With a ``seed`` the axes kept are turned at random, so that a quantizer meets components alike.
+    By Eckart and Young this is the truncated SVD of the states around their mean. Basis and mean are kept in ``dtype``.
+    Axes beyond the number of tokens are arbitrary: there is nothing to fit them to. With a ``seed`` the axes kept are
+    turned at random, so that a quantizer meets components alike.
     """
 
     width: int
     rank: int
-    kept: torch.dtype
-    working: torch.dtype
+    dtype: torch.dtype
     seed: int | None = None
     groups: ClassVar[int] = 1
 
@@ -39,7 +38,7 @@ class PromptBasis:
         flat = gather_heads(states, 1)
         weight = flat.new_ones(1, 1, 1, 1) if real is None else real[:, :1, :, None].to(flat.dtype)
         count = flat.shape[2] if real is None else real[:, :1].sum(-1, keepdim=True).clamp_min(1)
-        centre = ((flat * weight).sum(2, dtype=torch.float64) / count).to(self.kept)
+        centre = ((flat * weight).sum(2, dtype=torch.float64) / count).to(self.dtype)
         moment: Tensor | float = 0.0
         for start in range(0, flat.shape[2], SLICE):
             part = slice(start, start + SLICE)
@@ -51,14 +50,13 @@ class PromptBasis:
         axes = torch.linalg.eigh(moment).eigenvectors[..., -self.rank :].flip(-1)
         if self.seed is not None:
             axes = axes @ random_rotation(self.rank, self.seed).to(axes.device)
-        return {"basis": axes.to(self.kept), "centre": centre}
+        return {"basis": axes.to(self.dtype), "centre": centre}
 
     def transform(self, fitted: dict[str, Tensor]) -> LinearTransform:
         """The map of every row onto its own axes."""
-        basis = fitted["basis"].to(self.working)
-        return LinearTransform(basis, basis.transpose(-1, -2), fitted["centre"].to(self.working))
+        return LinearTransform(fitted["basis"], fitted["basis"].mT, fitted["centre"])
 
     @property
     def bits(self) -> int:
         """Bits that one row keeps."""
-        return (self.rank + 1) * self.width * self.kept.itemsize * 8
+        return (self.rank + 1) * self.width * self.dtype.itemsize * 8

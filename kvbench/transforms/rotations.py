@@ -39,7 +39,6 @@ def random_orthogonal(size: int, seed: int) -> Tensor:
 
 def shared_basis(columns: Tensor, heads: int, dtype: torch.dtype, device: torch.device) -> LinearTransform:
     """Every one of ``heads`` onto the orthonormal ``columns`` (head_dim, rank), kept in memory once."""
-    encoder = columns.to(device, dtype).contiguous()
-    decoder = encoder.T.contiguous()
+    decoder = columns.T.to(device, dtype).contiguous().expand(heads, -1, -1)
     mean = torch.zeros(1, len(columns), dtype=dtype, device=device)
-    return LinearTransform(encoder.expand(heads, -1, -1), decoder.expand(heads, -1, -1), mean.expand(heads, -1))
+    return LinearTransform(decoder.mT, decoder, mean.expand(heads, -1))

@@ -147,16 +147,22 @@ def test_mixed_widths_with_level_tables(shape: Sequence[int], keys: list[int], v
     check(shape, codebook(sorted(keys, reverse=True)), codebook(values), (len(keys), len(values)), False)
 
 
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 70), st.integers(1, 70), st.booleans())
-@settings(deadline=None, max_examples=40)
-def test_into_latents_and_back(groups: int, heads: int, rows: int, rank: int, dim: int, affine: bool) -> None:
-    """``heads`` KV heads share a latent, each with ``rows`` of queries."""
+@given(
+    *(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 70), st.integers(1, 70)),
+    *(st.booleans(), st.sampled_from([torch.float16, torch.float32])),
+)
+@settings(deadline=None, max_examples=60)
+def test_into_latents_and_back(
+    groups: int, heads: int, rows: int, rank: int, dim: int, affine: bool, kept: torch.dtype
+) -> None:
+    """``heads`` KV heads share a latent, each with ``rows`` of queries; bases are ``kept`` in 16 or 32 bit."""
     torch.manual_seed(rank + dim)
     batch, tokens = 2, 40
     query = torch.randn(batch, groups, heads * rows, dim)
-    bases = [
-        Basis(torch.randn(groups, rank, heads * dim), torch.randn(groups, heads * dim) * affine, dim) for _ in range(2)
-    ]
+    decoders = [torch.randn(groups, rank, heads * dim) for _ in range(2)]
+    means = [torch.randn(groups, heads * dim) * affine for _ in range(2)]
+    bases = [Basis(decoder.to(kept), mean.to(kept), dim) for decoder, mean in zip(decoders, means, strict=True)]
+    assert all(basis.usable for basis in bases)
     (keys, key_latents), (values, value_latents) = (
         stored(IntegerQuantizer(8, 128), torch.randn(batch, groups, tokens, rank) / rank**0.5, 8) for _ in range(2)
     )

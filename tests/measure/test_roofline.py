@@ -98,3 +98,24 @@ def test_peaks_are_measured_once(monkeypatch):
     first = peaks(torch.device("cpu"), torch.float32)
     assert first is peaks(torch.device("cpu"), torch.float32) and min(first.read, first.operations) > 1e6
     measured._measured.cache_clear()
+
+
+@pytest.mark.parametrize("spec", ["hadamard+int:bits=4", "random-projection:rank=0.5", "int:bits=4"])
+def test_bases_are_read_once_a_step(monkeypatch, spec):
+    """Decoder and mean in fp16, whatever the batch; one storage for all heads and layers here."""
+    own = found(monkeypatch, spec, Peaks(read=1e9, operations=1e15))
+    dim = subject("llama", torch.float32).geometry.layers[0].head_dim
+    rank = {"hadamard+int:bits=4": dim, "random-projection:rank=0.5": dim // 2, "int:bits=4": None}[spec]
+    assert own is not None and own.basis_bytes == (0 if rank is None else 2 * dim * rank + 2 * dim)
+    assert own.bound_s == pytest.approx((own.weight_bytes + own.cache_bytes + own.basis_bytes) / 1e9)
+
+
+def test_encoders_are_not_read_while_decoding():
+    one = subject("llama", torch.float32)
+    plan = parse("ftc:bits=4,recent=4,block=8").fit(one.geometry, calibrated(one))
+    arm = Arm.of("ftc", one.model, one.geometry, plan)
+    with arm.entered():
+        cache = arm.fill(exact_prompt(one.model, one.geometry, token_ids(1, TOKENS)))
+        read = floor.bases_read(cache)
+        assert floor.bases_read(arm.new_cache()) == 0, "nothing is stored yet"
+    assert 0.4 < read / plan.model_level_bytes() < 0.7

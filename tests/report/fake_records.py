@@ -118,6 +118,7 @@ def memory(outcome: Outcome, workload: MemoryWorkload) -> MemoryResult:
     flagged = outcome.spec.startswith("palu")
     predicted = int(allocated.total * (0.962 if flagged else 0.9995))
     sixteen_bits = 2 * elements
+    bases = 30 * 2 * 192 * 192 * 2 if ":" in outcome.spec and "int:" not in outcome.spec else 0
     return MemoryResult(
         tokens=tokens,
         batch=workload.batch,
@@ -125,13 +126,15 @@ def memory(outcome: Outcome, workload: MemoryWorkload) -> MemoryResult:
         allocated=allocated,
         predicted_bytes=predicted,
         prediction_error=1 - predicted / allocated.total,
-        model_level_bytes=30 * 2 * 192 * 192 * 4 if ":" in outcome.spec and "int:" not in outcome.spec else 0,
+        model_level_bytes=bases,
         rope_table_bytes=0,
         bytes_per_token=allocated.total / tokens / workload.batch,
         ratio_allocated=sixteen_bits / allocated.total,
         ratio_predicted=sixteen_bits / predicted,
         ratio_claimed=outcome.claimed,
         bits_per_element=8 * allocated.total / elements,
+        bits_with_bases=8 * (allocated.total + bases) / elements,
+        break_even_tokens=None if outcome.bits >= 16 else 300 + bases // 10_000,
         body_bits_per_element=outcome.bits if outcome.bits < 32 else None,
         peak_prefill_bytes=(1210 << 20) + allocated.total,
         peak_decode_bytes=(980 << 20) + allocated.total,

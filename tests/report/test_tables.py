@@ -30,7 +30,7 @@ def row(text: str, name: str) -> str:
 
 def test_a_row_shows_what_was_measured_with_meaningful_digits_only():
     cells = row(printed(fake.a_run()), "kvtc:bits=3").split()
-    assert cells[:6] == ["★", "kvtc:bits=3", "ok", "3.99", "4.01", "11.4"]
+    assert cells[:6] == ["★", "kvtc:bits=3", "ok", "3.99", "5.47", "4.01"]
     assert cells[6:] == ["51.4", "0.84", "▼", "1.35", "▲", "29.20", "0.017", "92.9%"]
 
 
@@ -51,11 +51,11 @@ def test_a_failed_trial_is_a_row_that_says_so_and_why():
     assert "pca:rank=0.5+int:bits=4 out of memory: RuntimeError" in text
 
 
-def test_the_table_fits_a_terminal_of_100_characters_with_all_of_its_columns_but_one():
+def test_the_table_fits_a_terminal_of_100_characters_with_all_of_its_columns_but_two():
     text = printed(fake.a_run(), width=100)
-    assert "not shown for lack of width: attends" in " ".join(text.split())
-    assert "not shown" not in printed(fake.a_run(), width=120)
-    assert all(name in text for name in ("bits", "ratio", "MiB", "TPOT", "× none", "× hf", "PPL", "KLD", "top-1"))
+    assert "not shown for lack of width: cache MiB, attends" in " ".join(text.split())
+    assert "not shown" not in printed(fake.a_run(), width=130)
+    assert all(name in text for name in ("bits", "bases", "ratio", "TPOT", "× none", "× hf", "PPL", "KLD", "top-1"))
 
 
 @pytest.mark.parametrize("wide", [False, True])
@@ -106,6 +106,6 @@ def test_markdown_is_one_table_per_group_with_a_row_per_trial():
     text = markdown(records)
     assert text.count("### ") == 4
     assert sum(line.startswith("|") for line in text.splitlines()) == len(records) + 2 * 4
-    assert "| ★ kvtc:bits=3 | ok | 3.99 | 4.01 |" in text
+    assert "| ★ kvtc:bits=3 | ok | 3.99 | 5.47 | 4.01 |" in text
     assert "- ✗ kvtc:bits=1 failed: KvbenchError" in text
     assert text.endswith("\n") and not text.endswith("\n\n")

@@ -33,4 +33,4 @@ class Asvd(LowRank):
                 scaled = statistics.measured(f"{side.moment}_weight") * scale
                 basis = principal_basis(scaled @ scaled.T, 1)
                 bias = statistics.measured(f"{side.moment}_bias")
-                side.transform = basis.transform(bias, self.components(len(scaled)), draft.dtype)
+                side.transform = basis.transform(bias, self.components(len(scaled)), draft.basis_dtype)

@@ -53,4 +53,4 @@ class Eigen(Part):
             rank = rank_for_energy(basis.values, self.energy)
         else:
             rank = max(1, round((self.rank or 0) * side.head_dim))
-        side.transform = basis.transform(torch.zeros(len(moment)), rank, draft.dtype)
+        side.transform = basis.transform(torch.zeros(len(moment)), rank, draft.basis_dtype)

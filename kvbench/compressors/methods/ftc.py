@@ -75,8 +75,9 @@ class Ftc(Part):
             entropy_quantizers(variances, self.bits) if self.coder == "entropy" else self._codebooks(variances, draft)
         )
         for (side, basis, centre), quantizer in zip(fitted, quantizers, strict=True):
-            side.transform = basis.transform(centre, len(quantizer.deviation), draft.dtype)
-            side.quantizer = quantizer
+            rank = len(quantizer.deviation)
+            side.transform = basis.transform(centre, rank, draft.basis_dtype)
+            side.quantizer = quantizer.scaled(basis.scale(rank))
 
     def _codebooks(self, variances: list[Tensor], draft: Draft) -> list[CodebookQuantizer]:
         counts = [len(side) for side in variances]

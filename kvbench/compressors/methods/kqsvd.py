@@ -43,11 +43,11 @@ class KqSvd(LowRank):
             keys, moment = layer.keys, layer.keys.moment
             basis = weighted_basis(statistics.covariance(moment), torch.block_diag(*self._queries(layer)), groups)
             rank = self.components(basis.values.shape[1])
-            keys.transform = basis.transform(statistics.mean(moment), rank, draft.dtype)
+            keys.transform = basis.transform(statistics.mean(moment), rank, draft.basis_dtype)
             outputs = torch.block_diag(*statistics.measured("output_gram"))
             basis = weighted_basis(statistics.second("value"), outputs, groups)
             rank = self.components(basis.values.shape[1])
-            layer.values.transform = basis.transform(torch.zeros(len(outputs)), rank, draft.dtype)
+            layer.values.transform = basis.transform(torch.zeros(len(outputs)), rank, draft.basis_dtype)
 
     def _queries(self, layer: LayerDraft) -> Tensor:
         """Σ q qᵀ per KV head in the frame of the stored keys, (kv_heads, head_dim, head_dim)."""

@@ -82,7 +82,9 @@ class Kvtc(Part):
         sides = self._fit(draft, groups)
         quantizers = self._quantizers([side.basis.values[0] for side in sides], draft)
         for side, (rank, quantizer) in zip(sides, quantizers, strict=True):
-            transform = side.basis.transform(side.mean, rank, draft.dtype).to(draft.geometry.device)
+            transform = side.basis.transform(side.mean, rank, draft.basis_dtype).to(draft.geometry.device)
+            if isinstance(quantizer, CodebookQuantizer | EntropyQuantizer):  # scales per token follow by themselves
+                quantizer = quantizer.scaled(side.basis.scale(rank))
             for member in side.members:  # moved once: members share it
                 member.transform, member.quantizer = transform, quantizer
         for group in groups:

@@ -33,4 +33,4 @@ class Latent(LowRank):
             moment, centre = joint_moment(layer)
             metric = balanced(statistics.covariance("key"), statistics.second("value"), layer.geometry.kv_heads)
             basis = weighted_basis(moment, metric, 1)
-            join_sides(layer).transform = basis.transform(centre, self.components(len(moment)), draft.dtype)
+            join_sides(layer).transform = basis.transform(centre, self.components(len(moment)), draft.basis_dtype)

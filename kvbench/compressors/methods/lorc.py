@@ -41,7 +41,7 @@ class Lorc(LowRank):
         shares = self._shares(conditions).repeat_interleave(2).tolist()
         for (layer, side), basis, share in zip(sides, bases, shares, strict=True):
             bias = layer.calibrated.measured(f"{side.moment}_bias")
-            side.transform = basis.transform(bias, max(1, round(share * len(bias))), draft.dtype)
+            side.transform = basis.transform(bias, max(1, round(share * len(bias))), draft.basis_dtype)
 
     def _shares(self, conditions: Tensor) -> Tensor:
         """Rank fractions of all layers, their mean ``rank``, from log condition numbers (layers,)."""

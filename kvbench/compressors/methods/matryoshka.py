@@ -39,7 +39,7 @@ class Matryoshka(LowRank):
         ]
         ranks = allocate(self.allocate, self.rank, draft, sides, [basis.values for basis in bases])
         for (_, side), basis, mean, rank in zip(sides, bases, means, ranks, strict=True):
-            side.transform = basis.transform(mean, rank, draft.dtype)
+            side.transform = basis.transform(mean, rank, draft.basis_dtype)
 
     def _centre(self, layer: LayerDraft, side: SideDraft) -> Tensor:
         mean = layer.calibrated.mean(side.moment)

@@ -56,9 +56,13 @@ class Mla(Part):
         for layer in draft:
             self._check(layer)
             turning = self._turning(layer)
-            layer.keys.transform = turning.transform(torch.zeros(len(turning.encoder[0])), self.rope_dims, draft.dtype)
+            layer.keys.transform = turning.transform(
+                torch.zeros(len(turning.encoder[0])), self.rope_dims, draft.basis_dtype
+            )
             basis, centre = self._joint(layer, turning.encoder[0, :, : self.rope_dims])
-            join_sides(layer, DecoupledCodec).transform = basis.transform(centre, self._latent(layer), draft.dtype)
+            join_sides(layer, DecoupledCodec).transform = basis.transform(
+                centre, self._latent(layer), draft.basis_dtype
+            )
 
     def _check(self, layer: LayerDraft) -> None:
         geometry = layer.geometry

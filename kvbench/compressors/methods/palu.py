@@ -48,7 +48,7 @@ class Palu(LowRank):
         ranks = allocate(self.allocate, self.rank, draft, sides, [values for values, _ in spectra])
         for (layer, side), (_, axes), rank in zip(sides, spectra, ranks, strict=True):
             mean = torch.zeros_like(layer.calibrated.mean(side.moment))
-            side.transform = orthonormal_transform(axes, mean, rank, draft.dtype)
+            side.transform = orthonormal_transform(axes, mean, rank, draft.basis_dtype)
         if self.hadamard:
             rotate_latents(draft, seed=0)
 

@@ -59,4 +59,4 @@ class Pca(Part):
             rank = rank_for_energy(values, self.energy)
         else:
             rank = max(1, round((self.rank or 0) * width))
-        side.transform = orthonormal_transform(axes, mean, rank, draft.dtype)
+        side.transform = orthonormal_transform(axes, mean, rank, draft.basis_dtype)

@@ -36,10 +36,12 @@ class ReCalKv(LowRank):
         """Grouped keys, joint values."""
         draft.store_keys_before_rope()
         for layer in draft:
-            self._fit_keys(layer, draft.dtype)
+            self._fit_keys(layer, draft.basis_dtype)
             second = layer.calibrated.second("value")
             rank = self.components(len(second))
-            layer.values.transform = principal_basis(second, 1).transform(torch.zeros(len(second)), rank, draft.dtype)
+            layer.values.transform = principal_basis(second, 1).transform(
+                torch.zeros(len(second)), rank, draft.basis_dtype
+            )
 
     def _fit_keys(self, layer: LayerDraft, dtype: torch.dtype) -> None:
         heads, statistics = layer.geometry.kv_heads, layer.calibrated

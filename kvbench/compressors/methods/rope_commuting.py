@@ -33,9 +33,13 @@ class RopeCommuting(LowRank):
             statistics = layer.calibrated
             mean, second = statistics.mean("rotated_key"), statistics.second("value")
             # Real and imaginary parts stay together: half a component would not commute.
-            layer.keys.transform = self._keys(layer).transform(mean, 2 * self.components(len(mean) // 2), draft.dtype)
+            layer.keys.transform = self._keys(layer).transform(
+                mean, 2 * self.components(len(mean) // 2), draft.basis_dtype
+            )
             rank = self.components(len(second))
-            layer.values.transform = principal_basis(second, 1).transform(torch.zeros(len(second)), rank, draft.dtype)
+            layer.values.transform = principal_basis(second, 1).transform(
+                torch.zeros(len(second)), rank, draft.basis_dtype
+            )
 
     def _keys(self, layer: LayerDraft) -> Basis:
         geometry, statistics = layer.geometry, layer.calibrated

@@ -28,4 +28,4 @@ class Svd(LowRank):
                 weight = layer.calibrated.measured(f"{side.moment}_weight")
                 bias = layer.calibrated.measured(f"{side.moment}_bias")
                 basis = principal_basis(weight @ weight.T, 1)
-                side.transform = basis.transform(bias, self.components(len(weight)), draft.dtype)
+                side.transform = basis.transform(bias, self.components(len(weight)), draft.basis_dtype)

@@ -1,0 +1,46 @@
+"""What a compressor takes on a model, by arithmetic: bases, bits at several lengths, and from where on it pays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvbench.cache.break_even import break_even_tokens
+from kvbench.cache.prediction import predict_bytes
+from kvbench.compressors.compressor import Compressor
+from kvbench.errors import KvbenchError
+from kvbench.measure.bench import CalibrationSource, ModelBench
+
+LENGTHS = (1024, 4096, 16384, 65536)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """``bits`` and ``bits_with_bases`` per element of one sequence, by its length in tokens."""
+
+    model: str
+    dtype: str
+    model_level_bytes: int
+    break_even_tokens: int | None
+    bits: dict[int, float]
+    bits_with_bases: dict[int, float]
+
+
+def predicted_sizes(bench: ModelBench, compressor: Compressor, source: CalibrationSource) -> Sizes:
+    """The sizes of ``compressor`` on the model of ``bench``; fits it, and collects statistics if it needs them.
+
+    Raises:
+        KvbenchError: the compressor is a cache of transformers, whose bytes are not kvbench's to predict.
+    """
+    if compressor.stock is not None:
+        raise KvbenchError(f"{compressor} is transformers' own cache: its bytes are measured, not predicted; run it")
+    plan = bench.fit(compressor, source)
+    held = plan.model_level_bytes()
+    taken = {tokens: predict_bytes(plan, bench.geometry, tokens) for tokens in LENGTHS}
+    return Sizes(
+        bench.name,
+        bench.dtype,
+        held,
+        break_even_tokens(plan, bench.geometry),
+        {tokens: 8 * own / bench.geometry.elements(tokens) for tokens, own in taken.items()},
+        {tokens: 8 * (own + held) / bench.geometry.elements(tokens) for tokens, own in taken.items()},
+    )
