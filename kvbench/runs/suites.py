@@ -18,6 +18,10 @@ from kvbench.errors import KvbenchError, unknown
 from kvbench.runs.records import MemoryWorkload, QualityWorkload, SpeedWorkload, Workload
 from kvbench.runs.trials import Frozen
 
+QUOTED_DOCUMENTS, QUOTED_LONG_DOCUMENTS, QUOTED_LONG = 20, 12, 4096
+"""The least documents of a quoted suite, and of one whose documents have as many tokens as the last number, of which
+texts have fewer; intervals are printed from 12 on (:data:`kvbench.measure.statistics.LEAST_FOR_MEAN`)."""
+
 
 class SuiteWorkload(Workload):
     """A workload as a suite states it: ``models`` narrows it to some of the suite's models.
@@ -36,6 +40,7 @@ class SuiteWorkload(Workload):
 class Suite(Frozen):
     """The content of a suite file.
 
+    A ``quoted`` suite's figures may stand in a text: it scores the test split, on documents enough for intervals.
     ``exact`` is the dtype of the exact spans of every spec that is solved for equal bytes, and ``solved_for`` the bits
     per element that such specs stand for.
     """
@@ -45,6 +50,7 @@ class Suite(Frozen):
     compressors: tuple[str, ...] = Field(min_length=1)
     dtype: str = "float32"
     seed: int = 0
+    quoted: bool = False
     exact: ExactDtype = "model"
     solved_for: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     workload: tuple[SuiteWorkload, ...] = Field(min_length=1)
@@ -81,6 +87,8 @@ class Suite(Frozen):
             for model in workload.models or ():
                 if model not in self.models:
                     raise unknown(f"model of workload {workload.name}", model, self.models)
+            if self.quoted and workload.quality is not None:
+                _require_quotable(workload.name, workload.quality)
         return self
 
 
@@ -148,6 +156,18 @@ def _explain(error: ValidationError, source: str) -> KvbenchError:
     tables = [str(part) for part in path[:-1] if isinstance(part, str)]
     table = _TABLES[tables[-1]] if tables else Suite
     return unknown(f"key in suite {source}, {'.'.join(tables) or 'top level'}:", str(path[-1]), table.model_fields)
+
+
+def _require_quotable(name: str, quality: QualityWorkload) -> None:
+    """Refuse what a reader of quoted figures would not accept: tuned on, or too few documents."""
+    least = QUOTED_LONG_DOCUMENTS if quality.length >= QUOTED_LONG else QUOTED_DOCUMENTS
+    if quality.split != "test":
+        raise ValueError(f"workload {name!r} of a quoted suite scores the {quality.split} split; set split to 'test'")
+    if quality.documents < least:
+        raise ValueError(
+            f"workload {name!r} of a quoted suite scores {quality.documents} documents of {quality.length} tokens, "
+            f"{least} are needed; raise documents, or say quoted = false"
+        )
 
 
 def _refuse_repeats(names: Sequence[str]) -> None:

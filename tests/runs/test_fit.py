@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from fp64 import one_thread
 from pydantic import ValidationError
 
@@ -15,6 +16,7 @@ from kvbench.errors import KvbenchError
 from kvbench.measure.bench import CalibrationSource, ModelBench
 from kvbench.measure.quality import QualityBench
 from kvbench.runs.fit import FIT, PROBES, Fitter, Request, default_folder, parse_target
+from kvbench.texts.windows import windows
 
 __all__ = ["one_thread"]
 
@@ -80,6 +82,11 @@ def test_a_kld_is_measured_and_met(bench: ModelBench, tmp_path: Path) -> None:
     found = fit(bench, tmp_path / "kld", f"kld={target:.3e}", "kvtc:recent=0,block=8").run()
     assert found.kld is not None and 0.5 * target < found.kld <= target * 1.001
     assert {"kvtc:bits=4,recent=0,block=8", found.spec} <= {probe.spec for probe in found.probes}
+
+
+def test_a_search_sees_development_documents_only(bench: ModelBench, tmp_path: Path) -> None:
+    ids = fit(bench, tmp_path, "kld=1", documents=3)._documents().ids
+    assert torch.equal(ids, windows("pydoc", "development", bench.loaded.tokenizer, 256, 3).ids)
 
 
 def test_a_finished_fit_is_only_read(bench: ModelBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,15 @@ from kvbench.compressors import registry
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
+from kvbench.models.random_models import byte_tokenizer
 from kvbench.runs import resolve as resolving
 from kvbench.runs import runner as module
-from kvbench.runs.records import Record, Trial
+from kvbench.runs.records import Record, SpeedWorkload, Trial
 from kvbench.runs.runner import Runner
 from kvbench.runs.store import RunStore
 from kvbench.runs.suites import Suite, parse_suite
+from kvbench.texts.splits import documents
+from kvbench.texts.windows import windows
 
 __all__ = ["one_thread"]
 
@@ -130,6 +133,23 @@ def test_every_trial_gets_a_record_in_the_suites_order(tmp_path: Path):
     for record in found:
         assert record.quality and record.memory and not record.memory.flagged
         assert record.trial.compressor in ("int:bits=4", "kvtc:bits=3") or record.quality.kld_mean < 1e-9
+
+
+@pytest.mark.parametrize("split", ["test", "development"])
+def test_documents_and_prompts_are_of_the_split_that_the_workload_names(tmp_path: Path, split: str):
+    wanted = suite("int:bits=4")
+    (work,) = wanted.workload
+    assert work.quality is not None
+    quality = work.quality.model_copy(update={"split": split, "documents": 2})
+    speed = SpeedWorkload(prompt=32, steps=32, rounds=1, warmup=0)
+    changed = work.model_copy(update={"quality": quality, "speed": speed})
+    (record,), _ = run(tmp_path / "r", wanted.model_copy(update={"workload": (changed,)}))
+    assert record.quality and record.memory and record.speed
+    known = list(documents("pydoc", split)["id"])
+    assert list(record.quality.document_ids) == known[:2] and len(record.quality.per_document_kld) == 2
+    assert f"{split} pydoc" in record.trial.text_sha256
+    other = windows("pydoc", split, byte_tokenizer(), 150, 1).sha256
+    assert other in record.trial.text_sha256.values()
 
 
 def test_planning_writes_and_measures_nothing(tmp_path: Path):

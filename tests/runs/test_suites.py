@@ -96,6 +96,27 @@ def test_mistakes_are_named(old, new, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("quality", "told"),
+    [
+        ("documents = 19", "scores 19 documents of 1024 tokens, 20 are needed"),
+        ("documents = 11\nlength = 4096", "scores 11 documents of 4096 tokens, 12 are needed"),
+        ('documents = 50\nsplit = "development"', "scores the development split; set split to 'test'"),
+    ],
+)
+def test_quoted_suites_score_enough_documents_that_nothing_was_tuned_on(quality, told):
+    text = SMALL.replace("documents = 3", quality)
+    assert not parse_suite(text, "mine.toml").quoted
+    with pytest.raises(KvbenchError, match=told) as error:
+        parse_suite("quoted = true\n" + text, "mine.toml")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("quality", ["documents = 20", "documents = 12\nlength = 4096"])
+def test_quoted_suites_may_have_fewer_documents_where_they_are_long(quality):
+    assert parse_suite("quoted = true\n" + SMALL.replace("documents = 3", quality), "mine.toml").quoted
+
+
 def test_unknown_suites_are_named(tmp_path):
     with pytest.raises(KvbenchError, match="did you mean 'quick'"):
         load_suite("quik")
