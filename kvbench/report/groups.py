@@ -236,7 +236,7 @@ def _texts(records: Sequence[Record]) -> list[str]:
 
 def _interval_methods(records: Sequence[Record]) -> list[str]:
     found = {
-        part: sorted({result.interval_method for record in records if (result := getattr(record, part))})
+        part: sorted({result.interval_method for record in records if (result := getattr(record, part))} - {""})
         for part in ("quality", "speed")
     }
     return [
