@@ -51,6 +51,9 @@ class CalibrationSource:
 class ModelBench:
     """One loaded model with its shared measurements.
 
+    ``code`` names the code and the setting that baselines are computed with: under it, the weights, dtype and device
+    they are kept on disk; where it is empty they are not.
+
     Raises:
         KvbenchError: the model is unknown, broken, or cannot carry a compressed cache.
     """
@@ -59,6 +62,7 @@ class ModelBench:
     dtype: str = "float32"
     device: str = "cpu"
     report: Report = lambda what, done, total: None
+    code: str = ""
     loaded: LoadedModel = field(init=False)
     geometry: ModelGeometry = field(init=False)
 
@@ -177,7 +181,9 @@ class ModelBench:
     ) -> QualityBench:
         found = self.evaluation_windows(text, length, documents, split)
         ids = found.ids.to(self.loaded.model.device)
-        return QualityBench(self._none(), ids, prefix, block, found.document_ids, decode)
+        depends_on = (self.code, self.loaded.weights_sha256, str(self.loaded.model.dtype), self.device)
+        identity = " ".join(depends_on) if self.code else ""
+        return QualityBench(self._none(), ids, prefix, block, found.document_ids, decode, identity)
 
     def _speed_bench(
         self, text: str, batch: int, prompt: int, steps: int, rounds: int, warmup: int, seed: int, split: Split

@@ -22,6 +22,8 @@ from kvbench.measure.quality import Quality
 from kvbench.measure.speed import Speed
 from kvbench.measure.statistics import PairedRatio
 from kvbench.models.registry import find as find_model
+from kvbench.runs.canonical import digest
+from kvbench.runs.code_identity import code_sha256, packages
 from kvbench.runs.records import (
     Failure,
     Interval,
@@ -190,8 +192,13 @@ class Runner:
         if self._bench is None or (self._bench.name, self._bench.dtype) != (model, dtype):
             self._bench = None  # let go of the old weights before the new ones come
             self.listener.stage(f"loading {model}", 0, 1)
-            self._bench = ModelBench(model, dtype, self.device, self.listener.stage)
+            self._bench = ModelBench(model, dtype, self.device, self.listener.stage, self._baseline_code())
         return self._bench
+
+    def _baseline_code(self) -> str:
+        """Hash of the code, packages and thread count that decide what the uncompressed model predicts here."""
+        none = parse("none")
+        return digest([code_sha256(none, ("quality",), self.device), packages(none, self.device), self.threads])
 
 
 def _quality_result(quality: Quality) -> QualityResult:

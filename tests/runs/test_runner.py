@@ -18,6 +18,7 @@ from kvbench.compressors import registry
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
+from kvbench.measure import quality as quality_module
 from kvbench.models.random_models import byte_tokenizer
 from kvbench.runs import resolve as resolving
 from kvbench.runs import runner as module
@@ -150,6 +151,15 @@ def test_documents_and_prompts_are_of_the_split_that_the_workload_names(tmp_path
     assert f"{split} pydoc" in record.trial.text_sha256
     other = windows("pydoc", split, byte_tokenizer(), 150, 1).sha256
     assert other in record.trial.text_sha256.values()
+
+
+def test_prompts_and_baselines_of_an_earlier_run_serve_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    prepared: list[int] = []
+    prepare = quality_module.prepare
+    monkeypatch.setattr(quality_module, "prepare", lambda *args: prepared.append(1) or prepare(*args))
+    first, _ = run(tmp_path / "a", suite("int:bits=4"))
+    second, _ = run(tmp_path / "b", suite("int:bits=4", "int:bits=8"))
+    assert prepared == [1] and results(first[0]) == results(second[0])
 
 
 def test_planning_writes_and_measures_nothing(tmp_path: Path):
