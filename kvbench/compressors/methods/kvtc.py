@@ -42,13 +42,12 @@ class Kvtc(Part):
     and deviations belong to the model. ``bits`` is the mean over keys and values. ``allocate`` gives them out:
     ``uniform`` to every basis alike, ``shift`` bits of them moved from keys to values, which are harder on small GQA
     models (default 1); ``sensitivity`` by one water level over the whole model, errors weighted by the measured KLD of
-    each layer's keys and values; ``fisher`` by mean Fisher information instead; ``energy`` unweighted.
-    ``coder=fixed`` packs 0 to 8 bits of Lloyd–Max levels, which kernels can read. ``coder=blocks`` is the paper's:
-    integers with a 16-bit scale and zero per token and run of components, runs and widths by its dynamic program, which
-    may drop components. ``coder=entropy`` codes a trellis of uniform steps with rANS (see ``ftc``), in place of the
-    DEFLATE that the paper puts behind its integers. ``layers``
-    adjacent layers share one basis; 0 is the paper's way, one basis for the keys of the whole model and one for the
-    values. ``recent=128`` is the paper's window.
+    each layer's keys and values; ``fisher`` by mean Fisher information instead; ``energy`` unweighted. ``coder=fixed``
+    packs 0 to 8 bits of Lloyd–Max levels, which kernels can read. ``coder=blocks`` is the paper's: integers with a
+    16-bit scale and zero per token and run of components, runs and widths by its dynamic program, which may drop
+    components. ``coder=entropy`` codes a trellis of uniform steps with rANS (see ``ftc``), in place of the DEFLATE that
+    the paper puts behind its integers. ``layers`` adjacent layers share one basis; 0 is the paper's way, one basis for
+    the keys of the whole model and one for the values. ``recent=128`` is the paper's window.
 
     Differences: a basis per layer by default, since a token of several layers is decoded whole for each of them;
     integers and entropy coding are not combined: an entropy-coded block of 32 tokens has one step instead of scales.

@@ -25,6 +25,8 @@ class Xkv(Online):
 
     name = "xkv"
     paper = "arXiv 2503.18893"
+    published = ("xkv:recent=128+hadamard+int:bits=4",)
+    """The paper keeps decoded tokens as they are; the window also is what teacher forcing takes at once."""
 
     layers: int = 4
     ratio: float = 1.5
