@@ -75,7 +75,7 @@ def way(
     keys, values = (meaning(own.quantizer, side(stored, name)) for name, own in codec.sides.items())
     dtype, device = query
     if codec.keys.transform is not None:
-        dtype = codec.keys.transform.decoder.dtype  # queries are multiplied with the basis first
+        dtype = codec.keys.transform.dtype  # queries are multiplied with the basis first
     kernels = kernels_taking(dtype, device) if reading.kernels else None
     if isinstance(keys, Tensor) and isinstance(values, Tensor):
         plain = kernels if keys.dtype == values.dtype == dtype else None
