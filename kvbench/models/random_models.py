@@ -1,7 +1,7 @@
 """``random:<family>``: seeded tiny models of every supported family, for tests, conformance and speed-only runs.
 
 Biases and norms get noise, so that nothing a compressor might forget is zero or one. The same seed gives the same
-weights in every dtype. Any geometry can be asked for, such as SmolLM2's with fewer layers:
+weights in every dtype and on every machine. Any geometry can be asked for, such as SmolLM2's with fewer layers:
 ``random:llama?layers=4,hidden=576,heads=9,kv_heads=3,head_dim=64``.
 """
 
@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from kvbench.errors import KvbenchError, unknown
+from kvbench.models.random_weights import fill
 
 GEOMETRY = {
     "layers": "num_hidden_layers",
@@ -42,7 +43,6 @@ BASE: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-NOISE = 0.05
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,11 @@ def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **over
     """
     _check(family, overrides)
     options = {"experts_implementation": "eager"} if FAMILIES[family].experts else {}  # the grouped one rejects fp64
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the CPU's only; manual_seed would reach every accelerator
+    with torch.random.fork_rng(devices=[]):  # what the constructor draws is replaced
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             _config(family, overrides), dtype=torch.float32, **options
         )
-        for parameter in model.parameters():
-            parameter.data.add_(torch.randn_like(parameter), alpha=NOISE)
+    fill(model, seed)
     model.generation_config.eos_token_id = None
     return cast(model.eval(), dtype)
 
