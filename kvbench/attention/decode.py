@@ -52,5 +52,4 @@ def attend_exact(
     batch, heads, _, dim = query.shape
     groups = keys.shape[1]
     part = fitting.exact(query.reshape(batch, groups, heads // groups, dim), keys, values, scaling, mask, before)
-    output = part.output.reshape(batch, heads, 1, -1).to(query.dtype)
-    return Partial(output, part.lse.reshape(batch, heads, 1), fitting.name)
+    return Partial(part.output.reshape(batch, heads, 1, -1), part.lse.reshape(batch, heads, 1), fitting.name)

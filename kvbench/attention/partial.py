@@ -17,15 +17,25 @@ from torch.nn import functional
 
 MAX_SCORES = 1 << 25
 """Most scores held at once (elements); longer prompts are attended in slices of queries."""
+WIDENED = 1024
+"""Tokens of 16-bit keys and values that are widened at once: a whole cache in fp32 would double a step's memory."""
 
 
 @dataclass(frozen=True)
 class Partial:
-    """``output`` (batch, heads, queries, value_dim) and ``lse`` (batch, heads, queries) of a part, and ``by`` what."""
+    """``output`` (batch, heads, queries, value_dim) and ``lse`` (batch, heads, queries) of a part, and ``by`` what.
+
+    Both in at least fp32, whatever the model's dtype: parts are rounded once, after they are merged.
+    """
 
     output: Tensor
     lse: Tensor
     by: str = "torch"
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What scores, weights and sums of ``dtype`` are computed in: at least fp32, as torch's fused kernels do."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def partial_attention(
@@ -43,7 +53,23 @@ def partial_attention(
     """
     batch, heads, queries, _ = query.shape
     kv_heads, tokens = keys.shape[1], keys.shape[2]
+    if keys.dtype.itemsize == 2 and tokens > WIDENED:
+        spans = [slice(start, start + WIDENED) for start in range(0, tokens, WIDENED)]
+        return merge(
+            [
+                partial_attention(
+                    query,
+                    keys[:, :, span],
+                    values[:, :, span],
+                    scaling,
+                    None if mask is None else mask[..., span],
+                    softcap,
+                )
+                for span in spans
+            ]
+        )
     group = heads // kv_heads
+    query, keys, values = (states.to(wide(query.dtype)) for states in (query, keys, values))
     folded = query.reshape(batch, kv_heads, group * queries, -1)  # (B, n_kv, g·Tq, d)
     scores = torch.matmul(folded * scaling, keys.transpose(-1, -2))
     if softcap is not None:
@@ -51,14 +77,11 @@ def partial_attention(
     if mask is not None:
         shaped = scores.view(batch, kv_heads, group, queries, tokens)
         scores = shaped.masked_fill(~mask.unsqueeze(2), torch.finfo(scores.dtype).min).view_as(scores)
-    # Softmax in at least fp32: a 16-bit sum over thousands of tokens loses the tail.
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     top = scores.amax(-1, keepdim=True)
     weights = torch.exp(scores - top)
     total = weights.sum(-1, keepdim=True)
     lse = (top + total.log()).squeeze(-1)
-    weights = (weights / total).to(values.dtype)
-    output = torch.matmul(weights, values)
+    output = torch.matmul(weights / total, values)
     return Partial(output.view(batch, heads, queries, -1), lse.view(batch, heads, queries))
 
 
@@ -71,7 +94,7 @@ def merge(parts: Sequence[Partial]) -> Partial:
     weights = [torch.exp(part.lse - top) for part in parts]
     total = reduce(torch.add, weights)
     shares = [(weight / total).unsqueeze(-1) for weight in weights]
-    outputs = [part.output * share.to(part.output.dtype) for part, share in zip(parts, shares, strict=True)]
+    outputs = [part.output * share for part, share in zip(parts, shares, strict=True)]
     return Partial(reduce(torch.add, outputs), top + total.log())
 
 
@@ -86,12 +109,18 @@ def exact_attention(
     """Attention over exact keys and values that end with the queries' own tokens; the output alone.
 
     Without a mask the queries are the last tokens and attend causally. A single query is folded over its head group
-    (2-3x over ``enable_gqa`` on CPU, more in 16 bit); prompts go through torch's fused kernel, and with a softcap,
-    which that kernel lacks, through :func:`partial_attention` in slices of queries.
+    (2-3x over ``enable_gqa`` on CPU); in 16 bit, and for prompts, it goes through torch's fused kernel, which keeps
+    scores in fp32 without a copy of the keys; with a softcap, which that kernel lacks, through
+    :func:`partial_attention` in slices of queries.
     """
-    queries, tokens = query.shape[2], keys.shape[2]
-    if queries == 1 or softcap is not None:
+    (batch, heads, queries, dim), (kv_heads, tokens) = query.shape, keys.shape[1:3]
+    narrow = query.dtype.itemsize == 2
+    if softcap is not None or (queries == 1 and not narrow):
         return _sliced(query, keys, values, scaling, mask, softcap)
+    if queries == 1:
+        folded = query.reshape(batch, kv_heads, heads // kv_heads, dim)
+        output = functional.scaled_dot_product_attention(folded, keys, values, mask, scale=scaling)
+        return output.reshape(batch, heads, 1, -1)
     if mask is None and queries < tokens:
         mask = causal_mask(queries, tokens, query.device)
     return functional.scaled_dot_product_attention(
@@ -119,7 +148,7 @@ def _sliced(
             scaling,
             None if mask is None else mask[:, :, start : start + step],
             softcap,
-        ).output
+        ).output.to(query.dtype)
         for start in range(0, queries, step)
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kvbench.attention.decode import attend_exact
-from kvbench.attention.partial import Partial, merge, partial_attention
+from kvbench.attention.partial import Partial, merge, partial_attention, wide
 from kvbench.cache.stored import side, span, tiles
 from kvbench.cache.way import Way
 from kvbench.quantizers.base import Stored
@@ -70,7 +70,7 @@ def attend_absorbed(
     part = _in_latents(codec, latents, stored, tokens, scaling, mask, chosen)
     heads = query.shape[1]
     lse = part.lse.reshape(query.shape[0], heads, 1)
-    output = from_latents(part.output, codec.values, heads).to(query.dtype)
+    output = from_latents(part.output, codec.values, heads).to(wide(query.dtype))
     return Partial(output, lse if shift is None else lse + shift * scaling, str(chosen))
 
 

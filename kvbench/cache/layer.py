@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from kvbench.attention.decode import attend_exact
+from kvbench.attention.decode import attend_exact, fitting_kernels
 from kvbench.attention.partial import Partial, exact_attention
 from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.cache.buffers import AXIS, GrowingTensor
@@ -178,11 +178,13 @@ class ExactLayer(KVLayer):
         assert self.tail_keys is not None and self.tail_values is not None
         keys, values = self.tail_keys.view, self.tail_values.view
         mask = None if call.mask is None else call.mask[..., -keys.shape[AXIS] :]
-        if call.query.shape[AXIS] == 1:
+        if self.reading.kernels and fitting_kernels(call.query, call.softcap) is not None:
             part = self.attend_exact(call.query, keys, values, call, mask)
             output, self.attended_by = part.output, f"{part.by} exact"
         else:
             output = exact_attention(call.query, keys, values, call.scaling, mask, call.softcap)
+            if call.query.shape[AXIS] == 1:
+                self.attended_by = "torch"
         if not self.record_past:
             self._trim()
         return output

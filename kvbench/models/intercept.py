@@ -192,7 +192,7 @@ def _attention(
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         attention_mask = attention_mask == 0  # a caller's own additive mask
     call = AttentionCall(module, query, key, value, attention_mask, scaling, softcap, rotation)
-    return context.attend(call).transpose(1, 2).contiguous(), None
+    return context.attend(call).to(query.dtype).transpose(1, 2).contiguous(), None
 
 
 def _stock(

@@ -155,3 +155,32 @@ def test_sixteen_bit_attention_keeps_its_tail(dtype: torch.dtype, tolerance: flo
     values = torch.linspace(0, 2, tokens).view(1, 1, tokens, 1).expand(-1, -1, -1, 4).to(dtype)
     halves = [partial_attention(query, keys[:, :, s], values[:, :, s], 1.0) for s in (slice(0, 100), slice(100, None))]
     assert functional.l1_loss(merge(halves).output.float(), torch.ones(1, 1, 1, 4)) < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_16_bit_tensors_are_attended_in_fp32(dtype: torch.dtype, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of up to 40: one rounding of them to bf16 would be off by a tenth, and so would the weights."""
+    monkeypatch.setattr(partial, "WIDENED", 16)  # 50 tokens are read in four spans
+    generator = torch.Generator().manual_seed(0)
+    query, keys, values = (
+        torch.randn(2, heads, size, 32, generator=generator) for heads, size in ((4, 3), (2, 50), (2, 50))
+    )
+    query, keys, values = (6 * query).to(dtype), keys.to(dtype), values.to(dtype)
+    mask = torch.rand(2, 1, 3, 50, generator=generator) < 0.5 if masked else None
+    part = partial_attention(query, keys, values, SCALING, mask)
+    exact = partial_attention(query.double(), keys.double(), values.double(), SCALING, mask)
+    assert part.output.dtype == part.lse.dtype == torch.float32
+    assert (part.output - exact.output).abs().max() < 2e-5
+    assert (part.lse - exact.lse).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_16_bit_step_is_what_the_stock_kernel_makes_of_it(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 4, 1, 32), (2, 2, 50, 32), (2, 2, 50, 32))
+    query, keys, values = (torch.randn(*shape, generator=generator).to(dtype) for shape in shapes)
+    found = exact_attention(query, keys, values, SCALING)
+    stock = functional.scaled_dot_product_attention(query, keys, values, scale=SCALING, enable_gqa=True)
+    assert found.dtype == dtype and found.shape == stock.shape
+    assert (found.double() - stock.double()).abs().max() <= torch.finfo(dtype).eps

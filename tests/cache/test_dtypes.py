@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from driving import calibrated, feed, left_padding, position_ids, subject, token_ids, worst
+from torch import Tensor
+from transformers import Cache
 
 from kvbench.compressors.compressor import parse
 
@@ -51,3 +53,24 @@ def test_long_padding_stays_finite(dtype: torch.dtype) -> None:
     with one.attach(parse("kivi:bits=4").fit(one.geometry)) as compressed:
         found = feed(one.model, compressed.new_cache(), ids, (500, 97, 1, 1, 1), mask)
     assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_lossless_arms_are_as_near_to_stock_as_stock_is_to_itself(dtype: torch.dtype) -> None:
+    """Stock against itself: six tokens at a time instead of one; with another batch size it is the same here."""
+    one, ids = subject("llama", dtype, hidden=64, heads=4, kv_heads=2, layers=3), token_ids(2, 160)
+
+    def logits(cache: Cache, rows: int, step: int) -> Tensor:
+        return feed(one.model, cache, ids[:rows], [40, *[step] * (120 // step)])[:1, 40:]
+
+    stock = logits(one.stock_cache(), 1, 1)
+    noise = max(divergence(stock, logits(one.stock_cache(), 1, 6)), divergence(stock, logits(one.stock_cache(), 2, 1)))
+    for spec, times in (("none", 1), ("identity:recent=8,block=8", 4)):
+        with one.attach(parse(spec).fit(one.geometry)) as compressed:
+            assert divergence(stock, logits(compressed.new_cache(), 1, 1)) <= times * noise, spec
+
+
+def divergence(first: Tensor, second: Tensor) -> float:
+    """Mean KL divergence of the second's predictions from the first's, nats."""
+    p, q = first.double().log_softmax(-1), second.double().log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())

@@ -72,7 +72,7 @@ def loss(spec: str, tokens: int = 160, spans: Spans = SPANS) -> float:
         ("fp8:format=e5m2", "fp8:format=e4m3", "cast:to=bf16", "cast:to=fp16"),
         tuple(f"turboquant:bits={bits}" for bits in (2, 3, 4)),
         tuple(f"kvquant:bits={bits}" for bits in (2, 3, 4, 8)),
-        tuple(f"kvquant:bits=2,outliers={share}" for share in (0, 0.02, 0.2)),
+        tuple(f"kvquant:bits=2,outliers={share}" for share in (0, 0.1, 0.2)),
         tuple(f"hadamard+int:bits={bits}" for bits in (2, 3, 4, 8)),
         tuple(f"random-projection:rank={rank}" for rank in (0.25, 0.75, 1)),
         tuple(f"truncate:rank={rank}" for rank in (0.25, 0.75, 1)),
@@ -182,7 +182,7 @@ def test_a_number_of_tokens_smaller_than_what_can_be_stored_is_refused() -> None
 def test_the_question_chooses_only_behind_its_flag(method: str) -> None:
     """Prompts that differ in their exact window alone keep the same tokens, unless query-aware."""
     one, ids = subject("llama", layers=1), token_ids(1, 90)
-    other = torch.cat([ids[:, :82], token_ids(1, 8, seed=3)], 1)
+    other = torch.cat([ids[:, :82], token_ids(1, 8, seed=6)], 1)
     for flag, alike in (("", True), (",query_aware=true", False)):
         with attached(one, f"{method}:budget=0.25{flag}") as compressed:
             kept = []
