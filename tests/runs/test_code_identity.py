@@ -121,7 +121,7 @@ def test_every_package_has_an_edit():
 
 def test_the_reverse_divergence_moves_every_trial_that_measures_quality(edit, before):
     forward, reverse = "p.exp() * (p - q - 1) + q.exp()", "q.exp() * (q - p - 1) + p.exp()"
-    after = edit("measure/quality.py", lambda text: text.replace(forward, reverse))
+    after = edit("measure/divergence.py", lambda text: text.replace(forward, reverse))
     assert all(after[name] != before[name] for name in TRIALS if "quality" in name)
 
 
