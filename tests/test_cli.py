@@ -259,6 +259,12 @@ def test_report_writes_files_and_prints_their_names(kvbench: Cli, ran: Path, tmp
     assert any(path.suffix == ".html" for path in written)
 
 
+def test_report_prints_the_command_of_every_row(kvbench: Cli, ran: Path):
+    rows = [line.split("\t") for line in kvbench("report", ran, "--commands").out.splitlines()]
+    assert [compressor for compressor, _ in rows] == ["none", "int:bits=4"]
+    assert all(command.startswith("kvbench run --suite ") and compressor in command for compressor, command in rows)
+
+
 def test_show_explains_specs_and_prints_records(kvbench: Cli, ran: Path):
     assert "bits" in kvbench("show", "kvtc").out
     composed = kvbench("show", "pca:rank=0.5+int:bits=4").out

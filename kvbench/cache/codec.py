@@ -173,6 +173,8 @@ class Codec:
         for start, stop in tiles(tokens, self.block):
             keys, values = self.tile(span(stored, tokens, start, stop), rotate, start, stop, query.dtype)
             tile_mask = None if mask is None else mask[..., start:stop]
+            if tile_mask is not None and query.shape[2] > 1 and bool(tile_mask.all()):
+                tile_mask = None  # most tiles of a long body are seen whole by a whole block of queries
             parts.append(partial_attention(query, keys, values, scaling, tile_mask, softcap))
         part = merge(parts)
         return Partial(part.output, part.lse, str(chosen))

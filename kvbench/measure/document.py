@@ -116,7 +116,7 @@ def predictions(arm: Arm, ids: Tensor, prompt: ExactPrompt, block: int) -> Itera
     for fed in ids[:, prompt.length : -1].split(block, dim=1):
         with arm.entered():
             logits = arm.forward(fed, cache)[0].float()
-        if not bool(logits.isfinite().all()):
+        if not bool(torch.stack(logits.aminmax()).isfinite().all()):
             raise KvbenchError(f"{arm.name}: the model's logits are not finite; check its weights and dtype")
         yield torch.log_softmax(logits, -1)
 
