@@ -123,6 +123,12 @@ def cache_bytes(cache: CompressedCache) -> CacheBytes:
     return count_bytes(held, cache)
 
 
+def unused_bytes(cache: CompressedCache) -> int:
+    """Bytes of buffers beyond what is stored, of all kinds, each storage once: allocated, and perhaps never touched."""
+    buffers = [held for layer in cache.kv_layers for _, held in layer.held() if isinstance(held, GrowingTensor)]
+    return sum({buffer.data.untyped_storage().data_ptr(): buffer.slack_bytes for buffer in buffers}.values())
+
+
 def count_bytes(held: Iterable[tuple[str, GrowingTensor | Tensor]], root: object) -> CacheBytes:
     """Allocated bytes of what is ``held``, by kind; whatever else ``root`` reaches is workspace."""
     found: dict[str, int] = {}

@@ -12,11 +12,14 @@ from typing import Literal
 
 import psutil
 
+from kvbench.hardware.allocator import release_free_memory
+
 SAMPLING_SECONDS = 0.01
 """Period of the fallback sampler. A peak shorter than this can be missed, which the method ``sampled`` says."""
 
 RESET_SLACK_BYTES = 4 * 2**20
-"""Kernels count resident pages per core and sum them lazily, so mark and size differ a little even after a reset."""
+"""What resident memory is known to: kernels count pages per core and sum them lazily, so mark and size differ a little
+even right after a reset."""
 
 
 @dataclass(eq=False)  # two blocks may reach the same numbers and are still two
@@ -27,13 +30,18 @@ class Peak:
     ``kernel`` (Linux's high-water mark, nothing missed), ``sampled`` (every 10 ms) or ``allocator`` (torch's CUDA
     allocator, nothing missed, without what the driver and other libraries hold).
 
-    Resident memory that was freed but kept by the C library is part of the baseline and reused without a trace, so
-    compare peaks only between fresh processes that did the same before.
+    What was freed is given back to the system before the baseline is read, as far as the C library lets it: small
+    pieces between others that live stay resident and are reused without a trace.
     """
 
     baseline_bytes: int
     method: Literal["kernel", "sampled", "allocator"]
     bytes: int
+
+    @property
+    def resolution_bytes(self) -> int:
+        """Differences up to this are none: the kernel's counters lag behind, an allocator's do not."""
+        return 0 if self.method == "allocator" else RESET_SLACK_BYTES
 
     def raise_to(self, level: int) -> None:
         """Note that ``level`` bytes were in use."""
@@ -59,6 +67,7 @@ def peak_rss() -> Iterator[Peak]:
     True
     """
     _pass_on("rss", _high_water_mark())
+    release_free_memory()
     kernel = _reset_high_water_mark()
     baseline = _resident()
     peak = Peak(baseline_bytes=baseline, method="kernel" if kernel else "sampled", bytes=baseline)

@@ -25,6 +25,7 @@ from kvbench.compressors.equal_bytes import Solver
 from kvbench.errors import KvbenchError
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import Memory, measure_filled
+from kvbench.measure.memory_probe import probe
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
 from kvbench.measure.quality import Quality, QualityBench
 from kvbench.measure.sensitivity import calibrated
@@ -141,9 +142,27 @@ class ModelBench:
         bench = self._speed(text, batch, prompt, steps, rounds, warmup, seed, split)
         return bench.run(arm, self.baselines(arm.reading))
 
-    def memory(self, arm: Arm, text: str, batch: int, prompt: int, split: Split = "test") -> Memory:
-        """Walk the bytes of ``arm``'s cache after a prompt, in this process and without peaks."""
-        return measure_filled(arm, self._prompt(text, prompt, split).repeat(batch))
+    def memory(
+        self, arm: Arm, text: str, batch: int, prompt: int, split: Split = "test", steps: int = 0
+    ) -> Memory:
+        """Walk the bytes of ``arm``'s cache after a prompt and ``steps`` tokens, in this process and without peaks."""
+        return measure_filled(arm, self._prompt(text, prompt, split).repeat(batch), steps)
+
+    def peaks(
+        self,
+        arm: Arm,
+        text: str,
+        batch: int,
+        prompt: int,
+        split: Split = "test",
+        *,
+        steps: int,
+        chunk: int,
+        timeout_s: float,
+    ) -> Memory:
+        """The same in processes of their own, with peaks; ``chunk`` tokens of the prompt at a time in one of them."""
+        ids = self.evaluation_windows(text, prompt, batch, split).ids
+        return probe(arm, self.name, ids, steps, chunk, timeout_s)
 
     def solver(self, source: CalibrationSource, tokens: int, spans: Mapping[str, Any] | None = None) -> Solver:
         """A solver for equal bytes at ``tokens``; ``spans`` as in :class:`Solver`."""

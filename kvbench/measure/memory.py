@@ -15,19 +15,26 @@ from torch import Tensor
 from transformers import Cache, QuantizedCache
 
 from kvbench.cache.break_even import break_even_tokens
-from kvbench.cache.cache import CacheBytes, CompressedCache, reachable_tensors
+from kvbench.cache.cache import CacheBytes, CompressedCache, reachable_tensors, unused_bytes
 from kvbench.cache.prediction import body_bits_per_element, predict_bytes
-from kvbench.hardware.process_memory import peak_memory
+from kvbench.errors import KvbenchError
+from kvbench.hardware.process_memory import Peak, peak_memory
 from kvbench.measure.arms import Arm
 from kvbench.measure.prompt import ExactPrompt
 
 FLAG = 0.01
 """Predicted and allocated bytes may differ by this share before a result is flagged."""
 
+WARM_UP = 512
+"""Tokens of the prompt that run once before anything is measured: enough for every layer to encode blocks."""
+
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes after the prefill of ``tokens`` tokens per row; peaks are over the process' resident memory before it."""
+    """Bytes after the prefill of ``tokens`` tokens per row; peaks are over the process' resident memory before it.
+
+    ``largest_bytes`` is the most that the cache held from then on through the decoded steps, None without any.
+    """
 
     tokens: int
     batch: int
@@ -46,40 +53,94 @@ class Memory:
     break_even_tokens: int | None
     body_bits_per_element: float | None
     flagged: bool
+    largest_bytes: int | None = None
     peak_prefill_bytes: int | None = None
+    peak_prefill_chunked_bytes: int | None = None
     peak_decode_bytes: int | None = None
     baseline_rss_bytes: int | None = None
 
 
-def measure_memory(arm: Arm, ids: Tensor, steps: int) -> Memory:
-    """Prefill ``ids`` (batch, tokens) through ``arm``, walk the cache, then decode ``steps`` tokens.
+def measure_memory(arm: Arm, ids: Tensor, steps: int, chunk: int | None = None) -> Memory:
+    """Prefill ``ids`` (batch, tokens) through ``arm``, walk the cache, then decode ``steps`` tokens, with peaks.
 
-    Peaks mean something only in a fresh process: see :mod:`kvbench.measure.memory_probe`.
+    ``chunk`` tokens are prefilled at a time and compressed before the next come; None takes the prompt at once. Peaks
+    repeat only in a process that has done nothing else: see :mod:`kvbench.measure.memory_probe`.
+
+    Raises:
+        KvbenchError: a peak below the bytes that the cache itself had written.
     """
     batch, tokens = ids.shape
-    ones = torch.ones_like(ids)
-    last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(arm.model.forward).parameters else {}
+    device = str(arm.model.device)
     with arm.entered():
+        _prefill(
+            arm, arm.new_cache(), ids[:, :WARM_UP], chunk
+        )  # what the first pass loads and builds is not the cache's
         cache = arm.new_cache()
-        with peak_memory(str(arm.model.device)) as prefill:
-            arm.forward(ids, cache, attention_mask=ones, **last_only)
-        allocated = walk(cache)
-        with peak_memory(str(arm.model.device)) as decode:
-            for step in range(steps):
-                arm.forward(ids[:, step % tokens : step % tokens + 1], cache)
-    held = {
-        "peak_prefill_bytes": prefill.bytes - prefill.baseline_bytes,
-        "peak_decode_bytes": decode.bytes - prefill.baseline_bytes,
-        "baseline_rss_bytes": prefill.baseline_bytes,
-    }
-    return _summary(arm, allocated, batch, tokens, held)
+        with peak_memory(device) as prefill:
+            logits = _prefill(arm, cache, ids, chunk)
+        allocated, (_, written) = walk(cache), _held(cache)
+        with peak_memory(device) as decode:
+            largest, most_written = _decode(arm, cache, logits, steps)
+    return _summary(
+        arm,
+        allocated,
+        batch,
+        tokens,
+        largest_bytes=largest if steps else None,
+        peak_prefill_bytes=_possible("prefill", prefill, prefill.baseline_bytes, written),
+        peak_decode_bytes=_possible("decoding", decode, prefill.baseline_bytes, most_written),
+        baseline_rss_bytes=prefill.baseline_bytes,
+    )
 
 
-def measure_filled(arm: Arm, prompt: ExactPrompt) -> Memory:
-    """Walk the bytes of a cache that has taken ``prompt`` in; no peaks."""
+def measure_filled(arm: Arm, prompt: ExactPrompt, steps: int) -> Memory:
+    """Walk the bytes of a cache that has taken ``prompt`` in, and of ``steps`` decoded tokens; no peaks."""
     with arm.entered():
-        allocated = walk(arm.fill(prompt))
-    return _summary(arm, allocated, prompt.logits.shape[0], prompt.length, {})
+        cache = arm.fill(prompt)
+        allocated = walk(cache)
+        largest, _ = _decode(arm, cache, prompt.logits, steps)
+    return _summary(arm, allocated, prompt.logits.shape[0], prompt.length, largest_bytes=largest if steps else None)
+
+
+def _prefill(arm: Arm, cache: Cache, ids: Tensor, chunk: int | None) -> Tensor:
+    """Logits (batch, vocabulary) after the last token."""
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(arm.model.forward).parameters else {}
+    seen = 0
+    for piece in ids.split(chunk or ids.shape[1], 1):
+        seen += piece.shape[1]
+        mask = torch.ones(ids.shape[0], seen, dtype=torch.long, device=ids.device)
+        logits = arm.forward(piece, cache, attention_mask=mask, **last_only)[:, -1]
+    return logits
+
+
+def _decode(arm: Arm, cache: Cache, logits: Tensor, steps: int) -> tuple[int, int]:
+    """Decode ``steps`` tokens, the likeliest each time; the most bytes allocated, and written, from the prompt on.
+
+    Blocks of tokens leave the recent window all at once, so the bytes rise and fall within a cycle.
+    """
+    held = [_held(cache)]
+    for _ in range(steps):
+        logits = arm.forward(logits.argmax(-1, keepdim=True), cache)[:, -1]
+        held.append(_held(cache))
+    return max(allocated for allocated, _ in held), max(written for _, written in held)
+
+
+def _held(cache: Cache) -> tuple[int, int]:
+    """Bytes allocated, and those of them that must be resident: room kept for tokens to come need not be."""
+    total = walk(cache).total
+    return total, total - (unused_bytes(cache) if isinstance(cache, CompressedCache) else 0)
+
+
+def _possible(phase: str, peak: Peak, baseline: int, written: int) -> int:
+    """Bytes of ``peak`` above ``baseline``; never less than what the cache had ``written`` by then."""
+    found = peak.bytes - baseline
+    if found + peak.resolution_bytes < written:
+        raise KvbenchError(
+            f"the peak of {phase} came out at {found / 2**20:.1f} MiB above the baseline, and the cache itself holds "
+            f"{written / 2**20:.1f}: the system swaps, or counts memory in its own way; free memory and run again, or "
+            "set peaks = false under [workload.memory]"
+        )
+    return max(found, written)
 
 
 def walk(cache: Cache) -> CacheBytes:
@@ -98,7 +159,7 @@ def walk(cache: Cache) -> CacheBytes:
     return CacheBytes(**{name: sum(storages.values()) for name, storages in found.items()})
 
 
-def _summary(arm: Arm, allocated: CacheBytes, batch: int, tokens: int, held: dict[str, int]) -> Memory:
+def _summary(arm: Arm, allocated: CacheBytes, batch: int, tokens: int, **measured: int | None) -> Memory:
     elements = arm.geometry.elements(tokens) * batch
     # A stock sliding layer is a view that keeps the whole prompt's storage alive until the next step.
     every = sum(layer.elements_per_token for layer in arm.geometry.layers) * tokens * batch
@@ -125,7 +186,7 @@ def _summary(arm: Arm, allocated: CacheBytes, batch: int, tokens: int, held: dic
         break_even_tokens=_break_even(arm),
         body_bits_per_element=body,
         flagged=abs(error) > FLAG,
-        **held,
+        **measured,
     )
 
 
@@ -139,3 +200,8 @@ def _break_even(arm: Arm) -> int | None:
 def as_plain(memory: Memory) -> dict[str, Any]:
     """Plain JSON values."""
     return asdict(memory)
+
+
+def from_plain(values: dict[str, Any]) -> Memory:
+    """The inverse of :func:`as_plain`."""
+    return Memory(**values | {"allocated": CacheBytes(**values["allocated"])})

@@ -197,6 +197,12 @@ CACHE = Column(
     "1 MiB is 1,048,576 bytes.",
     _memory(lambda memory: _size(memory.allocated.total)),
 )
+LARGEST = Column(
+    "cache MiB\nat most",
+    "The most that the cache held from the prompt's end through the workload's decoded tokens: blocks of tokens leave "
+    "the exact window together, so its size rises and falls.",
+    _memory(lambda memory: _size(memory.largest_bytes)),
+)
 PARTS = Column(
     "% payload/\nscales/exact/\nother",
     "Shares of the allocated bytes: codes or latents; scales and indices; the exact first and recent tokens; "
@@ -210,9 +216,15 @@ BASES = Column(
 )
 PEAK_PREFILL = Column(
     "peak MiB\nprefill",
-    "Highest memory during prefill above what was in use before it (weights, runtime): the resident memory of the "
-    "trial's own process on a CPU, torch's allocator on a GPU.",
+    "Highest memory during prefill of the whole prompt at once, above what was in use before it (weights, bases, "
+    "runtime): the resident memory of the trial's own process on a CPU, torch's allocator on a GPU.",
     _memory(lambda memory: _size(memory.peak_prefill_bytes)),
+)
+PEAK_CHUNKED = Column(
+    "peak MiB\nin chunks",
+    "The same with the prompt in chunks of the workload's size, each compressed before the next is prefilled. What "
+    "compresses only after a whole prompt hardly lowers the peak of its prefill.",
+    _memory(lambda memory: _size(memory.peak_prefill_chunked_bytes)),
 )
 PEAK_DECODE = Column(
     "peak MiB\ndecode",
@@ -351,8 +363,8 @@ TOP1 = Column(
 
 SUMMARY = (ASKED, BITS, BITS_WITH_BASES, RATIO, CACHE, TPOT, TO_NONE, TO_HF, ATTENTION, PERPLEXITY, KLD, TOP1)
 MEMORY = (
-    *(ASKED, BITS, BITS_WITH_BASES, BODY_BITS, CLAIMED, PREDICTED, RATIO, CACHE, PARTS, BASES, BREAK_EVEN),
-    *(PEAK_PREFILL, PEAK_DECODE),
+    *(ASKED, BITS, BITS_WITH_BASES, BODY_BITS, CLAIMED, PREDICTED, RATIO, CACHE, LARGEST, PARTS, BASES, BREAK_EVEN),
+    *(PEAK_PREFILL, PEAK_CHUNKED, PEAK_DECODE),
 )
 SPEED = (
     *(TTFT, TPOT, TPOT_MEDIAN, TPOT_HIGH, TPOT_TAIL, ENCODING, THROUGHPUT),
@@ -366,7 +378,7 @@ QUALITY = (
 LESSER = (
     *(ATTENTION, CACHE, ASKED, TO_HF, PERPLEXITY, RATIO, BITS_WITH_BASES, TPOT),
     *(DECODED_BY, KLD_SAME_TOKENS, KLD_DECODED),
-    *(PEAK_PREFILL, PEAK_DECODE, BASES, PARTS, CLAIMED, BREAK_EVEN),
+    *(PEAK_PREFILL, PEAK_CHUNKED, PEAK_DECODE, LARGEST, BASES, PARTS, CLAIMED, BREAK_EVEN),
     *(
         BASELINE_PERPLEXITY,
         NOISE,

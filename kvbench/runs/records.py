@@ -96,7 +96,12 @@ class MemoryResult(Frozen):
     """The shortest sequence that, like every longer one, takes fewer bytes with its bases than 16-bit K and V; None if
     there is none (:func:`kvbench.cache.break_even.break_even_tokens`)."""
     body_bits_per_element: float | None = None
+    largest_bytes: int | None = None
+    """The most that the cache held while tokens were decoded after the prompt; None where none were."""
     peak_prefill_bytes: int | None = None
+    """Over ``baseline_rss_bytes``, with the whole prompt at once."""
+    peak_prefill_chunked_bytes: int | None = None
+    """The same with the prompt in chunks that are compressed in between; None where it is no longer than one."""
     peak_decode_bytes: int | None = None
     baseline_rss_bytes: int | None = None
     flagged: bool = False

@@ -17,7 +17,6 @@ from kvbench.hardware.environment import provenance
 from kvbench.measure.arms import Arm
 from kvbench.measure.bench import ModelBench, dtype_named
 from kvbench.measure.memory import as_plain
-from kvbench.measure.memory_probe import Request, probe
 from kvbench.measure.quality import Quality
 from kvbench.measure.speed import Speed
 from kvbench.measure.statistics import PairedRatio
@@ -162,29 +161,14 @@ class Runner:
         return results
 
     def _memory(self, bench: ModelBench, arm: Arm, trial: Trial) -> MemoryResult:
-        wanted = trial.workload.memory
+        wanted, text = trial.workload.memory, evaluation_text(trial.workload)
         assert wanted is not None
+        settings = {"split": evaluation_split(trial.workload)} | wanted.model_dump(exclude={"peaks", "chunk"})
         if wanted.peaks:
-            return MemoryResult.model_validate(probe(self._request(trial), self.probe_timeout_s))
-        text, split = evaluation_text(trial.workload), evaluation_split(trial.workload)
-        return MemoryResult.model_validate(as_plain(bench.memory(arm, text, wanted.batch, wanted.prompt, split)))
-
-    def _request(self, trial: Trial) -> Request:
-        source = calibration_source(trial.workload)
-        assert trial.workload.memory is not None
-        needs = parse(trial.compressor).needs_calibration
-        return Request(
-            model=trial.model,
-            compressor=trial.compressor,
-            dtype=trial.dtype,
-            device=trial.device,
-            threads=trial.threads,
-            text=evaluation_text(trial.workload),
-            split=evaluation_split(trial.workload),
-            calibration=(source.text, source.windows, source.length) if needs else None,
-            attention=trial.attention,
-            **trial.workload.memory.model_dump(exclude={"peaks"}),
-        )
+            found = bench.peaks(arm, text, chunk=wanted.chunk, timeout_s=self.probe_timeout_s, **settings)
+        else:
+            found = bench.memory(arm, text, **settings)
+        return MemoryResult.model_validate(as_plain(found))
 
     def bench_for(self, model: str, dtype: str) -> ModelBench:
         """The model on the bench; the one before it is let go."""

@@ -66,14 +66,17 @@ class SpeedWorkload(Frozen):
 
 
 class MemoryWorkload(Frozen):
-    """The cache's bytes after ``prompt`` prefilled tokens, and the peaks of that and of ``steps`` decoded ones.
+    """The cache's bytes after ``prompt`` prefilled tokens, their maximum over ``steps`` decoded ones, and peak memory.
 
-    Peaks need a process of their own per trial; without ``peaks`` the bytes are walked in the runner's process.
+    Peaks need processes of their own, two per trial: the prompt is prefilled at once, and ``chunk`` tokens at a time,
+    compressed in between. Without ``peaks`` the bytes are walked in the runner's process. Blocks of tokens leave the
+    recent window together, so ``steps`` should be no less than a block (32 tokens unless a spec says otherwise).
     """
 
     batch: PositiveInt = 1
     prompt: PositiveInt = 2048
     steps: NonNegativeInt = 32
+    chunk: PositiveInt = 256
     peaks: bool = True
 
 

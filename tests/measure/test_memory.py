@@ -1,9 +1,7 @@
-"""Memory: walked bytes equal predicted ones, and peaks come from a child process that cannot take us down."""
+"""Memory: walked bytes equal predicted ones, over a cycle of blocks too, and no peak lies below them."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,10 +10,10 @@ from fp64 import one_thread
 
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
-from kvbench.measure import memory_probe
+from kvbench.hardware.process_memory import Peak
+from kvbench.measure import memory as memory_module
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import Memory, as_plain, measure_filled, measure_memory
-from kvbench.measure.memory_probe import Request, probe
 from kvbench.measure.prompt import exact_prompt
 from kvbench.runs.records import MemoryResult
 
@@ -23,19 +21,6 @@ __all__ = ["one_thread"]
 
 SPECS = ("none", "hf", "int:bits=4", "kivi:bits=2", "kvtc:bits=3", "pca:rank=0.5", "snapkv:budget=0.25+int:bits=8")
 TOKENS = 300
-REQUEST = Request(
-    attention="auto",
-    model="random:llama",
-    compressor="int:bits=4",
-    dtype="float32",
-    device="cpu",
-    threads=1,
-    text="pydoc",
-    batch=2,
-    prompt=200,
-    steps=2,
-    calibration=None,
-)
 
 
 def arm_of(one: Subject, spec: str) -> Arm:
@@ -94,9 +79,63 @@ def test_bases_are_model_level_and_not_in_the_cache():
 def test_a_filled_cache_has_the_same_bytes_as_a_prefilled_one(spec: str):
     one, ids = subject("llama", torch.float32), token_ids(1, TOKENS)
     arm = arm_of(one, spec)
-    found = measure_filled(arm, exact_prompt(one.model, one.geometry, ids))
+    found = measure_filled(arm, exact_prompt(one.model, one.geometry, ids), steps=40)
     assert found.peak_prefill_bytes is None
-    assert found.allocated == measure_memory(arm, ids, steps=0).allocated
+    prefilled = measure_memory(arm, ids, steps=40)
+    assert (found.allocated, found.largest_bytes) == (prefilled.allocated, prefilled.largest_bytes)
+
+
+def test_the_largest_bytes_are_those_of_the_fullest_moment_of_a_cycle():
+    one, ids = subject("llama", torch.float32), token_ids(1, TOKENS)
+    arm, prompt = arm_of(one, "int:bits=4"), exact_prompt(one.model, one.geometry, ids)
+    assert measure_filled(arm, prompt, steps=0).largest_bytes is None, "nothing was decoded"
+    walked = []
+    with arm.entered():
+        cache, token = arm.fill(prompt), prompt.logits.argmax(-1, keepdim=True)
+        for _ in range(32):  # a block leaves the window once in them
+            walked.append(memory_module.walk(cache).total)
+            token = arm.forward(token, cache)[:, -1].argmax(-1, keepdim=True)
+        walked.append(memory_module.walk(cache).total)
+    assert walked[-1] > walked[0], "the cycle shows"
+    assert measure_filled(arm, prompt, steps=32).largest_bytes == max(walked)
+
+
+def test_a_prompt_in_chunks_fills_a_cache_of_the_same_bytes():
+    arm, ids = arm_of(subject("llama", torch.float32), "kvtc:bits=3"), token_ids(2, TOKENS)
+    whole, chunked = measure_memory(arm, ids, 0), measure_memory(arm, ids, 0, chunk=70)
+    assert chunked.allocated.payload == whole.allocated.payload > 0
+    assert chunked.allocated.scales == whole.allocated.scales
+
+
+def fake_peak(above: int, method: str) -> Peak:
+    return Peak(baseline_bytes=1 << 30, method=method, bytes=(1 << 30) + above)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decoding"])
+def test_a_peak_below_the_caches_bytes_is_no_result(phase: str, monkeypatch: pytest.MonkeyPatch):
+    arm, ids = arm_of(subject("llama", torch.float32), "none"), token_ids(1, TOKENS)
+    held = measure_memory(arm, ids, steps=0).allocated.total
+    peaks = iter([held, held - 1] if phase == "decoding" else [held - 1, held])
+
+    @contextmanager
+    def measured(device: str) -> Iterator[Peak]:
+        yield fake_peak(next(peaks), "allocator")
+
+    monkeypatch.setattr(memory_module, "peak_memory", measured)
+    with pytest.raises(KvbenchError, match=rf"the peak of {phase} came out at .* and the cache itself holds"):
+        measure_memory(arm, ids, steps=0)
+
+
+def test_within_the_counters_resolution_the_bytes_themselves_are_the_peak(monkeypatch: pytest.MonkeyPatch):
+    arm, ids = arm_of(subject("llama", torch.float32), "none"), token_ids(1, TOKENS)
+
+    @contextmanager
+    def measured(device: str) -> Iterator[Peak]:
+        yield fake_peak(0, "kernel")
+
+    monkeypatch.setattr(memory_module, "peak_memory", measured)
+    found = measure_memory(arm, ids, steps=0)
+    assert found.peak_prefill_bytes == found.peak_decode_bytes == found.allocated.total
 
 
 def test_measuring_leaves_the_model_stock():
@@ -104,67 +143,3 @@ def test_measuring_leaves_the_model_stock():
     before = one.model(ids).logits
     measure_memory(arm_of(one, "int:bits=4"), token_ids(1, TOKENS), steps=2)
     assert torch.equal(one.model(ids).logits, before)
-
-
-# ---- the child process -----------------------------------------------------------------------------------------------
-
-
-def test_probe_is_a_process_of_its_own_with_peaks():
-    found = MemoryResult.model_validate(probe(REQUEST))
-    assert (found.tokens, found.batch, found.dtype, found.flagged) == (200, 2, "float32", False)
-    assert found.baseline_rss_bytes is not None and found.baseline_rss_bytes > 50 << 20, "an interpreter with torch"
-    assert found.peak_prefill_bytes is not None and found.peak_decode_bytes is not None
-    one = subject("llama", torch.float32, layers=3)  # random:llama has three
-    assert found.allocated.total == measure_memory(arm_of(one, "int:bits=4"), token_ids(2, 200), 0).allocated.total
-
-
-def child(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Let another program stand in for the child."""
-    run = subprocess.run
-    monkeypatch.setattr(
-        memory_probe.subprocess, "run", lambda command, **rest: run([sys.executable, "-c", script], **rest)
-    )
-
-
-def test_bad_input_in_the_child_is_one_line(monkeypatch: pytest.MonkeyPatch):
-    child(monkeypatch, "import sys; print('a warning\\nrank is too large', file=sys.stderr); sys.exit(2)")
-    with pytest.raises(KvbenchError) as error:
-        probe(REQUEST)
-    assert str(error.value) == "memory probe of int:bits=4 failed: rank is too large"
-
-
-def test_a_child_that_breaks_is_one_line_with_its_traceback_as_a_note(monkeypatch: pytest.MonkeyPatch):
-    child(monkeypatch, "def deep(): raise ZeroDivisionError('oh')\ndeep()")
-    with pytest.raises(RuntimeError) as error:
-        probe(REQUEST)
-    assert str(error.value) == "memory probe of int:bits=4 failed: ZeroDivisionError: oh"
-    assert "in deep" in error.value.__notes__[0]
-
-
-@pytest.mark.parametrize("script", ["", "import os; os._exit(7)"])
-def test_a_child_without_a_result_is_told(monkeypatch: pytest.MonkeyPatch, script: str):
-    child(monkeypatch, script)
-    with pytest.raises(RuntimeError, match=r"memory probe of int:bits=4 failed: no output, exit status [07]$"):
-        probe(REQUEST)
-
-
-def test_a_killed_child_counts_as_out_of_memory(monkeypatch: pytest.MonkeyPatch):
-    child(monkeypatch, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    with pytest.raises(MemoryError, match="killed, most likely for memory"):
-        probe(REQUEST)
-
-
-def test_noise_on_stdout_is_not_taken_for_the_result(monkeypatch: pytest.MonkeyPatch):
-    child(monkeypatch, "print('loading…'); print('{\"tokens\": 3}'); print('bye')")
-    assert probe(REQUEST) == {"tokens": 3}
-
-
-def test_a_child_that_takes_too_long_is_ended():
-    with pytest.raises(TimeoutError, match=r"memory probe of int:bits=4 took longer than 0\.05 s"):
-        probe(REQUEST, timeout_s=0.05)
-
-
-def test_request_survives_json():
-    request = Request(**{**vars(REQUEST), "calibration": ("pydoc", 2, 64), "model": str(Path("a b") / "ü")})
-    back = Request(**json.loads(json.dumps(vars(request))))
-    assert (back.model, list(back.calibration or ())) == (request.model, ["pydoc", 2, 64])

@@ -137,6 +137,8 @@ def memory(outcome: Outcome, workload: MemoryWorkload) -> MemoryResult:
         break_even_tokens=None if outcome.bits >= 16 else 300 + bases // 10_000,
         body_bits_per_element=outcome.bits if outcome.bits < 32 else None,
         peak_prefill_bytes=(1210 << 20) + allocated.total,
+        largest_bytes=allocated.total + (1 << 20),
+        peak_prefill_chunked_bytes=(760 << 20) + allocated.total,
         peak_decode_bytes=(980 << 20) + allocated.total,
         baseline_rss_bytes=900 << 20,
         flagged=flagged,

@@ -1,0 +1,145 @@
+"""Peaks come from processes of their own, which get everything fitted and cannot take us down."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from driving import token_ids
+from fp64 import one_thread
+
+from kvbench.compressors.compressor import parse
+from kvbench.errors import KvbenchError
+from kvbench.measure import memory_probe
+from kvbench.measure.arms import Arm
+from kvbench.measure.memory import Memory, as_plain, measure_memory
+from kvbench.measure.memory_child import Request
+from kvbench.measure.memory_probe import check_room, probe, run_child
+from kvbench.measure.sensitivity import calibrated
+from kvbench.models.geometry import probe_geometry
+from kvbench.models.loading import LoadedModel, load
+from kvbench.runs.records import MemoryResult
+from kvbench.texts.windows import windows
+
+__all__ = ["one_thread"]
+
+TINY = "random:llama"
+WIDE = "random:llama?layers=8,hidden=256,heads=8,kv_heads=4,head_dim=64,vocab=2048"
+"""2,000 tokens of it are 31 MiB of keys and values, far above what resident memory is known to."""
+REQUEST = Request("nowhere", TINY, "int:bits=4", "float32", "cpu", 1, "auto", 2)
+
+
+@cache
+def loaded(name: str) -> LoadedModel:
+    return load(name)
+
+
+def arm_of(spec: str, name: str = TINY) -> Arm:
+    model, compressor = loaded(name), parse(spec)
+    geometry = probe_geometry(model.model)
+    statistics = None
+    if compressor.needs_calibration:
+        statistics = calibrated(model, geometry, windows("pydoc", "calibration", model.tokenizer, 64, 2))
+    plan = None if compressor.stock is not None else compressor.fit(geometry, statistics)
+    return Arm.of(spec, model.model, geometry, plan, compressor.stock)
+
+
+def peaks(found: Memory) -> tuple[int, int]:
+    assert found.peak_prefill_bytes is not None and found.peak_decode_bytes is not None
+    return found.peak_prefill_bytes, found.peak_decode_bytes
+
+
+def test_the_child_measures_the_plan_that_it_is_given():
+    arm, ids = arm_of("ftc:bits=3"), token_ids(2, 200)
+    found = probe(arm, TINY, ids, steps=2)
+    MemoryResult.model_validate(as_plain(found))
+    assert (found.tokens, found.batch, found.dtype, found.flagged) == (200, 2, "float32", False)
+    assert found.baseline_rss_bytes is not None and found.baseline_rss_bytes > 50 << 20, "an interpreter with torch"
+    here = measure_memory(arm, ids, 2)
+    assert (found.allocated, found.largest_bytes) == (here.allocated, here.largest_bytes)
+    assert found.model_level_bytes == here.model_level_bytes
+    assert min(peaks(found)) >= found.allocated.total and found.peak_prefill_chunked_bytes is None
+
+
+def test_stock_caches_need_no_plan_and_files_in_the_current_folder_are_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("random", "torch", "kvbench"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the current folder')")
+    monkeypatch.chdir(tmp_path)
+    found = probe(arm_of("hf"), TINY, token_ids(1, 20), steps=0)
+    assert (found.tokens, found.largest_bytes) == (20, None)
+
+
+def test_peaks_repeat_whatever_has_run_before_and_hold_the_cache():
+    ids = torch.randint(3, 2000, (1, 2000), generator=torch.Generator().manual_seed(0))
+    arm = arm_of("int:bits=4", WIDE)
+    first = probe(arm, WIDE, ids, steps=2, chunk=256)
+    arm_of("kvtc:bits=3", WIDE)
+    assert peaks(first) == pytest.approx(peaks(probe(arm, WIDE, ids, steps=2)), rel=0.05)
+    assert min(peaks(first)) >= first.allocated.total > 5 << 20
+    assert first.peak_prefill_chunked_bytes is not None
+    assert first.peak_prefill_chunked_bytes > first.allocated.total
+
+
+def test_a_machine_that_is_too_small_is_told_before_a_child_starts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory_probe, "available_memory", lambda device: 1 << 20)
+    with pytest.raises(MemoryError, match=r"needs at least .* GiB are available; .*peaks = false under") as error:
+        probe(arm_of("none", WIDE), WIDE, token_ids(1, 100), steps=0)
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr(memory_probe, "available_memory", lambda device: 1 << 30)
+    check_room(arm_of("none", WIDE), token_ids(1, 100))
+
+
+# ---- what a child may end as -----------------------------------------------------------------------------------------
+
+
+def child(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Let another program stand in for the child."""
+    run = subprocess.run
+    monkeypatch.setattr(
+        memory_probe.subprocess, "run", lambda command, **rest: run([sys.executable, "-c", script], **rest)
+    )
+
+
+def test_bad_input_in_the_child_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    child(monkeypatch, "import sys; print('a warning\\nthe peak is below', file=sys.stderr); sys.exit(2)")
+    with pytest.raises(KvbenchError) as error:
+        run_child(REQUEST, 60)
+    assert str(error.value) == "memory probe of int:bits=4 failed: the peak is below"
+
+
+def test_a_child_that_breaks_is_one_line_with_its_traceback_as_a_note(monkeypatch: pytest.MonkeyPatch):
+    child(monkeypatch, "def deep(): raise ZeroDivisionError('oh')\ndeep()")
+    with pytest.raises(RuntimeError) as error:
+        run_child(REQUEST, 60)
+    assert str(error.value) == "memory probe of int:bits=4 failed: ZeroDivisionError: oh"
+    assert "in deep" in error.value.__notes__[0]
+
+
+@pytest.mark.parametrize("script", ["", "import os; os._exit(7)"])
+def test_a_child_without_a_result_is_told(monkeypatch: pytest.MonkeyPatch, script: str):
+    child(monkeypatch, script)
+    with pytest.raises(RuntimeError, match=r"memory probe of int:bits=4 failed: no output, exit status [07]$"):
+        run_child(REQUEST, 60)
+
+
+def test_a_killed_child_counts_as_out_of_memory(monkeypatch: pytest.MonkeyPatch):
+    child(monkeypatch, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(MemoryError, match="killed, most likely for memory"):
+        run_child(REQUEST, 60)
+
+
+def test_noise_on_stdout_is_not_taken_for_the_result(monkeypatch: pytest.MonkeyPatch):
+    plain = as_plain(measure_memory(arm_of("none"), token_ids(1, 20), 0))
+    child(monkeypatch, f"import json; print('loading…'); print(json.dumps({plain!r})); print('bye')")
+    assert as_plain(run_child(REQUEST, 60)) == plain
+
+
+def test_a_child_that_takes_too_long_is_ended():
+    with pytest.raises(TimeoutError, match=r"memory probe of int:bits=4 took longer than 0\.05 s"):
+        run_child(REQUEST, 0.05)
