@@ -17,6 +17,9 @@ from torch.nn import functional
 
 MAX_SCORES = 1 << 25
 """Most scores held at once (elements); longer prompts are attended in slices of queries."""
+TILE_SCORES = 1 << 20
+"""The same for a tile of a compressed body: its scores should not outweigh what compression saves."""
+
 WIDENED = 1024
 """Tokens of 16-bit keys and values that are widened at once: a whole cache in fp32 would double a step's memory."""
 
@@ -133,14 +136,23 @@ def causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor:
     return torch.ones(queries, tokens, dtype=torch.bool, device=device).tril(tokens - queries)[None, None]
 
 
-def _sliced(
-    query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None, softcap: float | None
-) -> Tensor:
-    batch, heads, queries, _ = query.shape
-    if mask is None and queries > 1:
-        mask = causal_mask(queries, keys.shape[2], query.device)
-    step = max(1, MAX_SCORES // (batch * heads * keys.shape[2]))
-    outputs = [
+def attention_in_slices(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float,
+    mask: Tensor | None = None,
+    softcap: float | None = None,
+    most: int | None = None,
+) -> Partial:
+    """:func:`partial_attention` of as many queries at a time as need no more than ``most`` scores (MAX_SCORES)."""
+    queries = query.shape[2]
+    if mask is not None:
+        mask = mask.expand(*mask.shape[:2], queries, keys.shape[2])
+    step = max(1, (most or MAX_SCORES) // (query.shape[0] * query.shape[1] * keys.shape[2]))
+    if step >= queries:
+        return partial_attention(query, keys, values, scaling, mask, softcap)
+    parts = [
         partial_attention(
             query[:, :, start : start + step],
             keys,
@@ -148,7 +160,15 @@ def _sliced(
             scaling,
             None if mask is None else mask[:, :, start : start + step],
             softcap,
-        ).output.to(query.dtype)
+        )
         for start in range(0, queries, step)
     ]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+    return Partial(torch.cat([part.output for part in parts], 2), torch.cat([part.lse for part in parts], 2))
+
+
+def _sliced(
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None, softcap: float | None
+) -> Tensor:
+    if mask is None and query.shape[2] > 1:
+        mask = causal_mask(query.shape[2], keys.shape[2], query.device)
+    return attention_in_slices(query, keys, values, scaling, mask, softcap).output.to(query.dtype)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from kvbench.attention.partial import Partial, merge, partial_attention
+from kvbench.attention.partial import TILE_SCORES, Partial, attention_in_slices, merge
 from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.cache.absorb import attend_absorbed
 from kvbench.cache.stored import prefixed, side, span, tiles
@@ -175,7 +175,7 @@ class Codec:
             tile_mask = None if mask is None else mask[..., start:stop]
             if tile_mask is not None and query.shape[2] > 1 and bool(tile_mask.all()):
                 tile_mask = None  # most tiles of a long body are seen whole by a whole block of queries
-            parts.append(partial_attention(query, keys, values, scaling, tile_mask, softcap))
+            parts.append(attention_in_slices(query, keys, values, scaling, tile_mask, softcap, TILE_SCORES))
         part = merge(parts)
         return Partial(part.output, part.lse, str(chosen))
 

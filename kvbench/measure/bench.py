@@ -142,9 +142,7 @@ class ModelBench:
         bench = self._speed(text, batch, prompt, steps, rounds, warmup, seed, split)
         return bench.run(arm, self.baselines(arm.reading))
 
-    def memory(
-        self, arm: Arm, text: str, batch: int, prompt: int, split: Split = "test", steps: int = 0
-    ) -> Memory:
+    def memory(self, arm: Arm, text: str, batch: int, prompt: int, split: Split = "test", steps: int = 0) -> Memory:
         """Walk the bytes of ``arm``'s cache after a prompt and ``steps`` tokens, in this process and without peaks."""
         return measure_filled(arm, self._prompt(text, prompt, split).repeat(batch), steps)
 
