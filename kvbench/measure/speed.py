@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from kvbench.cache.cache import CacheBytes
 from kvbench.measure.arms import Arm
 from kvbench.measure.cycles import (
     cycle_of,
@@ -26,6 +27,7 @@ from kvbench.measure.cycles import (
     speed_up,
 )
 from kvbench.measure.divergence import divergence
+from kvbench.measure.memory import walk
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
 from kvbench.measure.roofline import Roofline, roofline
 from kvbench.measure.statistics import PairedRatio, percentiles
@@ -61,6 +63,10 @@ class Speed:
     """Baseline name → speed-up over it: above 1 means that this arm is faster."""
     attention: str
     """What attended to the stored tokens, read back from the live cache."""
+    allocated: CacheBytes
+    """What the cache that was timed held right after the prompt."""
+    largest_bytes: int
+    """The most that it held from then on, walked between turns."""
     kld_mean: float | None = None
     """KLD of the timed steps against ``none``, which decoded the same tokens in the same rounds, first row; None
     without it."""
@@ -124,10 +130,8 @@ class SpeedBench:
             self._prompt = found.repeat(self.batch)
         return self._prompt
 
-    def run(self, arm: Arm, baselines: Sequence[Arm], filled: Callable[[Cache], None] = lambda cache: None) -> Speed:
+    def run(self, arm: Arm, baselines: Sequence[Arm]) -> Speed:
         """Time ``arm`` against ``baselines``; an arm of the same name among them is the arm itself.
-
-        ``filled`` is shown the cache that is then timed, right after it has taken the prompt in.
 
         Raises:
             KvbenchError: the timed steps are no whole number of the arm's block cycles.
@@ -136,7 +140,9 @@ class SpeedBench:
         require_whole_cycles(arm.name, cycle, self.steps, self.rounds)
         prompt = self.prompt()
         compress = sorted(self._time_fill(arm, prompt) for _ in range(FILLS))[FILLS // 2]
-        times = self.interleave({other.name: other for other in [*baselines, arm]}, {arm.name: filled})
+        held: list[CacheBytes] = []
+        arms = {other.name: other for other in [*baselines, arm]}
+        times = self.interleave(arms, {arm.name: lambda cache: held.append(walk(cache))})
         flat = [step for turn in times.steps[arm.name] for step in turn]
         encoded = [did for turn in times.encoded[arm.name] for did in turn]
         spread, mean, kld = percentiles(flat), sum(flat) / len(flat), times.kld.get(arm.name)
@@ -157,6 +163,8 @@ class SpeedBench:
             raw_step_s=tuple(flat),
             ratios={other.name: _ratio(times, other.name, arm.name) for other in baselines},
             attention=times.attention(arm.name),
+            allocated=held[0],
+            largest_bytes=max(own.total for own in held),
             kld_mean=None if kld is None else sum(kld) / len(kld),
             roofline=roofline(arm, times.caches[arm.name], self.batch, mean),
         )
@@ -167,17 +175,17 @@ class SpeedBench:
             arm.fill(prompt)
             return _now(arm) - start
 
-    def interleave(self, arms: dict[str, Arm], filled: Mapping[str, Callable[[Cache], None]] | None = None) -> Times:
+    def interleave(self, arms: dict[str, Arm], watch: Mapping[str, Callable[[Cache], None]] | None = None) -> Times:
         """Let ``arms`` decode the same tokens in turns, each on a cache of its own.
 
-        ``filled`` is shown the caches of the arms it names, right after they have taken the prompt in.
+        ``watch`` is shown the caches of the arms it names, after the prompt and after each turn, off the clock.
         """
-        prompt, order = self.prompt(), random.Random(self.seed)
+        prompt, order, watching = self.prompt(), random.Random(self.seed), watch or {}
         caches: dict[str, Cache] = {}
         for name, arm in arms.items():
             with arm.entered():
                 caches[name] = arm.fill(prompt)
-            (filled or {}).get(name, lambda cache: None)(caches[name])
+            watching.get(name, _nothing)(caches[name])
         times = Times({name: [] for name in arms}, {name: [] for name in arms}, caches)
         for turn in range(-self.warmup, self.rounds):
             first = prompt.length + (turn + self.warmup) * self.steps
@@ -185,6 +193,7 @@ class SpeedBench:
             logits: dict[str, Tensor] = {}
             for name in order.sample(list(arms), len(arms)):
                 seconds, encoded, logits[name] = self._turn(arms[name], caches[name], tokens)
+                watching.get(name, _nothing)(caches[name])
                 if turn >= 0:
                     times.steps[name].append(seconds)
                     times.encoded[name].append(encoded)
@@ -205,6 +214,10 @@ class SpeedBench:
                 logits.append(found[0, -1].float())  # read and counted off the clock
                 counts.append(encoded_tokens(cache))
         return seconds, grew(counts), torch.stack(logits)
+
+
+def _nothing(cache: Cache) -> None:
+    """Nobody watches."""
 
 
 def _ratio(times: Times, baseline: str, candidate: str) -> PairedRatio:

@@ -267,6 +267,11 @@ THROUGHPUT = Column(
     "Decoded tokens a second over whole block cycles, all sequences of the batch together.",
     _speed(lambda speed: _plain(speed.tokens_per_s, short)),
 )
+TIMED_CACHE = Column(
+    "MiB\ntimed",
+    "What the very cache that was timed held right after the prompt, walked from its tensor storages.",
+    _speed(lambda speed: _size(speed.allocated.total) if speed.allocated else None),
+)
 STEP_KLD = Column(
     "KLD of\nsteps",
     "Mean KL(uncompressed ‖ compressed) of the timed steps: none decoded the same tokens in the same rounds.",
@@ -368,7 +373,7 @@ MEMORY = (
 )
 SPEED = (
     *(TTFT, TPOT, TPOT_MEDIAN, TPOT_HIGH, TPOT_TAIL, ENCODING, THROUGHPUT),
-    *(TO_NONE, TO_HF, CEILING, ACHIEVED, ATTENTION, STEP_KLD),
+    *(TO_NONE, TO_HF, CEILING, ACHIEVED, ATTENTION, TIMED_CACHE, STEP_KLD),
 )
 QUALITY = (
     *(PERPLEXITY, BASELINE_PERPLEXITY, KLD, KLD_TAIL, KLD_MAX, NOISE, TOP1),
@@ -387,6 +392,7 @@ LESSER = (
         TPOT_MEDIAN,
         TPOT_HIGH,
         STEP_KLD,
+        TIMED_CACHE,
         ENCODING,
         CEILING,
         ACHIEVED,

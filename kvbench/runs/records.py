@@ -160,6 +160,10 @@ class SpeedResult(Frozen):
     """What made both intervals."""
     attention: str
     """What attended to the stored tokens, read back from the live cache (:mod:`kvbench.cache.way`)."""
+    allocated: Bytes | None = None
+    """What the cache that was timed held right after the prompt."""
+    largest_bytes: int | None = None
+    """The most that it held from then on, walked between turns."""
     kld_mean: float | None = None
     """KLD of the timed steps against ``none``, which decoded the same tokens in the same rounds: what the very cache
     that was timed makes of them."""

@@ -24,6 +24,7 @@ from kvbench.models.registry import find as find_model
 from kvbench.runs.canonical import digest
 from kvbench.runs.code_identity import code_sha256, packages
 from kvbench.runs.records import (
+    Bytes,
     Failure,
     Interval,
     MemoryResult,
@@ -194,6 +195,7 @@ def _quality_result(quality: Quality) -> QualityResult:
 
 def _speed_result(speed: Speed) -> SpeedResult:
     fields = {name: value for name, value in vars(speed).items() if name != "ratios"}
+    fields["allocated"] = Bytes(**asdict(speed.allocated))
     fields["roofline"] = None if speed.roofline is None else RooflineResult(**asdict(speed.roofline))
     for name, ratio in speed.ratios.items():
         fields[f"ratio_to_{name}"] = ratio.ratio

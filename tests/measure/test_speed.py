@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -17,6 +16,8 @@ from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 from kvbench.measure import speed
 from kvbench.measure.arms import Arm
+from kvbench.measure.memory import walk
+from kvbench.measure.prompt import exact_prompt
 from kvbench.measure.speed import FILLS, Speed, SpeedBench
 
 __all__ = ["one_thread"]
@@ -58,9 +59,7 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Speed]:
         plan = None if spec == "hf" else parse(spec).fit(one.geometry)
         return Arm.of(spec, one.model, one.geometry, plan)
 
-    def run(
-        watch: Stopwatch, spec: str = INT4, seed: int = 0, batch: int = 1, rounds: int = ROUNDS, **rest: Any
-    ) -> Speed:
+    def run(watch: Stopwatch, spec: str = INT4, seed: int = 0, batch: int = 1, rounds: int = ROUNDS) -> Speed:
         def timed_forward(arm: Arm, ids: Tensor, *rest: object) -> Tensor:
             watch.stepped(arm, ids)
             return forward(arm, ids, *rest)
@@ -80,7 +79,7 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Speed]:
         monkeypatch.setattr(speed, "exact_prompt", timed_prefill)
         none, hf = arm_of("none"), arm_of("hf")
         bench = SpeedBench(none, token_ids(1, PROMPT + (rounds + WARMUP) * STEPS), batch, STEPS, rounds, WARMUP, seed)
-        return bench.run(arm_of(spec), [none, hf], **rest)
+        return bench.run(arm_of(spec), [none, hf])
 
     return run
 
@@ -134,10 +133,16 @@ def test_the_timed_steps_have_a_divergence_from_none(measure: Callable[..., Spee
     )
 
 
-def test_the_cache_that_is_timed_is_shown_right_after_the_prompt(measure: Callable[..., Speed]):
-    seen = []
-    measure(Stopwatch(seconds), filled=lambda cache: seen.append(cache.get_seq_length()))
-    assert seen == [PROMPT]
+def test_bytes_are_those_of_the_cache_that_is_timed(measure: Callable[..., Speed]):
+    one = subject("llama", torch.float32)
+    alone = Arm.of(INT4, one.model, one.geometry, parse(INT4).fit(one.geometry))
+    with alone.entered():
+        cache = alone.fill(
+            exact_prompt(one.model, one.geometry, token_ids(1, PROMPT + STEPS * (ROUNDS + WARMUP))[:, :PROMPT])
+        )
+    found = measure(Stopwatch(seconds))
+    assert found.allocated == walk(cache) and found.largest_bytes >= found.allocated.total
+    assert measure(Stopwatch(seconds), spec="none").largest_bytes > found.largest_bytes
 
 
 def test_warm_up_rounds_do_not_count(measure: Callable[..., Speed]):

@@ -168,6 +168,7 @@ def speed(outcome: Outcome, workload: SpeedWorkload) -> SpeedResult:
         ratio_to_hf=to_hf,
         ratio_to_hf_interval=around(to_hf, 0.0 if outcome.spec == "hf" else 0.046),
         attention="stock" if outcome.spec == "hf" else "numba int",
+        allocated=Bytes(payload=int(ELEMENTS * workload.prompt * workload.batch * outcome.bits / 8)),
         kld_mean=1.1 * outcome.kld,
         roofline=roofline(outcome, workload, tpot),
     )
