@@ -184,7 +184,7 @@ class ExactLayer(KVLayer):
         else:
             output = exact_attention(call.query, keys, values, call.scaling, mask, call.softcap)
             if call.query.shape[AXIS] == 1:
-                self.attended_by = "torch"
+                self.attended_by = "torch exact"
         if not self.record_past:
             self._trim()
         return output
