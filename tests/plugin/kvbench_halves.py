@@ -25,4 +25,4 @@ class Halves(Part):
             for side in layer.sides:
                 axes = torch.eye(side.head_dim).expand(layer.geometry.kv_heads, -1, -1)
                 mean = torch.zeros(layer.geometry.kv_heads * side.head_dim)
-                side.transform = orthonormal_transform(axes, mean, side.head_dim // 2, draft.dtype)
+                side.transform = orthonormal_transform(axes, mean, side.head_dim // 2, draft.basis_dtype)
