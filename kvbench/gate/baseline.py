@@ -32,6 +32,7 @@ class Entry(Frozen):
     conditions: dict[str, str]
     bytes_per_token: int | FiniteFloat | None = None
     allocated_bytes: int | FiniteFloat | None = None
+    largest_bytes: int | FiniteFloat | None = None
     predicted_bytes: int | FiniteFloat | None = None
     model_level_bytes: int | FiniteFloat | None = None
     kld_mean: int | FiniteFloat | None = None

@@ -23,6 +23,7 @@ from kvbench.runs.trials import Frozen
 Metric = Literal[
     "bytes_per_token",
     "allocated_bytes",
+    "largest_bytes",
     "predicted_bytes",
     "model_level_bytes",
     "kld_mean",
@@ -65,6 +66,7 @@ EXACT = Tolerance(relative=0.0, absolute=0.0)
 TOLERANCES: dict[Metric, Tolerance] = {
     "bytes_per_token": EXACT,
     "allocated_bytes": EXACT,
+    "largest_bytes": EXACT,
     "predicted_bytes": EXACT,
     "model_level_bytes": EXACT,
     # Another processor rounds differently and tips a few quantized values.
@@ -120,6 +122,8 @@ def metrics(record: Record) -> dict[Metric, float]:
     if record.memory:
         values["bytes_per_token"] = record.memory.bytes_per_token
         values["allocated_bytes"] = record.memory.allocated.total
+        if record.memory.largest_bytes is not None:
+            values["largest_bytes"] = record.memory.largest_bytes
         values["predicted_bytes"] = record.memory.predicted_bytes
         values["model_level_bytes"] = record.memory.model_level_bytes
     if record.quality:

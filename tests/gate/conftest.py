@@ -12,15 +12,21 @@ from kvbench.runs.records import DecodedResult, Failure, Interval, Record
 
 
 def _record(compressor: str = "int:bits=4", trial: dict[str, Any] | None = None, **numbers: Any) -> Record:
-    """A record of the compressor; numbers: ``bytes``, ``predicted``, ``model_bytes``, ``kld``, ``perplexity``,
-    ``floor``, ``tpot``, ``speedup`` (with ± 0.02), and what decoding gave: ``decoded`` KLD, ``block`` KLD, ``between``
-    the two, ``attention``.
+    """A record of the compressor.
+
+    Numbers: ``bytes``, ``largest``, ``predicted``, ``model_bytes``, ``kld``, ``perplexity``, ``floor``, ``tpot``,
+    ``speedup`` (with ± 0.02), and of decoding: ``decoded`` KLD, ``block`` KLD, ``between`` the two, ``attention``.
     """
     memory, quality, speed = MEMORY, QUALITY, SPEED
+    memory = memory.model_copy(update={"largest_bytes": 1200})
     if "bytes" in numbers:
         allocated = memory.allocated.model_copy(update={"payload": numbers["bytes"]})
         memory = memory.model_copy(update={"allocated": allocated, "bytes_per_token": allocated.total / memory.tokens})
-    for number, name in (("predicted", "predicted_bytes"), ("model_bytes", "model_level_bytes")):
+    for number, name in (
+        ("largest", "largest_bytes"),
+        ("predicted", "predicted_bytes"),
+        ("model_bytes", "model_level_bytes"),
+    ):
         if number in numbers:
             memory = memory.model_copy(update={name: numbers[number]})
     kld = numbers.get("kld", 0.012)

@@ -18,6 +18,7 @@ def test_a_run_against_itself_is_the_same(record):
     assert list(row.cells) == [
         "bytes_per_token",
         "allocated_bytes",
+        "largest_bytes",
         "predicted_bytes",
         "model_level_bytes",
         "kld_mean",

@@ -96,6 +96,7 @@ def test_another_way_of_attending_is_seen(path, record, results):
     ("numbers", "metrics", "verdict"),
     [
         ({"bytes": 1001}, {"bytes_per_token", "allocated_bytes"}, Verdict.WORSE),
+        ({"largest": 1201}, {"largest_bytes"}, Verdict.WORSE),
         ({"predicted": 1161}, {"predicted_bytes"}, Verdict.WORSE),
         ({"model_bytes": 8}, {"model_level_bytes"}, Verdict.WORSE),
         ({"decoded": 0.0125}, {"decode_kld_mean"}, Verdict.WORSE),

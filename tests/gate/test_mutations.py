@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ block = 23
 decode = 18
 [workload.memory]
 prompt = 48
+steps = 8
 peaks = false
 """
 """What the ci suite measures, in small: exact tensors, codes with scales, level tables in a basis, keys before RoPE."""
@@ -77,13 +78,16 @@ def measured(folder: Path) -> list[Record]:
     return runner.run(parse_suite(SUITE, "here"))
 
 
-@pytest.fixture(scope="module")
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+@pytest.fixture(scope="module", autouse=True)
+def nothing_kept() -> Iterator[None]:
+    """Baselines on disk are kept by the code on disk, which stays as it is while code in memory is broken."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KVBENCH_KEPT_GIB", "0")
+        yield
 
 
 @pytest.fixture(scope="module")
-def baseline(tmp_path_factory: pytest.TempPathFactory) -> Baseline:
+def baseline(nothing_kept: None, tmp_path_factory: pytest.TempPathFactory) -> Baseline:
     folder = tmp_path_factory.mktemp("unbroken")
     torch.set_num_threads(1)
     return write_baseline(measured(folder / "run"), folder / "baseline.json")
