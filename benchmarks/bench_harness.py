@@ -20,6 +20,7 @@ from kvbench.hardware.environment import provenance
 from kvbench.measure.arms import Arm
 from kvbench.measure.bench import ModelBench
 from kvbench.measure.speed import SpeedBench
+from kvbench.runs.jsonl import encode_line, read_records
 from kvbench.runs.records import Failure, Provenance, Record
 from kvbench.runs.store import RunStore
 from kvbench.runs.trials import MemoryWorkload, Trial, Workload
@@ -42,7 +43,10 @@ class Case:
 
 CASES = {"tiny": [Case(2)], "quick": [Case(40)], "full": [Case(200)]}
 STEPS = ("hf", "none", "identity", "int4")
-PARTS = ("parse a spec", "hooks on and off", "self-test", "provenance", "append a record", "turns of a step")
+PARTS = (
+    *("parse a spec", "hooks on and off", "self-test", "provenance"),
+    *("append a record", "read 1,000 records", "turns of a step"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +122,8 @@ def _calls(small: ModelBench, folder: Path) -> dict[str, Callable[[], object]]:
     none = _arms(small)["none"]
     store, record = RunStore(folder), _record(small)
     store.plan([record.trial], "harness")
+    many = folder / "many.jsonl"
+    many.write_bytes(encode_line(record) * 1000)
 
     def hooks() -> None:
         with none.entered():
@@ -129,6 +135,7 @@ def _calls(small: ModelBench, folder: Path) -> dict[str, Callable[[], object]]:
         "self-test": lambda: self_test(model, geometry, keys_before_rope=True),
         "provenance": lambda: provenance("cpu", datetime.now(UTC)),
         "append a record": lambda: store.append(record),
+        "read 1,000 records": lambda: read_records(many),
     }
 
 

@@ -62,7 +62,7 @@ class Document:
         tensors, texts = contents
         tensors = {name: tensor.to(ids.device) for name, tensor in tensors.items()}
         blocks = json.loads(texts[_SPLIT])
-        states = tensors["states"].split(blocks["sizes"])
+        states = tuple(part.clone() for part in tensors["states"].split(blocks["sizes"]))
         output = None if blocks["distributions"] else model.get_output_embeddings()
         return cls(ids, prompt_from(tensors, texts), tensors["nll"], tensors["floor"], states, output)
 

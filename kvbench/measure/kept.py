@@ -33,7 +33,9 @@ Contents = tuple[dict[str, Tensor], dict[str, str]]
 def kept(key: Sequence[object], make: Callable[[], Contents]) -> Contents:
     """What ``make()`` returns, read from disk if it was made before under this ``key`` of plain JSON values.
 
-    A folder that is full or cannot be written is no error: the tensors are then made anew next time.
+    Also what was made just now is read back, so that this run and the next compute with tensors that lie alike in
+    memory (matrix products of tensors aligned otherwise differ in the last digit). A folder that is full or cannot be
+    written is no error: the tensors are then made anew next time.
     """
     folder = cache_dir() / FOLDER / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     if (contents := _read(folder)) is not None:
@@ -45,6 +47,7 @@ def kept(key: Sequence[object], make: Callable[[], Contents]) -> Contents:
         with contextlib.suppress(FetchError):
             build_folder(folder, lambda partial: save_file(tensors, partial / _FILE, texts))
             _make_room(folder.parent, folder)
+            return _read(folder) or (tensors, texts)
     return tensors, texts
 
 
@@ -65,7 +68,7 @@ def _read(folder: Path) -> Contents | None:
         return None
     try:
         with safe_open(folder / _FILE, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
             return tensors, dict(file.metadata() or {})
     except (OSError, SafetensorError):
         shutil.rmtree(folder, ignore_errors=True)

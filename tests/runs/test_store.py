@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -184,8 +183,6 @@ def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
         append_bytes(tmp_path / "file", b"abc")
 
 
-def test_ten_thousand_records_read_in_two_seconds(tmp_path, make_record):
-    (tmp_path / "records.jsonl").write_bytes(b"".join(encode_line(make_record(seed=i)) for i in range(100)) * 100)
-    start = time.process_time()
-    assert len(read_records(tmp_path)) == 100
-    assert time.process_time() - start < 2
+def test_of_records_with_one_id_the_last_is_read(tmp_path, make_record):
+    (tmp_path / "records.jsonl").write_bytes(b"".join(encode_line(make_record(seed=i)) for i in range(5)) * 3)
+    assert [record.trial.seed for record in read_records(tmp_path)] == [0, 1, 2, 3, 4]

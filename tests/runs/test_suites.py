@@ -62,7 +62,7 @@ def test_built_in_suites_parse(name):
 
 
 def test_names_are_the_built_in_files():
-    assert suite_names() == ["ablation", "ci", "domains", "frontier", "full", "quick", "speed", "standard"]
+    assert suite_names() == ["ablation", "ci", "domains", "frontier", "full", "mla", "quick", "speed", "standard"]
 
 
 def test_ci_measures_exact_quantities_only():

@@ -40,11 +40,8 @@ class Ftc(Part):
        ``coder=entropy`` quantizes with a trellis and codes the indices with rANS instead, every block of 32 tokens in a
        fixed number of bytes: less than half of the divergence at equal bits, for a slower encoder. It needs numba.
 
-    What each part is worth on SmolLM2-135M at 3.0 bits of allocated bytes, 1,024 tokens of essays, in KLD (suite
-    ``ablation``, results/ablation): all of it .0074; ``basis=split`` .0148; ``keys=after`` .042; principal components
-    instead of Fisher coordinates, ``kvtc:allocate=fisher`` .0188; every layer the same bits, ``kvtc`` .0270; one water
-    level and nothing weighted, ``kvtc:allocate=energy`` .0742. Calibration on another text costs a factor of 2.7 to
-    3.9, on both texts 1.2 (suite ``domains``): calibrate on ``essays+pydoc``, or on what will be read.
+    What each part contributes is measured by suite ``ablation``, what calibration on another text costs by suite
+    ``domains``: calibrate on what will be read, or on texts of several kinds.
 
     Keys are taken before RoPE, around their mean, and rotated when they are read; values around zero, which is what
     tokens that soak up attention carry. ``keys=after`` stores rotated keys instead, so that decode can absorb them, at
