@@ -59,4 +59,6 @@ class Pca(Part):
             rank = rank_for_energy(values, self.energy)
         else:
             rank = max(1, round((self.rank or 0) * width))
-        side.transform = orthonormal_transform(axes, mean, rank, draft.basis_dtype)
+        # A basis of full rank loses nothing but what its rounding to 16 bit would.
+        kept = draft.dtype if rank == axes.shape[-1] else draft.basis_dtype
+        side.transform = orthonormal_transform(axes, mean, rank, kept)
