@@ -74,6 +74,9 @@ def partial_attention(
     group = heads // kv_heads
     query, keys, values = (states.to(wide(query.dtype)) for states in (query, keys, values))
     folded = query.reshape(batch, kv_heads, group * queries, -1)  # (B, n_kv, g·Tq, d)
+    if _fusable(query, keys, values, softcap):
+        output, lse = _fused(folded, keys, values, scaling, mask, group)
+        return Partial(output.view(batch, heads, queries, -1), lse.reshape(batch, heads, queries))
     scores = torch.matmul(folded * scaling, keys.transpose(-1, -2))
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
@@ -86,6 +89,35 @@ def partial_attention(
     lse = (top + total.log()).squeeze(-1)
     output = torch.matmul(weights / total, values)
     return Partial(output.view(batch, heads, queries, -1), lse.view(batch, heads, queries))
+
+
+def _fusable(query: Tensor, keys: Tensor, values: Tensor, softcap: float | None) -> bool:
+    """Whether torch's fused kernel takes it; for one query it is no faster, and compiled graphs fuse on their own."""
+    return (
+        query.shape[2] > 1
+        and softcap is None
+        and query.device.type == "cpu"
+        and keys.shape[-1] == values.shape[-1]
+        and not (query.requires_grad or keys.requires_grad or values.requires_grad)
+    )
+
+
+def _fused(
+    folded: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None, group: int
+) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of ``folded`` (batch, kv heads, group · queries, d) by the kernel that is behind torch's
+    ``scaled_dot_product_attention`` on CPU: the public function keeps the log-sum-exp, which merges need, to itself.
+
+    No scores are held, and it is some five times as fast.
+    """
+    bias = None
+    if mask is not None:
+        lowest = torch.finfo(folded.dtype).min  # not -inf: rows without any token stay finite
+        bias = torch.zeros(mask.shape, dtype=folded.dtype).masked_fill_(~mask, lowest)
+        bias = bias.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(2, 3)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # type: ignore[no-any-return]
+        folded, keys, values, 0.0, False, attn_mask=bias, scale=scaling
+    )
 
 
 def merge(parts: Sequence[Partial]) -> Partial:
@@ -150,7 +182,7 @@ def attention_in_slices(
     if mask is not None:
         mask = mask.expand(*mask.shape[:2], queries, keys.shape[2])
     step = max(1, (most or MAX_SCORES) // (query.shape[0] * query.shape[1] * keys.shape[2]))
-    if step >= queries:
+    if step >= queries or (mask is None and _fusable(query, keys, values, softcap)):  # that holds no scores
         return partial_attention(query, keys, values, scaling, mask, softcap)
     parts = [
         partial_attention(
