@@ -7,8 +7,9 @@ against 16-bit keys and values, whatever dtype the run used.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,37 +61,57 @@ class Memory:
     baseline_rss_bytes: int | None = None
 
 
-def measure_memory(arm: Arm, ids: Tensor, steps: int, chunk: int | None = None) -> Memory:
+def measure_memory(
+    arm: Arm, ids: Tensor, steps: int, chunk: int | None = None, before_decoding: Callable[[], None] = lambda: None
+) -> Memory:
     """Prefill ``ids`` (batch, tokens) through ``arm``, walk the cache, then decode ``steps`` tokens, with peaks.
 
-    ``chunk`` tokens are prefilled at a time and compressed before the next come; None takes the prompt at once. Peaks
-    repeat only in a process that has done nothing else: see :mod:`kvbench.measure.memory_probe`.
+    Before that, the prompt is prefilled ``chunk`` tokens at a time, which are compressed before the next come, for the
+    peak of that; not where the prompt is no longer. Peaks repeat only in a process that has done nothing else: see
+    :mod:`kvbench.measure.memory_probe`.
 
     Raises:
         KvbenchError: a peak below the bytes that the cache itself had written.
     """
     batch, tokens = ids.shape
-    device = str(arm.model.device)
     with arm.entered():
-        _prefill(
-            arm, arm.new_cache(), ids[:, :WARM_UP], chunk
-        )  # what the first pass loads and builds is not the cache's
-        cache = arm.new_cache()
-        with peak_memory(device) as prefill:
-            logits = _prefill(arm, cache, ids, chunk)
-        allocated, (_, written) = walk(cache), _held(cache)
-        with peak_memory(device) as decode:
-            largest, most_written = _decode(arm, cache, logits, steps)
+        # What the first passes load and build is not the cache's: several tokens on none, and on some.
+        _prefill(arm, arm.new_cache(), ids[:, :WARM_UP], WARM_UP // 2)
+        chunked = None
+        if chunk is not None and chunk < tokens:
+            chunked = _peak_of_prefill(arm, ids, chunk).peak_bytes
+        whole = _peak_of_prefill(arm, ids, None)
+        allocated = walk(whole.cache)
+        before_decoding()
+        with peak_memory(str(arm.model.device)) as decode:
+            largest, most_written = _decode(arm, whole.cache, whole.logits, steps)
     return _summary(
         arm,
         allocated,
         batch,
         tokens,
         largest_bytes=largest if steps else None,
-        peak_prefill_bytes=_possible("prefill", prefill, prefill.baseline_bytes, written),
-        peak_decode_bytes=_possible("decoding", decode, prefill.baseline_bytes, most_written),
-        baseline_rss_bytes=prefill.baseline_bytes,
+        peak_prefill_bytes=whole.peak_bytes,
+        peak_prefill_chunked_bytes=chunked,
+        peak_decode_bytes=_possible("decoding", decode, whole.baseline_bytes, most_written),
+        baseline_rss_bytes=whole.baseline_bytes,
     )
+
+
+class _Prefilled(NamedTuple):
+    cache: Cache
+    logits: Tensor
+    baseline_bytes: int
+    peak_bytes: int
+
+
+def _peak_of_prefill(arm: Arm, ids: Tensor, chunk: int | None) -> _Prefilled:
+    """A new cache with ``ids`` in it, and the peak over the memory before it."""
+    cache = arm.new_cache()
+    with peak_memory(str(arm.model.device)) as peak:
+        logits = _prefill(arm, cache, ids, chunk)
+    phase = "prefill" if chunk is None else f"prefill in chunks of {chunk}"
+    return _Prefilled(cache, logits, peak.baseline_bytes, _possible(phase, peak, peak.baseline_bytes, _held(cache)[1]))
 
 
 def measure_filled(arm: Arm, prompt: ExactPrompt, steps: int) -> Memory:

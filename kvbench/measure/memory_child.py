@@ -1,13 +1,16 @@
-"""The process that peaks are measured in: it loads a model, a fitted plan and token ids, and measures one cache.
+"""The processes that peaks are measured in: each loads a model, a fitted plan and token ids, and measures one cache.
 
-Nothing is fitted, tokenized or tested here. Started by :mod:`kvbench.measure.memory_probe`.
+Nothing is fitted, tokenized or tested here. All are forks of one process that has imported what they need, which takes
+seconds, and has done nothing else. Started by :mod:`kvbench.measure.memory_probe`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from dataclasses import dataclass
+import traceback
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +24,26 @@ from kvbench.attention.reading import Reading
 from kvbench.compressors.compressor import parse
 from kvbench.compressors.plan_file import dump_plan, open_plan
 from kvbench.errors import KvbenchError
-from kvbench.hardware.allocator import refuse_huge_pages
+from kvbench.hardware.allocator import map_only_from, refuse_huge_pages
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import as_plain, measure_memory
 from kvbench.models.geometry import probe_geometry
 from kvbench.models.loading import load
 
-PLAN, PROMPT = "plan.safetensors", "prompt.safetensors"
+REQUEST, PLAN, PROMPT = "request.json", "plan.safetensors", "prompt.safetensors"
+DECODE_BLOCKS = 2**20
+"""Bytes from which a block is mapped while decoding."""
+
+RESULT, ERRORS = "result.json", "errors.txt"
+
+FORKS = sys.platform == "linux"
+"""Elsewhere a process measures once and ends: libraries of macOS do not survive a fork, and Windows has none."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure; the plan, unless the cache is one of transformers' own, and the prompt lie in ``folder``.
+    """What to measure. The plan, unless the cache is one of transformers' own, and the prompt lie beside it."""
 
-    ``chunk`` tokens of the prompt are prefilled at a time, all of them with None.
-    """
-
-    folder: str
     model: str
     compressor: str
     dtype: str
@@ -48,8 +54,8 @@ class Request:
     chunk: int | None = None
 
 
-def pack(arm: Arm, ids: Tensor, folder: Path) -> None:
-    """Write ``arm``'s plan and the prompt's ``ids`` (batch, tokens) into ``folder``.
+def pack(request: Request, arm: Arm, ids: Tensor, folder: Path) -> None:
+    """Write ``request``, ``arm``'s plan and the prompt's ``ids`` (batch, tokens) into ``folder``.
 
     Raises:
         KvbenchError: a part of the plan cannot be saved.
@@ -57,12 +63,13 @@ def pack(arm: Arm, ids: Tensor, folder: Path) -> None:
     if arm.plan is not None:
         (folder / PLAN).write_bytes(dump_plan(arm.plan, arm.geometry, arm.name, ""))
     save_file({"ids": ids.cpu().contiguous()}, folder / PROMPT)
+    (folder / REQUEST).write_text(json.dumps(asdict(request)))
 
 
-def measure(request: Request) -> dict[str, Any]:
-    """Plain values of :class:`kvbench.measure.memory.Memory`."""
+def measure(folder: Path) -> dict[str, Any]:
+    """Plain values of :class:`kvbench.measure.memory.Memory`, for what :func:`pack` has written."""
+    request = Request(**json.loads((folder / REQUEST).read_text()))
     torch.set_num_threads(request.threads)
-    folder = Path(request.folder)
     loaded = load(request.model, getattr(torch, request.dtype), request.device)
     _take_in(loaded.model)
     geometry = probe_geometry(loaded.model)
@@ -71,7 +78,8 @@ def measure(request: Request) -> dict[str, Any]:
     plan = None if stock is not None else open_plan(folder / PLAN).plan(geometry)
     arm = Arm.of(request.compressor, loaded.model, geometry, plan, stock, Reading.parse(request.attention))
     ids = load_file(folder / PROMPT)["ids"].to(loaded.model.device)
-    return as_plain(measure_memory(arm, ids, request.steps, request.chunk))
+    # Decoding takes the same small blocks over and over; mapping each of them takes as long as the step itself.
+    return as_plain(measure_memory(arm, ids, request.steps, request.chunk, lambda: map_only_from(DECODE_BLOCKS)))
 
 
 def _take_in(model: PreTrainedModel) -> None:
@@ -81,11 +89,34 @@ def _take_in(model: PreTrainedModel) -> None:
             parameter.data = parameter.data.clone()
 
 
-def main(text: str) -> None:
-    """Print one line of JSON for the :class:`Request` in ``text``; bad input ends the process with its line."""
+def main() -> None:
+    """Measure in every folder that is named on standard input, a line each; answer each with an exit status."""
     refuse_huge_pages()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    for line in sys.stdin:
+        folder = Path(line.rstrip("\n"))
+        print(_forked(folder) if FORKS else _run(folder), file=answers, flush=True)
+        if not FORKS:
+            return
+
+
+def _forked(folder: Path) -> int:
+    """The exit status of a fork that measures; negative for the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        os._exit(_run(folder))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _run(folder: Path) -> int:
+    """Write what was measured into ``folder``, or what went wrong; the exit status."""
     try:
-        print(json.dumps(measure(Request(**json.loads(text)))), flush=True)
+        (folder / RESULT).write_text(json.dumps(measure(folder)))
     except KvbenchError as problem:
-        print(problem, file=sys.stderr)
-        sys.exit(problem.exit_code)
+        (folder / ERRORS).write_text(str(problem))
+        return problem.exit_code
+    except BaseException:
+        (folder / ERRORS).write_text(traceback.format_exc())
+        return 1
+    return 0

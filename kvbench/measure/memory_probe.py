@@ -1,43 +1,38 @@
-"""Peak memory needs a process of its own, in which nothing else has happened: this is the call that starts it.
+"""Peak memory needs a process of its own, in which nothing else has happened: this is the call that has it measured.
 
-Everything is fitted and cut here, before; the child (:mod:`kvbench.measure.memory_child`) loads the model, the plan
-and the token ids. One child takes the prompt at once, another one in chunks that are compressed in between.
+Everything is fitted and cut here, before; the process (:mod:`kvbench.measure.memory_child`) loads the model, the plan
+and the token ids.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
-import kvbench
 from kvbench.errors import KvbenchError
 from kvbench.hardware.allocator import STEADY
 from kvbench.hardware.available_memory import available_memory
+from kvbench.hardware.servant import Servant
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import Memory, from_plain
-from kvbench.measure.memory_child import Request, pack
+from kvbench.measure.memory_child import ERRORS, RESULT, Request, pack
 
-START = "import sys; sys.path.append(sys.argv[1]); from kvbench.measure.memory_child import main; main(sys.argv[2])"
-"""Where kvbench lies comes last on the path, and the current folder not at all (-P): no file there is imported."""
+CHILD = Servant("kvbench.measure.memory_child", STEADY)
 
 
 def probe(arm: Arm, model: str, ids: Tensor, steps: int, chunk: int | None = None, timeout_s: float = 1800) -> Memory:
-    """Measure ``arm``, an arm of the registry's ``model``, in fresh processes.
+    """Measure ``arm``, an arm of the registry's ``model``, in a fresh process.
 
     Args:
         ids: (batch, tokens), the prompt.
         steps: tokens decoded after it.
-        chunk: tokens that are prefilled at a time in the second child; none is started where the prompt is no longer.
-        timeout_s: seconds, for each child.
+        chunk: tokens that are prefilled at a time for the peak in chunks; not measured where the prompt is no longer.
+        timeout_s: seconds.
 
     Raises:
         KvbenchError: the child reported bad input or impossible peaks, or the plan cannot be saved.
@@ -46,23 +41,19 @@ def probe(arm: Arm, model: str, ids: Tensor, steps: int, chunk: int | None = Non
         TimeoutError: it took longer than ``timeout_s``.
     """
     check_room(arm, ids)
+    request = Request(
+        model=model,
+        compressor=arm.name,
+        dtype=str(arm.geometry.dtype).removeprefix("torch."),
+        device=str(arm.model.device),
+        threads=torch.get_num_threads(),
+        attention=str(arm.reading),
+        steps=steps,
+        chunk=chunk,
+    )
     with TemporaryDirectory(prefix="kvbench-probe-") as folder:
-        pack(arm, ids, Path(folder))
-        request = Request(
-            folder=folder,
-            model=model,
-            compressor=arm.name,
-            dtype=str(arm.geometry.dtype).removeprefix("torch."),
-            device=str(arm.model.device),
-            threads=torch.get_num_threads(),
-            attention=str(arm.reading),
-            steps=steps,
-        )
-        found = run_child(request, timeout_s)
-        if chunk is not None and chunk < ids.shape[1]:
-            chunked = run_child(replace(request, chunk=chunk, steps=0), timeout_s)
-            found = replace(found, peak_prefill_chunked_bytes=chunked.peak_prefill_bytes)
-    return found
+        pack(request, arm, ids, Path(folder))
+        return measured(Path(folder), f"memory probe of {arm.name}", timeout_s)
 
 
 def check_room(arm: Arm, ids: Tensor) -> None:
@@ -84,26 +75,22 @@ def check_room(arm: Arm, ids: Tensor) -> None:
         )
 
 
-def run_child(request: Request, timeout_s: float) -> Memory:
-    """What one child has measured; errors as in :func:`probe`."""
-    home = str(Path(kvbench.__file__).parents[1])
-    command = [sys.executable, "-P", "-c", START, home, json.dumps(asdict(request))]
-    name = f"memory probe of {request.compressor}"
+def measured(folder: Path, name: str, timeout_s: float) -> Memory:
+    """What a child has measured in ``folder``, where everything was packed; errors as in :func:`probe`."""
     try:
-        child = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout_s, check=False, env=os.environ | STEADY
-        )
-    except subprocess.TimeoutExpired as error:
+        status = CHILD.serve(str(folder), timeout_s)
+    except TimeoutError as error:
         raise TimeoutError(f"{name} took longer than {timeout_s:g} s") from error
-    if child.returncode == -signal.SIGKILL:
+    if status == -signal.SIGKILL:
         raise MemoryError(f"{name} was killed, most likely for memory")
-    lines = [line for line in child.stdout.splitlines() if line.startswith("{")]
-    if child.returncode == 0 and lines:
-        return from_plain(json.loads(lines[-1]))
-    reason = (child.stderr.strip().splitlines() or [f"no output, exit status {child.returncode}"])[-1]
+    result, errors = folder / RESULT, folder / ERRORS
+    if status == 0 and result.exists():
+        return from_plain(json.loads(result.read_text()))
+    said = errors.read_text() if errors.exists() else CHILD.last_words()
+    reason = (said.strip().splitlines() or [f"no output, exit status {status}"])[-1]
     failure = f"{name} failed: {reason}"
-    if child.returncode == KvbenchError.exit_code:
+    if status == KvbenchError.exit_code:
         raise KvbenchError(failure)
     broken = RuntimeError(failure)
-    broken.add_note(child.stderr)
+    broken.add_note(said)
     raise broken

@@ -68,8 +68,8 @@ class SpeedWorkload(Frozen):
 class MemoryWorkload(Frozen):
     """The cache's bytes after ``prompt`` prefilled tokens, their maximum over ``steps`` decoded ones, and peak memory.
 
-    Peaks need processes of their own, two per trial: the prompt is prefilled at once, and ``chunk`` tokens at a time,
-    compressed in between. Without ``peaks`` the bytes are walked in the runner's process. Blocks of tokens leave the
+    Peaks need a process of their own, where the prompt is prefilled ``chunk`` tokens at a time, compressed in between,
+    and at once. Without ``peaks`` the bytes are walked in the runner's process. Blocks of tokens leave the
     recent window together, so ``steps`` should be no less than a block (32 tokens unless a spec says otherwise).
     """
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import psutil
 import pytest
 from driving import token_ids
 from fp64 import one_thread
 
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
+from kvbench.hardware import servant
+from kvbench.hardware.servant import Servant
 from kvbench.measure import memory_probe
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import Memory, as_plain, measure_memory
-from kvbench.measure.memory_child import Request
-from kvbench.measure.memory_probe import check_room, probe, run_child
+from kvbench.measure.memory_probe import check_room, measured, probe
 from kvbench.measure.sensitivity import calibrated
 from kvbench.models.geometry import probe_geometry
 from kvbench.models.loading import LoadedModel, load
@@ -29,7 +30,6 @@ __all__ = ["one_thread"]
 TINY = "random:llama"
 WIDE = "random:llama?layers=4,heads=4,kv_heads=4,head_dim=128"
 """2,000 tokens of it are 31 MiB of keys and values, far above what resident memory is known to."""
-REQUEST = Request("nowhere", TINY, "int:bits=4", "float32", "cpu", 1, "auto", 2)
 
 
 @cache
@@ -101,48 +101,67 @@ def test_a_machine_that_is_too_small_is_told_before_a_child_starts(monkeypatch: 
 # ---- what a child may end as -----------------------------------------------------------------------------------------
 
 
-def child(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Let another program stand in for the child."""
-    run = subprocess.run
-    monkeypatch.setattr(
-        memory_probe.subprocess, "run", lambda command, **rest: run([sys.executable, "-c", script], **rest)
-    )
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Memory]]:
+    """Let a program stand in for the child: it has ``request`` in hand, and the folder that is named there."""
+    servants: list[Servant] = []
+
+    def run(script: str, timeout_s: float = 60) -> Memory:
+        lines = ["import os, pathlib, signal, sys, time", "def main():", "    for request in sys.stdin:"]
+        lines += ["        folder = pathlib.Path(request.strip())", f"        {script}"]
+        monkeypatch.setattr(servant, "START", "\n".join([*lines, "main()"]).replace("{", "{{").replace("}", "}}"))
+        servants.append(Servant("", {}))
+        monkeypatch.setattr(memory_probe, "CHILD", servants[-1])
+        return measured(tmp_path, "memory probe of x", timeout_s)
+
+    yield run
+    for each in servants:
+        each.end()
 
 
-def test_bad_input_in_the_child_is_one_line(monkeypatch: pytest.MonkeyPatch):
-    child(monkeypatch, "import sys; print('a warning\\nthe peak is below', file=sys.stderr); sys.exit(2)")
+def test_bad_input_in_the_child_is_one_line(child: Callable[[str], Memory]):
     with pytest.raises(KvbenchError) as error:
-        run_child(REQUEST, 60)
-    assert str(error.value) == "memory probe of int:bits=4 failed: the peak is below"
+        child("(folder / 'errors.txt').write_text('a warning\\nthe peak is below'); print(2, flush=True)")
+    assert str(error.value) == "memory probe of x failed: the peak is below"
 
 
-def test_a_child_that_breaks_is_one_line_with_its_traceback_as_a_note(monkeypatch: pytest.MonkeyPatch):
-    child(monkeypatch, "def deep(): raise ZeroDivisionError('oh')\ndeep()")
+def test_a_child_that_breaks_is_one_line_with_its_traceback_as_a_note(tmp_path: Path):
     with pytest.raises(RuntimeError) as error:
-        run_child(REQUEST, 60)
-    assert str(error.value) == "memory probe of int:bits=4 failed: ZeroDivisionError: oh"
-    assert "in deep" in error.value.__notes__[0]
+        measured(tmp_path, "memory probe of x", 60)  # there is nothing in the folder
+    assert str(error.value).startswith("memory probe of x failed: FileNotFoundError: ")
+    assert "in measure" in error.value.__notes__[0]
 
 
-@pytest.mark.parametrize("script", ["", "import os; os._exit(7)"])
-def test_a_child_without_a_result_is_told(monkeypatch: pytest.MonkeyPatch, script: str):
-    child(monkeypatch, script)
-    with pytest.raises(RuntimeError, match=r"memory probe of int:bits=4 failed: no output, exit status [07]$"):
-        run_child(REQUEST, 60)
+@pytest.mark.parametrize("script", ["os._exit(7)", "print(7, flush=True)"])
+def test_a_child_without_a_result_is_told(child: Callable[[str], Memory], script: str):
+    with pytest.raises(RuntimeError, match=r"memory probe of x failed: no output, exit status 7$"):
+        child(script)
 
 
-def test_a_killed_child_counts_as_out_of_memory(monkeypatch: pytest.MonkeyPatch):
-    child(monkeypatch, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+def test_a_process_that_dies_is_quoted_and_started_anew(child: Callable[[str], Memory], tmp_path: Path):
+    with pytest.raises(RuntimeError, match="failed: ZeroDivisionError: oh"):
+        child("raise ZeroDivisionError('oh')")
+    with pytest.raises(RuntimeError, match="failed: ZeroDivisionError: oh"):
+        measured(tmp_path, "memory probe of x", 60)
+
+
+@pytest.mark.parametrize("script", ["print(-9, flush=True)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_a_killed_child_counts_as_out_of_memory(child: Callable[[str], Memory], script: str):
     with pytest.raises(MemoryError, match="killed, most likely for memory"):
-        run_child(REQUEST, 60)
+        child(script)
 
 
-def test_noise_on_stdout_is_not_taken_for_the_result(monkeypatch: pytest.MonkeyPatch):
-    plain = as_plain(measure_memory(arm_of("none"), token_ids(1, 20), 0))
-    child(monkeypatch, f"import json; print('loading…'); print(json.dumps({plain!r})); print('bye')")
-    assert as_plain(run_child(REQUEST, 60)) == plain
+def test_the_child_sees_the_environment_as_it_is_now(
+    child: Callable[[str], Memory], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    script = "(folder / 'errors.txt').write_text(os.environ['KVBENCH_WORD']); print(1, flush=True)"
+    for word in ("first", "second"):
+        monkeypatch.setenv("KVBENCH_WORD", word)
+        with pytest.raises(RuntimeError, match=f"failed: {word}"):
+            child(script) if word == "first" else measured(tmp_path, "memory probe of x", 60)
 
 
-def test_a_child_that_takes_too_long_is_ended():
-    with pytest.raises(TimeoutError, match=r"memory probe of int:bits=4 took longer than 0\.05 s"):
-        run_child(REQUEST, 0.05)
+def test_a_child_that_takes_too_long_is_ended(child: Callable[..., Memory], tmp_path: Path):
+    with pytest.raises(TimeoutError, match=r"memory probe of x took longer than 0\.5 s"):
+        child("(folder / 'pid').write_text(str(os.getpid())); time.sleep(60)", 0.5)
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))

@@ -1,0 +1,100 @@
+"""A process that imports a module once and then works on one request after another.
+
+Importing torch and transformers takes seconds; a process that is started for each request would spend most of its time
+with that.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryFile
+from threading import Thread
+from typing import IO
+
+import kvbench
+
+START = "import sys; sys.path.append(sys.argv[1]); from {module} import main; main()"
+"""Where kvbench lies comes last on the path, and the current folder not at all (-P): no file there is imported."""
+
+
+class Servant:
+    """Runs ``main()`` of ``module`` in a process of its own, started on the first request and ended with this one.
+
+    ``main`` reads requests from standard input, a line each, and writes one line with an exit status for each. It may
+    end after any of them, or die: the next request starts it anew. ``environment`` is set on top of this process'.
+    """
+
+    def __init__(self, module: str, environment: Mapping[str, str]) -> None:
+        self._module, self._added = module, dict(environment)
+        self._process: subprocess.Popen[str] | None = None
+        self._environment: dict[str, str] = {}
+        self._errors: IO[bytes] | None = None
+        atexit.register(self.end)
+
+    def serve(self, request: str, timeout_s: float) -> int:
+        """The exit status of the work on ``request``; negative for the signal that ended it.
+
+        Raises:
+            TimeoutError: it took longer than ``timeout_s``; the process was ended.
+        """
+        process, answers = self._running(), list[str]()
+        assert process.stdin is not None and process.stdout is not None
+        reader = Thread(target=lambda line: answers.append(line()), args=(process.stdout.readline,), daemon=True)
+        try:
+            process.stdin.write(request + "\n")
+            process.stdin.flush()
+            reader.start()
+            reader.join(timeout_s)
+            answered = bool(answers)
+        except BrokenPipeError:
+            return process.wait()
+        except BaseException:
+            self.end()
+            raise
+        if not answered:
+            self.end()
+            raise TimeoutError
+        return int(answers[0]) if answers[0] else process.wait()
+
+    def last_words(self) -> str:
+        """What the process has written to its standard error."""
+        if self._errors is None:
+            return ""
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace")
+
+    def end(self) -> None:
+        """End the process and what it has started."""
+        if self._process is not None:
+            if hasattr(os, "killpg"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _running(self) -> subprocess.Popen[str]:
+        """The process; a new one where it has ended, or was started under another environment."""
+        environment = os.environ | self._added
+        if self._process is None or self._process.poll() is not None or self._environment != environment:
+            self.end()
+            home = str(Path(kvbench.__file__).parents[1])
+            self._errors = TemporaryFile()  # noqa: SIM115 - it is the process' standard error, and goes when that does
+            self._environment = environment
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", START.format(module=self._module), home],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for this process, which then ends that one
+            )
+        return self._process
