@@ -146,7 +146,7 @@ def rotate(module: nn.Module, states: Tensor, rotation: Rotation, rotary_dims: i
         return states
     apply: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(module).__module__].apply_rotary_pos_emb
     turned = states[..., :rotary_dims]
-    turned = apply(turned, turned, *rotation)[0]
+    turned = apply(turned, turned[:, :1], *rotation)[0]  # it turns keys, too: one head is the least to give it
     if rotary_dims == states.shape[-1]:
         return turned
     return torch.cat([turned, states[..., rotary_dims:]], -1)

@@ -8,8 +8,11 @@ heavy-tailed, and a Gaussian table clips them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kvbench.quantizers.base import Cost, Stored
@@ -42,18 +45,35 @@ class CodebookQuantizer:
         """Latents (batch, 1, tokens, rank) → packed codes."""
         scaled = (latents / self.deviation).float()
         codes = torch.empty(scaled.shape, dtype=torch.uint8, device=scaled.device)
-        for width, columns in self._runs():
+        for width, columns in self._runs:
             codes[..., columns] = nearest(scaled[..., columns], self.levels[width])
         return {"codes": pack(codes, self.widths)}
 
     def decode(self, stored: Stored) -> Tensor:
-        """Packed codes → latents in fp32."""
+        """Packed codes → latents in the deviations' dtype."""
         codes = unpack(stored["codes"], self.widths)
+        if codes.device.type == "cpu" and self.deviation.dtype == torch.float32 and not torch.compiler.is_compiling():
+            return self._decode_on_cpu(codes)
         latents = torch.zeros(codes.shape, dtype=self.deviation.dtype, device=codes.device)
-        for width, columns in self._runs():
+        for width, columns in self._runs:
             if width:
                 latents[..., columns] = look_up(codes[..., columns], self.levels[width])
         return latents.mul_(self.deviation)
+
+    def _decode_on_cpu(self, codes: Tensor) -> Tensor:
+        from kvbench.quantizers.unpacking import scaled_levels
+
+        latents, (levels, starts) = torch.empty(codes.shape), self._joined_levels
+        rows = codes.flatten(0, -2).numpy(), latents.flatten(0, -2).numpy()
+        scaled_levels(rows[0], levels, starts, self.deviation.numpy(), rows[1])
+        return latents
+
+    @cached_property
+    def _joined_levels(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """All level tables in a row, and where each component's begins; a component without bits is 0."""
+        tables = {0: np.zeros(1, np.float32)} | {width: self.levels[width].numpy() for width in set(self.widths) - {0}}
+        starts = dict(zip(tables, np.cumsum([0, *map(len, tables.values())]).tolist(), strict=False))
+        return np.concatenate(list(tables.values())), np.array([starts[width] for width in self.widths])
 
     def coded(self, stored: Stored) -> Coded:
         """The codes, the level tables and the deviations."""
@@ -67,6 +87,7 @@ class CodebookQuantizer:
         """Deviations and the level tables."""
         return [self.deviation, *self.levels.values()]
 
+    @cached_property
     def _runs(self) -> list[tuple[int, slice | list[int]]]:
         """(width, its components) for every width in use; a slice where they are adjacent."""
         runs: list[tuple[int, slice | list[int]]] = []

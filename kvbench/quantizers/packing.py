@@ -14,7 +14,9 @@ from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 TOKENS_PER_GROUP = 8
@@ -97,10 +99,26 @@ def pack(codes: Tensor, widths: Sequence[int]) -> Tensor:
 
 def unpack(packed: Tensor, widths: Sequence[int]) -> Tensor:
     """The inverse of :func:`pack`: (…, groups, Σ widths) → (…, groups · 8, components) uint8."""
+    if packed.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _unpack_on_cpu(packed, tuple(widths))
     codes = packed.new_zeros(*packed.shape[:-1], TOKENS_PER_GROUP, len(widths))
     for section in _sections(tuple(widths)):
         _unpack_section(packed, codes, section)
     return codes.flatten(-3, -2)
+
+
+def _unpack_on_cpu(packed: Tensor, widths: tuple[int, ...]) -> Tensor:
+    from kvbench.quantizers.unpacking import unpack_groups
+
+    codes = packed.new_empty(*packed.shape[:-1], TOKENS_PER_GROUP, len(widths))
+    lines = packed.contiguous().flatten(0, -2).numpy()
+    unpack_groups(lines, _section_table(widths), codes.flatten(0, -3).numpy())
+    return codes.flatten(-3, -2)
+
+
+@lru_cache(maxsize=4096)
+def _section_table(widths: tuple[int, ...]) -> NDArray[np.int64]:
+    return np.array(_sections(widths), np.int64).reshape(-1, len(_Section._fields))
 
 
 def _pack_section(groups: Tensor, packed: Tensor, section: _Section) -> None:
