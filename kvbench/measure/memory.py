@@ -26,7 +26,7 @@ from kvbench.measure.prompt import ExactPrompt
 FLAG = 0.01
 """Predicted and allocated bytes may differ by this share before a result is flagged."""
 
-WARM_UP = 512
+WARM_UP = 256
 """Tokens of the prompt that run once before anything is measured: enough for every layer to encode blocks."""
 
 
