@@ -20,7 +20,6 @@ STEADY = {
 """glibc's environment (mallopt(3)) for a process whose peaks are measured: blocks of 64 KiB and more are mapped when
 they are taken and unmapped when they are freed. Slower, so not for a process that is timed."""
 
-_M_MMAP_THRESHOLD = -3  # mallopt(3)
 _PR_SET_THP_DISABLE = 41  # prctl(2)
 
 
@@ -30,13 +29,6 @@ def release_free_memory() -> None:
     trim = getattr(_libc(), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def map_only_from(size: int) -> None:
-    """Map blocks of ``size`` bytes and more from now on, and keep smaller ones in the heap; for glibc alone."""
-    change = getattr(_libc(), "mallopt", None)
-    if change is not None:
-        change(_M_MMAP_THRESHOLD, size)
 
 
 def refuse_huge_pages() -> None:

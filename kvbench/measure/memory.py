@@ -7,7 +7,6 @@ against 16-bit keys and values, whatever dtype the run used.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from kvbench.measure.prompt import ExactPrompt
 FLAG = 0.01
 """Predicted and allocated bytes may differ by this share before a result is flagged."""
 
-WARM_UP = 256
+WARM_UP = 512
 """Tokens of the prompt that run once before anything is measured: enough for every layer to encode blocks."""
 
 
@@ -61,9 +60,7 @@ class Memory:
     baseline_rss_bytes: int | None = None
 
 
-def measure_memory(
-    arm: Arm, ids: Tensor, steps: int, chunk: int | None = None, before_decoding: Callable[[], None] = lambda: None
-) -> Memory:
+def measure_memory(arm: Arm, ids: Tensor, steps: int, chunk: int | None = None) -> Memory:
     """Prefill ``ids`` (batch, tokens) through ``arm``, walk the cache, then decode ``steps`` tokens, with peaks.
 
     Before that, the prompt is prefilled ``chunk`` tokens at a time, which are compressed before the next come, for the
@@ -82,7 +79,6 @@ def measure_memory(
             chunked = _peak_of_prefill(arm, ids, chunk).peak_bytes
         whole = _peak_of_prefill(arm, ids, None)
         allocated = walk(whole.cache)
-        before_decoding()
         with peak_memory(str(arm.model.device)) as decode:
             largest, most_written = _decode(arm, whole.cache, whole.logits, steps)
     return _summary(

@@ -24,16 +24,13 @@ from kvbench.attention.reading import Reading
 from kvbench.compressors.compressor import parse
 from kvbench.compressors.plan_file import dump_plan, open_plan
 from kvbench.errors import KvbenchError
-from kvbench.hardware.allocator import map_only_from, refuse_huge_pages
+from kvbench.hardware.allocator import refuse_huge_pages
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import as_plain, measure_memory
 from kvbench.models.geometry import probe_geometry
 from kvbench.models.loading import load
 
 REQUEST, PLAN, PROMPT = "request.json", "plan.safetensors", "prompt.safetensors"
-DECODE_BLOCKS = 2**20
-"""Bytes from which a block is mapped while decoding."""
-
 RESULT, ERRORS = "result.json", "errors.txt"
 
 FORKS = sys.platform == "linux"
@@ -78,8 +75,7 @@ def measure(folder: Path) -> dict[str, Any]:
     plan = None if stock is not None else open_plan(folder / PLAN).plan(geometry)
     arm = Arm.of(request.compressor, loaded.model, geometry, plan, stock, Reading.parse(request.attention))
     ids = load_file(folder / PROMPT)["ids"].to(loaded.model.device)
-    # Decoding takes the same small blocks over and over; mapping each of them takes as long as the step itself.
-    return as_plain(measure_memory(arm, ids, request.steps, request.chunk, lambda: map_only_from(DECODE_BLOCKS)))
+    return as_plain(measure_memory(arm, ids, request.steps, request.chunk))
 
 
 def _take_in(model: PreTrainedModel) -> None:
