@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kvbench.attention.partial import Partial, merge
 from kvbench.models.folders import cache_dir
+from kvbench.quantizers.codebook import CodebookQuantizer
 from kvbench.quantizers.coded import Coded
 
 
@@ -60,6 +61,8 @@ def missing(device: str) -> str | None:
 
 def warm_up(device: torch.device) -> None:
     """Compile every kernel, or load it from the disk: nobody's timing should contain that."""
+    if device.type == "cpu":
+        CodebookQuantizer((1,), torch.ones(1)).decode({"codes": torch.zeros(1, 1, 1, 1, dtype=torch.uint8)})
     found = kernels_for(device)
     if found is None:
         return

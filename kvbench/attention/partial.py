@@ -92,7 +92,7 @@ def partial_attention(
 
 
 def _fusable(query: Tensor, keys: Tensor, values: Tensor, softcap: float | None) -> bool:
-    """Whether torch's fused kernel takes it; for one query it is no faster, and compiled graphs fuse on their own."""
+    """Whether torch's fused kernel takes it: several queries, since one is folded over its head group or compiled."""
     return (
         query.shape[2] > 1
         and softcap is None

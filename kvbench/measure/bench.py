@@ -158,7 +158,7 @@ class ModelBench:
         chunk: int,
         timeout_s: float,
     ) -> Memory:
-        """The same in processes of their own, with peaks; ``chunk`` tokens of the prompt at a time in one of them."""
+        """The same in a process of its own, with peaks: of a prefill ``chunk`` tokens at a time, and of the whole."""
         ids = self.evaluation_windows(text, prompt, batch, split).ids
         return probe(arm, self.name, ids, steps, chunk, timeout_s)
 

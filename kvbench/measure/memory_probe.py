@@ -17,12 +17,12 @@ from torch import Tensor
 from kvbench.errors import KvbenchError
 from kvbench.hardware.allocator import STEADY
 from kvbench.hardware.available_memory import available_memory
-from kvbench.hardware.servant import Servant
+from kvbench.hardware.worker import Worker
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import Memory, from_plain
 from kvbench.measure.memory_child import ERRORS, RESULT, Request, pack
 
-CHILD = Servant("kvbench.measure.memory_child", STEADY)
+CHILD = Worker("kvbench.measure.memory_child", STEADY)
 
 
 def probe(arm: Arm, model: str, ids: Tensor, steps: int, chunk: int | None = None, timeout_s: float = 1800) -> Memory:
@@ -78,7 +78,7 @@ def check_room(arm: Arm, ids: Tensor) -> None:
 def measured(folder: Path, name: str, timeout_s: float) -> Memory:
     """What a child has measured in ``folder``, where everything was packed; errors as in :func:`probe`."""
     try:
-        status = CHILD.serve(str(folder), timeout_s)
+        status = CHILD.run(str(folder), timeout_s)
     except TimeoutError as error:
         raise TimeoutError(f"{name} took longer than {timeout_s:g} s") from error
     if status == -signal.SIGKILL:
@@ -86,7 +86,7 @@ def measured(folder: Path, name: str, timeout_s: float) -> Memory:
     result, errors = folder / RESULT, folder / ERRORS
     if status == 0 and result.exists():
         return from_plain(json.loads(result.read_text()))
-    said = errors.read_text() if errors.exists() else CHILD.last_words()
+    said = errors.read_text() if errors.exists() else CHILD.errors()
     reason = (said.strip().splitlines() or [f"no output, exit status {status}"])[-1]
     failure = f"{name} failed: {reason}"
     if status == KvbenchError.exit_code:

@@ -13,8 +13,8 @@ from fp64 import one_thread
 
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
-from kvbench.hardware import servant
-from kvbench.hardware.servant import Servant
+from kvbench.hardware import worker
+from kvbench.hardware.worker import Worker
 from kvbench.measure import memory_probe
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import Memory, as_plain, measure_memory
@@ -104,19 +104,19 @@ def test_a_machine_that_is_too_small_is_told_before_a_child_starts(monkeypatch: 
 @pytest.fixture
 def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Memory]]:
     """Let a program stand in for the child: it has ``request`` in hand, and the folder that is named there."""
-    servants: list[Servant] = []
+    workers: list[Worker] = []
 
     def run(script: str, timeout_s: float = 60) -> Memory:
         lines = ["import os, pathlib, signal, sys, time", "def main():", "    for request in sys.stdin:"]
         lines += ["        folder = pathlib.Path(request.strip())", f"        {script}"]
-        monkeypatch.setattr(servant, "START", "\n".join([*lines, "main()"]).replace("{", "{{").replace("}", "}}"))
-        servants.append(Servant("", {}))
-        monkeypatch.setattr(memory_probe, "CHILD", servants[-1])
+        monkeypatch.setattr(worker, "START", "\n".join([*lines, "main()"]).replace("{", "{{").replace("}", "}}"))
+        workers.append(Worker("", {}))
+        monkeypatch.setattr(memory_probe, "CHILD", workers[-1])
         return measured(tmp_path, "memory probe of x", timeout_s)
 
     yield run
-    for each in servants:
-        each.end()
+    for each in workers:
+        each.stop()
 
 
 def test_bad_input_in_the_child_is_one_line(child: Callable[[str], Memory]):
@@ -149,6 +149,20 @@ def test_a_process_that_dies_is_quoted_and_started_anew(child: Callable[[str], M
 def test_a_killed_child_counts_as_out_of_memory(child: Callable[[str], Memory], script: str):
     with pytest.raises(MemoryError, match="killed, most likely for memory"):
         child(script)
+
+
+def test_what_a_library_prints_is_no_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    plain = as_plain(measure_memory(arm_of("none"), token_ids(1, 20), 0))
+    start = "import sys; sys.path.append(sys.argv[1]); import {module} as child; "
+    start += f"child.measure = lambda folder: print('loading', flush=True) or {plain!r}; "
+    start = start.replace("{", "{{").replace("}", "}}").replace("{{module}}", "{module}") + "child.main()"
+    monkeypatch.setattr(worker, "START", start)
+    noisy = Worker("kvbench.measure.memory_child", {})
+    monkeypatch.setattr(memory_probe, "CHILD", noisy)
+    try:
+        assert as_plain(measured(tmp_path, "memory probe of x", 60)) == plain
+    finally:
+        noisy.stop()
 
 
 def test_the_child_sees_the_environment_as_it_is_now(

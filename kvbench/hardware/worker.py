@@ -24,7 +24,7 @@ START = "import sys; sys.path.append(sys.argv[1]); from {module} import main; ma
 """Where kvbench lies comes last on the path, and the current folder not at all (-P): no file there is imported."""
 
 
-class Servant:
+class Worker:
     """Runs ``main()`` of ``module`` in a process of its own, started on the first request and ended with this one.
 
     ``main`` reads requests from standard input, a line each, and writes one line with an exit status for each. It may
@@ -35,10 +35,10 @@ class Servant:
         self._module, self._added = module, dict(environment)
         self._process: subprocess.Popen[str] | None = None
         self._environment: dict[str, str] = {}
-        self._errors: IO[bytes] | None = None
-        atexit.register(self.end)
+        self._stderr: IO[bytes] | None = None
+        atexit.register(self.stop)
 
-    def serve(self, request: str, timeout_s: float) -> int:
+    def run(self, request: str, timeout_s: float) -> int:
         """The exit status of the work on ``request``; negative for the signal that ended it.
 
         Raises:
@@ -56,21 +56,21 @@ class Servant:
         except BrokenPipeError:
             return process.wait()
         except BaseException:
-            self.end()
+            self.stop()
             raise
         if not answered:
-            self.end()
+            self.stop()
             raise TimeoutError
         return int(answers[0]) if answers[0] else process.wait()
 
-    def last_words(self) -> str:
+    def errors(self) -> str:
         """What the process has written to its standard error."""
-        if self._errors is None:
+        if self._stderr is None:
             return ""
-        self._errors.seek(0)
-        return self._errors.read().decode(errors="replace")
+        self._stderr.seek(0)
+        return self._stderr.read().decode(errors="replace")
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """End the process and what it has started."""
         if self._process is not None:
             if hasattr(os, "killpg"):
@@ -84,15 +84,15 @@ class Servant:
         """The process; a new one where it has ended, or was started under another environment."""
         environment = os.environ | self._added
         if self._process is None or self._process.poll() is not None or self._environment != environment:
-            self.end()
+            self.stop()
             home = str(Path(kvbench.__file__).parents[1])
-            self._errors = TemporaryFile()  # noqa: SIM115 - it is the process' standard error, and goes when that does
+            self._stderr = TemporaryFile()  # noqa: SIM115 - it is the process' standard error, and goes when that does
             self._environment = environment
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", START.format(module=self._module), home],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._errors,
+                stderr=self._stderr,
                 text=True,
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for this process, which then ends that one
