@@ -32,6 +32,18 @@ PACKAGES = (
 )
 """Distributions whose version can change a number. Those not installed are left out of the record."""
 
+VECTOR_INSTRUCTIONS = {
+    "avx2": "AVX2",
+    "avx_vnni": "AVX-VNNI",
+    "avx512f": "AVX-512",
+    "avx512_vbmi": "VBMI",
+    "avx512_vnni": "VNNI",
+    "amx_tile": "AMX",
+    "asimd": "NEON",
+    "sve": "SVE",
+}
+"""Flags of ``/proc/cpuinfo`` that decide which kernels run and how fast."""
+
 GIT_TIMEOUT = 5.0
 """Seconds to wait for git on a slow disk before the commit is recorded as unknown."""
 
@@ -80,15 +92,25 @@ def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     return {name: version for name, version in found.items() if version}
 
 
-@cache
 def cpu_model() -> str:
-    """The processor's marketing name where the system tells it, else its architecture."""
+    """The processor's marketing name where the system tells it, else its architecture, and its vector instructions.
+
+    They belong to it: clouds sell processors of several generations, whose kernels differ, under one name.
+    """
+    told = _cpu_info()
+    name = told.get("model name") or platform.processor() or platform.machine()
+    flags = (told.get("flags") or told.get("Features") or "").split()
+    vectors = [instructions for flag, instructions in VECTOR_INSTRUCTIONS.items() if flag in flags]
+    return f"{name} ({', '.join(vectors)})" if vectors else name
+
+
+def _cpu_info() -> dict[str, str]:
+    """What Linux tells about the processor's last core; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def usable_cores() -> int:

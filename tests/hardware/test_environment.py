@@ -46,6 +46,25 @@ def test_only_installed_packages_are_listed():
     assert all(versions.values())
 
 
+@pytest.mark.parametrize(
+    ("told", "model"),
+    [
+        ({"model name": "AMD EPYC", "flags": "fpu avx avx2 sse"}, "AMD EPYC (AVX2)"),
+        (
+            {"model name": "AMD EPYC", "flags": "avx2 avx512f avx512_vbmi avx512_vnni"},
+            "AMD EPYC (AVX2, AVX-512, VBMI, VNNI)",
+        ),
+        ({"Features": "fp asimd sve"}, "aarch64 (NEON, SVE)"),
+        ({}, "aarch64"),
+    ],
+)
+def test_processors_of_one_name_are_told_apart_by_their_vector_instructions(monkeypatch, told, model):
+    monkeypatch.setattr(environment, "_cpu_info", lambda: told)
+    monkeypatch.setattr(environment.platform, "processor", lambda: "")
+    monkeypatch.setattr(environment.platform, "machine", lambda: "aarch64")
+    assert environment.cpu_model() == model
+
+
 def test_cores_are_those_that_may_be_used(monkeypatch):
     monkeypatch.setattr(environment.os, "sched_getaffinity", lambda pid: {0, 3}, raising=False)
     assert usable_cores() == 2
