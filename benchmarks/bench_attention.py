@@ -18,10 +18,10 @@ from shapes import HEADS, KV_HEADS, SCALING, codecs, query, states
 from torch import Tensor
 from torch.nn import functional
 
-from kvbench.attention.decode import attend_exact
-from kvbench.attention.partial import Partial, partial_attention
-from kvbench.attention.reading import Reading
 from kvbench.hardware.bandwidth import Bandwidth
+from kvbench.kernels.decode import attend_exact
+from kvbench.kernels.reading import Reading
+from kvbench.kernels.reference import Partial, partial_attention
 
 pytestmark = pytest.mark.benchmark(timer=replayed)
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from kvbench.attention.kernels import kernels_for, warm_up
 from kvbench.hardware.bandwidth import Bandwidth, measure_bandwidth
 from kvbench.hardware.environment import cpu_model, git_state, package_versions, usable_cores
+from kvbench.kernels.choice import kernels_for, warm_up
 
 CPU = torch.device("cpu")
 LONGEST = 3600

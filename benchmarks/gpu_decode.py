@@ -26,14 +26,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvbench.attention.partial import partial_attention
+from kvbench.codecs.quantizers.base import Quantizer, Stored
+from kvbench.codecs.quantizers.codebook import CodebookQuantizer
+from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.errors import KvbenchError
 from kvbench.hardware.environment import provenance
+from kvbench.kernels.reference import partial_attention
 from kvbench.measure.statistics import paired_ratio
-from kvbench.quantizers.base import Quantizer, Stored
-from kvbench.quantizers.codebook import CodebookQuantizer
-from kvbench.quantizers.integer import IntegerQuantizer
-from kvbench.runs.files import replace_file
+from kvbench.storage.files import replace_file
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
 SCALING = DIM**-0.5
@@ -163,7 +163,7 @@ class Entry:
 
 def exact_entries(batch: int, length: int, device: torch.device) -> dict[str, Entry]:
     """bf16 keys and values: both baselines and the Triton kernel."""
-    from kvbench.attention.triton_exact import triton_exact_decode
+    from kvbench.kernels.triton.exact import triton_exact_decode
 
     query, keys, values = (
         torch.randn(batch, KV_HEADS, count, DIM, device=device, dtype=torch.bfloat16)
@@ -181,7 +181,7 @@ def exact_entries(batch: int, length: int, device: torch.device) -> dict[str, En
 
 def coded_entry(quantizer: Quantizer, rank: int, batch: int, length: int, device: torch.device) -> Entry:
     """One stored form, read by the Triton kernel."""
-    from kvbench.attention.triton_coded import triton_coded_attention
+    from kvbench.kernels.triton.coded import triton_coded_attention
 
     query = torch.randn(batch, KV_HEADS, HEADS // KV_HEADS, rank, device=device, dtype=torch.bfloat16)
     sides = [encoded(quantizer, batch, length, rank, seed, device) for seed in (0, 1)]

@@ -6,9 +6,9 @@ from functools import cache
 
 import torch
 
-from kvbench.attention.reading import Reading
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
+from kvbench.kernels.reading import Reading
 from kvbench.measure.arms import Arm
 from kvbench.measure.bench import CalibrationSource, ModelBench
 from kvbench.measure.speed import SpeedBench

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.codec import Codec, SideCodec
-from kvbench.quantizers.base import Quantizer
-from kvbench.quantizers.codebook import CodebookQuantizer
-from kvbench.quantizers.integer import IntegerQuantizer
-from kvbench.transforms.linear import LinearTransform
+from kvbench.codecs.quantizers.base import Quantizer
+from kvbench.codecs.quantizers.codebook import CodebookQuantizer
+from kvbench.codecs.quantizers.integer import IntegerQuantizer
+from kvbench.codecs.transforms.linear import LinearTransform
 
 HEADS, KV_HEADS, DIM, LAYERS = 9, 3, 64, 30
 SCALING = DIM**-0.5

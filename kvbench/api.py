@@ -12,10 +12,10 @@ from kvbench.cache.attach import CompressedModel, attach
 from kvbench.calibration.statistics import Statistics
 from kvbench.compressors.compressor import Compressor, parse
 from kvbench.errors import KvbenchError
+from kvbench.hooks.geometry import probe_geometry
 from kvbench.measure.sensitivity import calibrated
-from kvbench.models.geometry import probe_geometry
 from kvbench.models.loading import LoadedModel
-from kvbench.progress import RunProgress
+from kvbench.runs.progress import RunProgress
 from kvbench.runs.records import Record
 from kvbench.runs.runner import Runner
 from kvbench.runs.store import RunStore

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
-from kvbench.measure.conformance import CHECKS, Bench, prepare, run_check
+from kvbench.conformance.kit import CHECKS, Bench, prepare, run_check
 
 if TYPE_CHECKING:
     import pytest

@@ -16,9 +16,9 @@ from kvbench.cache.codec import Codec, SideCodec
 from kvbench.cache.spans import Spans
 from kvbench.calibration.collect import collect
 from kvbench.calibration.statistics import Statistics
-from kvbench.models.geometry import ModelGeometry, probe_geometry
+from kvbench.codecs.quantizers.base import Passthrough
+from kvbench.hooks.geometry import ModelGeometry, probe_geometry
 from kvbench.models.random_models import FAMILIES, build
-from kvbench.quantizers.base import Passthrough
 from kvbench.selectors.base import Budget, Leaving, Selector
 
 ALL_FAMILIES = tuple(FAMILIES)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from kvbench.quantizers.lloyd import gaussian_levels, laplace_levels
+from kvbench.codecs.quantizers.lloyd import gaussian_levels, laplace_levels
 
 _CASTS = (torch.Tensor.float, torch.Tensor.to)
 

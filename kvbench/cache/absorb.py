@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvbench.attention.decode import attend_exact
-from kvbench.attention.partial import Partial, merge, partial_attention, wide
-from kvbench.cache.stored import side, span, tiles
 from kvbench.cache.way import Way
-from kvbench.quantizers.base import Stored
-from kvbench.quantizers.coded import Coded
+from kvbench.codecs.kernel_view import Coded
+from kvbench.codecs.quantizers.base import Stored
+from kvbench.codecs.stored import side, span, tiles
+from kvbench.kernels.decode import attend_exact
+from kvbench.kernels.reference import Partial, merge, partial_attention, wide
 
 if TYPE_CHECKING:
     from kvbench.cache.codec import Codec, SideCodec

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.codec import Codec, SideCodec
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import ExactLayer, KVLayer
-from kvbench.cache.rotary import RotaryTable, Rotator
 from kvbench.cache.shared import MemberCodec, SharedLayer
 from kvbench.cache.spans import Spans
 from kvbench.cache.static_cache import StaticCompressedCache
+from kvbench.codecs.quantizers.base import Passthrough
 from kvbench.errors import KvbenchError, UnsupportedModelError
-from kvbench.models.geometry import LayerGeometry, ModelGeometry, probe_geometry
-from kvbench.models.intercept import AttentionCall, Interception, Rotation, Takeover, attention_modules
-from kvbench.quantizers.base import Passthrough
+from kvbench.hooks.geometry import LayerGeometry, ModelGeometry, probe_geometry
+from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover, attention_modules
+from kvbench.hooks.rotary import RotaryTable, Rotator
+from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.selectors.base import Selector
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from kvbench.attention.decode import kernels_taking
-from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.cache.attach import LayerPlan, Plan
 from kvbench.cache.codec import Codec
 from kvbench.cache.shared import MemberCodec
 from kvbench.cache.way import REBUILT, Way, way
-from kvbench.models.geometry import LayerGeometry, ModelGeometry
+from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
+from kvbench.kernels.decode import kernels_taking
+from kvbench.kernels.reading import DEFAULT, Reading
 
 
 def attends(plan: Plan, geometry: ModelGeometry, reading: Reading = DEFAULT, softcap: float | None = None) -> str:

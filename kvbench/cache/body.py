@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from kvbench.cache.buffers import GrowingTensor
-from kvbench.quantizers.base import PAYLOAD, Stored
+from kvbench.codecs.quantizers.base import PAYLOAD, Stored
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from kvbench.cache.attach import Plan
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.prediction import predict_bytes
-from kvbench.models.geometry import ModelGeometry
+from kvbench.hooks.geometry import ModelGeometry
 
 FAR = 1 << 20
 """Tokens by which what a method saves grows evenly: windows and budgets in tokens are filled."""

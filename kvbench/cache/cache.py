@@ -16,7 +16,7 @@ from kvbench.cache.buffers import GrowingTensor
 from kvbench.cache.codec import Codec
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import KVLayer
-from kvbench.cache.rotary import Positions
+from kvbench.hooks.rotary import Positions
 from kvbench.selectors.base import Selector
 
 _SHARED = (Codec, Selector, nn.Module, type, ModuleType, CodeType, FrameType)

@@ -15,14 +15,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from kvbench.attention.partial import TILE_SCORES, Partial, attention_in_slices, merge
-from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.cache.absorb import attend_absorbed
-from kvbench.cache.stored import prefixed, side, span, tiles
 from kvbench.cache.way import way
-from kvbench.quantizers.base import Cost, Quantizer, Stored
-from kvbench.transforms.linear import LinearTransform
-from kvbench.transforms.online import PromptBasis
+from kvbench.codecs.quantizers.base import Cost, Quantizer, Stored
+from kvbench.codecs.stored import prefixed, side, span, tiles
+from kvbench.codecs.transforms.linear import LinearTransform
+from kvbench.codecs.transforms.online import PromptBasis
+from kvbench.kernels.reading import DEFAULT, Reading
+from kvbench.kernels.reference import TILE_SCORES, Partial, attention_in_slices, merge
 
 Rotate = Callable[[Tensor, int, int], Tensor]
 """Rotate keys (batch, kv heads, tokens, head_dim) that sit at entries [start, stop) of the body."""
@@ -161,7 +161,7 @@ class Codec:
         """Attention of ``query`` (batch, heads, queries, head_dim) over the ``tokens`` stored.
 
         A single query attends in the latents where the codec can and ``reading`` does not forbid it; else tiles of
-        :data:`kvbench.cache.stored.TILE` tokens are decoded, attended and dropped. ``mask`` is boolean, broadcastable
+        :data:`kvbench.codecs.stored.TILE` tokens are decoded, attended and dropped. ``mask`` is boolean, broadcastable
         to (batch, kv heads or 1, queries, tokens). A ``decoupled`` codec takes the rotated and the unrotated query side
         by side, (batch, heads, queries, 2 · head_dim).
         """

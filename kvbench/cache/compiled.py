@@ -24,19 +24,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvbench.attention.reading import Reading
 from kvbench.cache.attach import CompressedModel
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import ExactLayer
-from kvbench.cache.rotary import RotaryTable, StaticRotator, StaticTable
 from kvbench.cache.shared import SharedLayer
 from kvbench.cache.static import StaticCompressedLayer, StaticExactLayer, StaticLayer
 from kvbench.cache.static_cache import StaticCompressedCache
+from kvbench.codecs.quantizers.base import Quantizer
+from kvbench.codecs.quantizers.entropy import EntropyQuantizer
+from kvbench.codecs.quantizers.sections import Sections
 from kvbench.errors import KvbenchError
-from kvbench.quantizers.base import Quantizer
-from kvbench.quantizers.entropy import EntropyQuantizer
-from kvbench.quantizers.sections import Sections
+from kvbench.hooks.rotary import RotaryTable, StaticRotator, StaticTable
+from kvbench.kernels.reading import Reading
 
 
 class CompiledDecode:

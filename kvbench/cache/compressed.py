@@ -17,17 +17,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kvbench.attention.decode import merged
-from kvbench.attention.partial import Partial, causal_mask, exact_attention
 from kvbench.cache.body import Body, kind
 from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.codec import Codec
 from kvbench.cache.layer import Held, KVLayer, gather_slots, mask_at, require_finite
-from kvbench.cache.rotary import Rotator
 from kvbench.cache.rounding import exact_dtype, stored_as
 from kvbench.cache.spans import Spans
-from kvbench.models.intercept import AttentionCall, rotate
-from kvbench.quantizers.base import Stored
+from kvbench.codecs.quantizers.base import Stored
+from kvbench.hooks.interception import AttentionCall, rotate
+from kvbench.hooks.rotary import Rotator
+from kvbench.kernels.decode import merged
+from kvbench.kernels.reference import Partial, causal_mask, exact_attention
 from kvbench.selectors.base import OBSERVED, Leaving, Selector, pick
 
 

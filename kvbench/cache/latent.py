@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.codec import Codec, Rotate, SideCodec
-from kvbench.cache.stored import prefixed, side
-from kvbench.quantizers.base import Stored
+from kvbench.codecs.quantizers.base import Stored
+from kvbench.codecs.stored import prefixed, side
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from kvbench.attention.decode import attend_exact, fitting_kernels
-from kvbench.attention.partial import Partial, exact_attention
-from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.cache.buffers import AXIS, GrowingTensor
-from kvbench.cache.rotary import Rotator
 from kvbench.errors import KvbenchError
-from kvbench.models.intercept import AttentionCall
+from kvbench.hooks.interception import AttentionCall
+from kvbench.hooks.rotary import Rotator
+from kvbench.kernels.decode import attend_exact, fitting_kernels
+from kvbench.kernels.reading import DEFAULT, Reading
+from kvbench.kernels.reference import Partial, exact_attention
 
 Held = Iterator[tuple[str, GrowingTensor | Tensor]]
 """Kinds of bytes (payload, scales, exact, positions) with the tensors that hold them."""

@@ -8,7 +8,7 @@ from kvbench.cache.attach import LayerPlan, Plan
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.rounding import exact_dtype
 from kvbench.cache.spans import Spans
-from kvbench.models.geometry import LayerGeometry, ModelGeometry
+from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 
 
 def predict_bytes(plan: Plan, geometry: ModelGeometry, tokens: int, batch: int = 1) -> int:

@@ -15,10 +15,10 @@ from torch import Tensor
 from kvbench.cache.buffers import AXIS
 from kvbench.cache.codec import Codec, SideCodec
 from kvbench.cache.compressed import CompressedLayer
-from kvbench.cache.rotary import Rotator
 from kvbench.cache.spans import Spans
+from kvbench.codecs.quantizers.base import Cost, Stored
 from kvbench.errors import KvbenchError
-from kvbench.quantizers.base import Cost, Stored
+from kvbench.hooks.rotary import Rotator
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from kvbench.attention.partial import merge, partial_attention
-from kvbench.attention.reading import Reading
 from kvbench.cache.body import kind
 from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import ExactLayer, Held, require_finite
-from kvbench.cache.rotary import StaticRotator
 from kvbench.cache.rounding import beyond_float16
+from kvbench.codecs.quantizers.base import Stored
 from kvbench.errors import KvbenchError
-from kvbench.models.intercept import AttentionCall, rotate
-from kvbench.quantizers.base import Stored
+from kvbench.hooks.interception import AttentionCall, rotate
+from kvbench.hooks.rotary import StaticRotator
+from kvbench.kernels.reading import Reading
+from kvbench.kernels.reference import merge, partial_attention
 
 
 class StaticLayer(CacheLayerMixin):

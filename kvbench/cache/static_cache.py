@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from kvbench.cache.cache import CacheBytes, count_bytes
-from kvbench.cache.rotary import StaticTable
 from kvbench.cache.static import StaticCompressedLayer, StaticLayer
 from kvbench.errors import KvbenchError
-from kvbench.models.intercept import Rotation, Takeover
+from kvbench.hooks.interception import Rotation, Takeover
+from kvbench.hooks.rotary import StaticTable
 
 
 class StaticCompressedCache(Cache):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvbench.attention.decode import kernels_taking
-from kvbench.attention.kernels import Kernels
-from kvbench.attention.reading import Reading
-from kvbench.cache.stored import side
-from kvbench.quantizers.base import Stored
-from kvbench.quantizers.coded import Coded, meaning
+from kvbench.codecs.kernel_view import Coded, meaning
+from kvbench.codecs.quantizers.base import Stored
+from kvbench.codecs.stored import side
+from kvbench.kernels.choice import Kernels
+from kvbench.kernels.decode import kernels_taking
+from kvbench.kernels.reading import Reading
 
 if TYPE_CHECKING:
     from kvbench.cache.codec import Codec

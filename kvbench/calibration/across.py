@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvbench.attention.partial import exact_attention
 from kvbench.calibration.moments import SINKS, second_moment, token_rows
-from kvbench.models.geometry import LayerGeometry, ModelGeometry
-from kvbench.models.intercept import AttentionCall, Interception, Rotation, Takeover, rotate
+from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
+from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover, rotate
+from kvbench.kernels.reference import exact_attention
 
 Group = tuple[int, ...]
 """Layer indices in ascending order."""

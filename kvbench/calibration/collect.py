@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvbench.attention.partial import exact_attention
 from kvbench.calibration.across import collect_across
 from kvbench.calibration.moments import SINKS, second_moment, token_rows
 from kvbench.calibration.projections import hidden_states, measure_projections
 from kvbench.calibration.statistics import LayerStatistics, Statistics
 from kvbench.errors import KvbenchError
-from kvbench.models.geometry import LayerGeometry, ModelGeometry
-from kvbench.models.intercept import AttentionCall, Interception, Rotation, Takeover, rotate
+from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
+from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover, rotate
+from kvbench.kernels.reference import exact_attention
 
 
 class _LayerCollector:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kvbench.models.geometry import LayerGeometry, ModelGeometry
-from kvbench.models.intercept import AttentionCall, Interception, Rotation, Takeover, attention_modules
+from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
+from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover, attention_modules
 
 PROBE = 4096.0
 """Length of the unit vectors: large against biases, so that 16-bit models do not round the weights away; exact."""

@@ -16,9 +16,9 @@ from kvbench.calibration.collect import collect
 from kvbench.calibration.moments import SINKS
 from kvbench.calibration.statistics import Statistics
 from kvbench.errors import KvbenchError
-from kvbench.models.folders import build_folder, cache_dir
-from kvbench.models.geometry import ModelGeometry
+from kvbench.hooks.geometry import ModelGeometry
 from kvbench.models.loading import LoadedModel
+from kvbench.storage.folders import build_folder, cache_dir
 from kvbench.texts.windows import Windows
 
 RECIPE = 7

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvbench.codecs.transforms.ranks import Allocation
 from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
 from kvbench.errors import KvbenchError
-from kvbench.transforms.ranks import Allocation
 
 Side = tuple[LayerDraft, SideDraft]
 

@@ -20,7 +20,7 @@ from kvbench.compressors.part import Part, Role
 from kvbench.compressors.spec import Spec, read
 from kvbench.compressors.stock import StockPart
 from kvbench.errors import KvbenchError
-from kvbench.models.geometry import ModelGeometry
+from kvbench.hooks.geometry import ModelGeometry
 
 _ROLES = get_args(Role)
 

@@ -11,12 +11,12 @@ from kvbench.cache.attach import LayerPlan, Plan
 from kvbench.cache.codec import Codec, SideCodec
 from kvbench.cache.spans import Spans
 from kvbench.calibration.statistics import LayerStatistics, Statistics
+from kvbench.codecs.quantizers.base import Passthrough, Quantizer
+from kvbench.codecs.transforms.linear import LinearTransform
+from kvbench.codecs.transforms.online import PromptBasis
 from kvbench.errors import KvbenchError
-from kvbench.models.geometry import LayerGeometry, ModelGeometry
-from kvbench.quantizers.base import Passthrough, Quantizer
+from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 from kvbench.selectors.base import Selector
-from kvbench.transforms.linear import LinearTransform
-from kvbench.transforms.online import PromptBasis
 
 
 @dataclass

@@ -19,7 +19,7 @@ from kvbench.compressors.compressor import Compressor
 from kvbench.compressors.open_method import OpenMethod
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
-from kvbench.models.geometry import ModelGeometry
+from kvbench.hooks.geometry import ModelGeometry
 
 TOLERANCE = 0.02
 """Share of the target that the solved cache may be off."""

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from kvbench.codecs.transforms.linear import LinearTransform
+from kvbench.codecs.transforms.rotations import random_rotation, shared_basis
 from kvbench.compressors.draft import Draft
-from kvbench.transforms.linear import LinearTransform
-from kvbench.transforms.rotations import random_rotation, shared_basis
 
 
 def use_fixed_basis(draft: Draft, columns: Callable[[int], Tensor]) -> None:

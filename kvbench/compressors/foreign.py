@@ -12,7 +12,7 @@ from kvbench.cache.attach import LayerPlan
 from kvbench.cache.codec import Codec
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError, PluginError
-from kvbench.models.geometry import LayerGeometry, ModelGeometry
+from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 
 
 @contextmanager

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.latent import JointCodec
+from kvbench.codecs.transforms.joint import joint_matrix, side_by_side
 from kvbench.compressors.draft import LayerDraft, SideDraft
-from kvbench.transforms.joint import joint_matrix, side_by_side
 
 
 def join_sides(layer: LayerDraft, codec: type[JointCodec] = JointCodec) -> SideDraft:
@@ -20,8 +20,8 @@ def join_sides(layer: LayerDraft, codec: type[JointCodec] = JointCodec) -> SideD
 def joint_moment(layer: LayerDraft, still: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Second moment (K + V, K + V) and centre (K + V,) of keys before RoPE beside values, head by head.
 
-    Keys are taken around their mean and values around zero (see :mod:`kvbench.transforms.fitting`). ``still`` (K, K)
-    projects the keys first.
+    Keys are taken around their mean and values around zero (see :mod:`kvbench.codecs.transforms.fitting`). ``still``
+    (K, K) projects the keys first.
     """
     statistics, heads = layer.calibrated, layer.geometry.kv_heads
     mean, keys = statistics.mean("key"), statistics.covariance("key")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from kvbench.codecs.transforms.ranks import Allocation, global_ranks, uniform_ranks
 from kvbench.compressors.allocation import Side, side_weights
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
-from kvbench.transforms.ranks import Allocation, global_ranks, uniform_ranks
 
 
 @dataclass(frozen=True)

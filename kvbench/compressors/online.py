@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvbench.codecs.transforms.online import PromptBasis
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
-from kvbench.transforms.online import PromptBasis
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 from kvbench.cache.attach import Plan
 from kvbench.compressors import registry
 from kvbench.errors import KvbenchError
-from kvbench.models.geometry import ModelGeometry
+from kvbench.hooks.geometry import ModelGeometry
 
 FORMAT = "2"
 """Raised whenever a file of the old kind could be misread."""

@@ -17,9 +17,9 @@ from pydantic import AwareDatetime, Field, FiniteFloat, ValidationError
 from kvbench.errors import UndecidedError
 from kvbench.gate.verdicts import TOLERANCES, Metric, Side, Tolerance, by_key
 from kvbench.runs.canonical import digest
-from kvbench.runs.files import replace_file
 from kvbench.runs.records import Record
 from kvbench.runs.trials import Frozen
+from kvbench.storage.files import replace_file
 
 BASELINE_SCHEMA = 2
 """Version of the file; the records whose numbers it holds have theirs in :data:`kvbench.runs.trials.SCHEMA`."""

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.cache.attach import CompressedModel, Plan
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.way import STOCK
 from kvbench.compressors.methods.hf import StockCache
 from kvbench.compressors.stock import StockPart
+from kvbench.hooks.geometry import ModelGeometry
+from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.measure.prompt import ExactPrompt
-from kvbench.models.geometry import ModelGeometry
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench.attention.kernels import warm_up
-from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.cache.attach import Plan, self_test
 from kvbench.calibration.statistics import Statistics
 from kvbench.calibration.store import statistics_folder
 from kvbench.compressors.compressor import Compressor, parse
 from kvbench.compressors.equal_bytes import Solver
 from kvbench.errors import KvbenchError
+from kvbench.hooks.geometry import ModelGeometry, probe_geometry
+from kvbench.kernels.choice import warm_up
+from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import Memory, measure_filled
 from kvbench.measure.memory_probe import probe
@@ -30,7 +31,6 @@ from kvbench.measure.prompt import ExactPrompt, exact_prompt
 from kvbench.measure.quality import Quality, QualityBench
 from kvbench.measure.sensitivity import calibrated
 from kvbench.measure.speed import Speed, SpeedBench
-from kvbench.models.geometry import ModelGeometry, probe_geometry
 from kvbench.models.loading import LoadedModel, load
 from kvbench.texts.splits import Split
 from kvbench.texts.windows import Windows, windows

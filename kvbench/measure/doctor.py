@@ -20,7 +20,7 @@ from kvbench.hardware.environment import governor, provenance
 from kvbench.measure.kernel_state import KernelState, kernel_states
 from kvbench.measure.noise import Noise, measure_noise
 from kvbench.measure.statistics import significant
-from kvbench.models.folders import cache_dir
+from kvbench.storage.folders import cache_dir
 
 LARGEST_VARIATION = 0.03
 """Repeated timings that spread by more than 3 % hide the differences that compressors make."""

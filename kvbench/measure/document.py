@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 from kvbench.errors import KvbenchError
 from kvbench.measure.arms import Arm
 from kvbench.measure.divergence import divergence
-from kvbench.measure.kept import Contents
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
 from kvbench.measure.prompt_file import prompt_from, prompt_tensors
+from kvbench.storage.kept import Contents
 
 FLOOR = 256
 """Tokens at a document's end that the noise floor is measured on: a whole plain pass has gigabytes of logits."""

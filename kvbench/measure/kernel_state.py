@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kvbench.attention.kernels import kernels_for, missing, warm_up
+from kvbench.kernels.choice import kernels_for, missing, warm_up
 
 
 @dataclass(frozen=True)

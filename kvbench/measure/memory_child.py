@@ -19,15 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvbench.attention.kernels import warm_up
-from kvbench.attention.reading import Reading
 from kvbench.compressors.compressor import parse
 from kvbench.compressors.plan_file import dump_plan, open_plan
 from kvbench.errors import KvbenchError
 from kvbench.hardware.allocator import refuse_huge_pages
+from kvbench.hooks.geometry import probe_geometry
+from kvbench.kernels.choice import warm_up
+from kvbench.kernels.reading import Reading
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import as_plain, measure_memory
-from kvbench.models.geometry import probe_geometry
 from kvbench.models.loading import load
 
 REQUEST, PLAN, PROMPT = "request.json", "plan.safetensors", "prompt.safetensors"

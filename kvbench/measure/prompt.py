@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from kvbench.attention.partial import exact_attention
 from kvbench.cache.attach import CompressedModel
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.layer import KVLayer
-from kvbench.models.geometry import LayerGeometry, ModelGeometry
-from kvbench.models.intercept import AttentionCall, Interception, Rotation, Takeover, rotate
+from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
+from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover, rotate
+from kvbench.kernels.reference import exact_attention
 from kvbench.selectors.base import OBSERVED
 
 

@@ -6,8 +6,8 @@ import json
 
 from torch import Tensor
 
+from kvbench.hooks.interception import Rotation
 from kvbench.measure.prompt import ExactPrompt, LayerPrompt
-from kvbench.models.intercept import Rotation
 
 _PROMPT = "prompt"
 

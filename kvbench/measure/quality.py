@@ -22,8 +22,8 @@ from kvbench.measure.arms import Arm
 from kvbench.measure.decoded import Decoded, DecodedScores, score_decoded
 from kvbench.measure.divergence import divergence
 from kvbench.measure.document import Document, nll_of, predictions, prepare, targets_of
-from kvbench.measure.kept import kept
 from kvbench.measure.statistics import MEAN_METHOD, mean_interval
+from kvbench.storage.kept import kept
 
 HELD_BYTES = 4 << 30
 """Distributions of the uncompressed model held in memory; those of further documents are made from their states for

@@ -17,9 +17,9 @@ from kvbench.cache.buffers import GrowingTensor
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.hardware.peaks import Peaks, peaks
+from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import walk
-from kvbench.models.geometry import LayerGeometry, ModelGeometry
 
 
 @dataclass(frozen=True)

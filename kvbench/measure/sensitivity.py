@@ -19,15 +19,15 @@ from kvbench.calibration.moments import SINKS
 from kvbench.calibration.sensitivity import Sensitivity, SideSensitivity
 from kvbench.calibration.statistics import Statistics
 from kvbench.calibration.store import calibrate, statistics_folder
+from kvbench.codecs.quantizers.base import Passthrough
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
+from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 from kvbench.measure.arms import Arm
 from kvbench.measure.prompt import LayerPrompt
 from kvbench.measure.quality import QualityBench
-from kvbench.models.folders import build_folder
-from kvbench.models.geometry import LayerGeometry, ModelGeometry
 from kvbench.models.loading import LoadedModel
-from kvbench.quantizers.base import Passthrough
+from kvbench.storage.folders import build_folder
 from kvbench.texts.windows import Windows
 
 PROBE = "kvtc:bits=2,recent=0,block=8"

@@ -15,8 +15,8 @@ from kvbench.calibration.statistics import Statistics
 from kvbench.compressors.compressor import Compressor, parse
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
+from kvbench.hooks.geometry import ModelGeometry, probe_geometry
 from kvbench.measure.sensitivity import measure_sensitivity
-from kvbench.models.geometry import ModelGeometry, probe_geometry
 from kvbench.models.random_models import build
 
 _SIZES = {"layers": 2, "hidden": 128, "heads": 4, "kv_heads": 4, "head_dim": 32, "context": 512}

@@ -20,9 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from kvbench.errors import FetchError, KvbenchError
-from kvbench.models.fetching import fetch_wheel, file_sha256
-from kvbench.models.folders import build_folder, cache_dir
 from kvbench.models.registry import ModelEntry
+from kvbench.storage.fetching import fetch_wheel, file_sha256
+from kvbench.storage.folders import build_folder, cache_dir
 
 PROBE = "The quick brown fox, it's 12345 jumping\n\n over  naïve 東京."
 """Words, digits, runs of spaces and multi-byte characters: a tokenizer that loads wrong gets this sentence wrong."""

@@ -8,8 +8,8 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
 from kvbench.errors import FetchError
-from kvbench.models.folders import storage_errors
 from kvbench.models.registry import ModelEntry
+from kvbench.storage.folders import storage_errors
 
 FILES = ["*.json", "*.jinja", "*.txt", "*.model", "model*.safetensors"]
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from kvbench.errors import KvbenchError
-from kvbench.models.fetching import file_sha256
+from kvbench.storage.fetching import file_sha256
 
 
 def read_folder(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -14,9 +14,9 @@ from kvbench.errors import KvbenchError
 from kvbench.report.drawing import DARK
 from kvbench.report.page import Page, page
 from kvbench.report.tables import markdown
-from kvbench.runs.files import replace_file
 from kvbench.runs.records import Record
 from kvbench.runs.store import StoreStatus
+from kvbench.storage.files import replace_file
 
 REPORT = "report.html"
 TABLE = "table.md"

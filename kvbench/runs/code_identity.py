@@ -36,11 +36,17 @@ PARTS = {
 """What ``SHARED`` enters for each part of a workload, and not for the others."""
 CHOOSING = ("kvbench.compressors.equal_bytes",)
 """What ``SHARED`` has to choose settings by; a trial's are chosen."""
-QUIET = {"kvbench.cli", "kvbench.console", "kvbench.errors", "kvbench.gate", "kvbench.hardware.environment"}
-QUIET |= {"kvbench.listing", "kvbench.progress", "kvbench.report", "kvbench.runs"}
+QUIET = {
+    "kvbench.cli",
+    "kvbench.errors",
+    "kvbench.gate",
+    "kvbench.hardware.environment",
+    "kvbench.report",
+    "kvbench.runs",
+}
 """Modules and packages that show, say or store numbers and make none. The schema's version is in the id by itself."""
 
-KERNELS = "kvbench.attention.kernels"
+KERNELS = "kvbench.kernels.choice"
 LOADERS = {"cpu": "_cpu", "cuda": "_cuda"}
 """The functions of ``KERNELS`` that import a device's kernels."""
 

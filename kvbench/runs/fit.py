@@ -27,8 +27,8 @@ from kvbench.measure.bench import CalibrationSource, ModelBench, Report
 from kvbench.measure.quality import QualityBench
 from kvbench.measure.search import Search
 from kvbench.runs.code_identity import code_sha256
-from kvbench.runs.files import replace_file
 from kvbench.runs.trials import Frozen
+from kvbench.storage.files import replace_file
 from kvbench.texts.windows import check_disjoint
 
 FIT, PROBES = "fit.json", "probes.json"

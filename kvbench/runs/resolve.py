@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.compressors.compressor import parse
+from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.measure.bench import CalibrationSource, ModelBench
 from kvbench.measure.cycles import require_whole_cycles
 from kvbench.runs.code_identity import code_sha256, packages

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import torch
 
-from kvbench.attention.reading import DEFAULT, Reading
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError, PluginError
 from kvbench.hardware.environment import provenance
+from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.measure.arms import Arm
 from kvbench.measure.bench import ModelBench, dtype_named
 from kvbench.measure.memory import as_plain

@@ -21,9 +21,9 @@ from pydantic import AwareDatetime, ValidationError
 
 from kvbench.errors import KvbenchError
 from kvbench.runs.canonical import canonical_json, content
-from kvbench.runs.files import append_bytes, replace_file, truncate_file
 from kvbench.runs.jsonl import RECORDS, Lines, decode_lines, encode_line, latest, read_records
 from kvbench.runs.records import SCHEMA, Frozen, Record, Trial
+from kvbench.storage.files import append_bytes, replace_file, truncate_file
 
 __all__ = ["Manifest", "RunStore", "StoreStatus", "read_records"]
 

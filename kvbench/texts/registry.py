@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kvbench.errors import KvbenchError, unknown
-from kvbench.models.fetching import Wheel
+from kvbench.storage.fetching import Wheel
 
 Source = Literal["wheel", "stdlib", "packages", "hub", "local"]
 

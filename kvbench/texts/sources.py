@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 
 from kvbench.errors import FetchError
-from kvbench.models.fetching import fetch_wheel
+from kvbench.storage.fetching import fetch_wheel
 from kvbench.texts.docstrings import read_packages
 from kvbench.texts.registry import TextEntry
 

@@ -14,8 +14,8 @@ from kvbench.cache.attach import CompressedModel, Plan, attach, identity_plan, s
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import ExactLayer
 from kvbench.errors import KvbenchError, UnsupportedModelError
-from kvbench.models.geometry import probe_geometry
-from kvbench.models.intercept import Interception
+from kvbench.hooks.geometry import probe_geometry
+from kvbench.hooks.interception import Interception
 
 pytestmark = pytest.mark.usefixtures("fp64")
 EXACT = 1e-10

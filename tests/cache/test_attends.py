@@ -7,13 +7,13 @@ import torch
 from default_specs import ALL_SPECS
 from driving import calibrated, feed, subject, token_ids
 
-from kvbench.attention.reading import Reading
 from kvbench.cache.attach import CompressedModel
 from kvbench.cache.attends import attends
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.way import READS
 from kvbench.compressors.compressor import parse
 from kvbench.errors import UnsupportedModelError
+from kvbench.kernels.reading import Reading
 
 READINGS = ("auto", "reference", "reconstruct")
 TOKENS, STEPS = 200, 2

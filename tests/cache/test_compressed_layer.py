@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kvbench.attention.partial import exact_attention
 from kvbench.cache.codec import Codec, SideCodec
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.spans import Spans
-from kvbench.models.intercept import AttentionCall
-from kvbench.quantizers.base import Passthrough, Stored
-from kvbench.quantizers.integer import IntegerQuantizer
+from kvbench.codecs.quantizers.base import Passthrough, Stored
+from kvbench.codecs.quantizers.integer import IntegerQuantizer
+from kvbench.hooks.interception import AttentionCall
+from kvbench.kernels.reference import exact_attention
 from kvbench.selectors.base import Selector
 
 HEADS, KV_HEADS, HEAD_DIM, VALUE_DIM = 6, 3, 8, 5

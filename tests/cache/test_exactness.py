@@ -24,8 +24,8 @@ from kvbench.cache.attach import LayerPlan, Plan
 from kvbench.cache.codec import Codec, SideCodec
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.spans import Spans
+from kvbench.codecs.quantizers.base import Passthrough, Stored
 from kvbench.errors import KvbenchError
-from kvbench.quantizers.base import Passthrough, Stored
 
 pytestmark = pytest.mark.usefixtures("fp64")
 EXACT = 1e-10

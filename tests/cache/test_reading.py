@@ -8,11 +8,11 @@ from default_specs import COMBINED_SPECS, DEFAULT_SPECS
 from driving import Subject, calibrated, feed, left_padding, subject, token_ids
 from torch import Tensor
 
-from kvbench.attention.kernels import kernels_for
-from kvbench.attention.reading import Reading
 from kvbench.cache.attach import CompressedModel
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
+from kvbench.kernels.choice import kernels_for
+from kvbench.kernels.reading import Reading
 
 SPANS = ",sinks=2,recent=8,block=8"
 SPECS = [

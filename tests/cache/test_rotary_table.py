@@ -8,7 +8,7 @@ import pytest
 import torch
 from driving import feed, left_padding, subject, token_ids
 
-from kvbench.cache.rotary import Positions, RotaryTable
+from kvbench.hooks.rotary import Positions, RotaryTable
 
 
 def rotation(positions: torch.Tensor, dims: int = 4) -> tuple[torch.Tensor, torch.Tensor]:

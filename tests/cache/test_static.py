@@ -11,17 +11,17 @@ from default_specs import CODED_SPECS, COMBINED_SPECS, DEFAULT_SPECS
 from driving import ALL_FAMILIES, calibrated, feed, left_padding, position_ids, subject, token_ids, worst
 from torch import Tensor
 
-from kvbench.attention.reading import Reading
-from kvbench.cache import stored
 from kvbench.cache.attach import CompressedModel, LayerPlan, Plan
 from kvbench.cache.cache import reachable_tensors
 from kvbench.cache.codec import Codec, SideCodec
 from kvbench.cache.compiled import CompiledDecode, compiled_decode, static_cache
 from kvbench.cache.spans import Spans
 from kvbench.cache.static import StaticCompressedLayer
+from kvbench.codecs import stored
+from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
-from kvbench.quantizers.integer import IntegerQuantizer
+from kvbench.kernels.reading import Reading
 
 EXACT = 1e-10
 PROMPT, TOKENS = 21, 60
@@ -196,7 +196,7 @@ def test_inductor(no_grad: None, no_recompilation: None) -> None:
 @frames
 def test_captured_as_a_cuda_graph(before_rope: bool, no_grad: None) -> None:
     """Capture refuses whatever reads a number back from the device, and replays know nothing but addresses."""
-    from kvbench.models.geometry import probe_geometry
+    from kvbench.hooks.geometry import probe_geometry
     from kvbench.models.random_models import build
 
     model = build("llama", torch.float32, 0, layers=2).cuda()

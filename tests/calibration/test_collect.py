@@ -15,7 +15,7 @@ from kvbench.calibration.collect import collect
 from kvbench.calibration.moments import SINKS
 from kvbench.calibration.statistics import LayerStatistics, Statistics
 from kvbench.errors import KvbenchError
-from kvbench.models.intercept import AttentionCall, Interception, Takeover
+from kvbench.hooks.interception import AttentionCall, Interception, Takeover
 
 FAMILIES = ("llama", "gemma3", "gpt_neox", "phi", "gpt2", "gemma2")
 

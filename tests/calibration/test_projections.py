@@ -6,7 +6,7 @@ import torch
 from kvbench.calibration.collect import collect
 from kvbench.calibration.projections import measure_projections
 from kvbench.errors import KvbenchError
-from kvbench.models.geometry import probe_geometry
+from kvbench.hooks.geometry import probe_geometry
 from kvbench.models.random_models import build
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from kvbench.attention.partial import partial_attention
 from kvbench.cache.attach import attach
 from kvbench.cache.prediction import body_bits_per_element, predict_bytes
 from kvbench.calibration.collect import collect
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
-from kvbench.models.geometry import probe_geometry
+from kvbench.hooks.geometry import probe_geometry
+from kvbench.kernels.reference import partial_attention
 from kvbench.models.random_models import build
 
 PROMPT, NEW = 120, 16

@@ -8,8 +8,8 @@ from kvbench.cache.prediction import predict_bytes
 from kvbench.calibration.collect import collect
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
-from kvbench.models.geometry import probe_geometry
-from kvbench.models.intercept import attention_modules, rotate
+from kvbench.hooks.geometry import probe_geometry
+from kvbench.hooks.interception import attention_modules, rotate
 from kvbench.models.random_models import build
 
 METHODS = [

@@ -29,7 +29,7 @@ prefix = 120
 BROKEN = '''
 from dataclasses import dataclass, replace
 from kvbench.compressors.part import Part
-from kvbench.quantizers.base import Passthrough
+from kvbench.codecs.quantizers.base import Passthrough
 
 class Loud(Passthrough):
     def encode(self, latents):
@@ -113,9 +113,7 @@ def child(site: Path, cache: Path, *command: object, code: int = 0) -> subproces
 
 
 def test_it_is_listed_beside_broken_ones(site: Path, cache: Path) -> None:
-    rows = {
-        row["name"]: row for row in json.loads(child(site, cache, "kvbench.cli", "ls", "compressors", "--json").stdout)
-    }
+    rows = {row["name"]: row for row in json.loads(child(site, cache, "kvbench", "ls", "compressors", "--json").stdout)}
     assert rows["halves"] == rows["halves"] | {"family": "low rank", "brings": "transform", "needs": ""}
     assert rows["at-import"]["family"] == "broken"
     assert rows["at-import"]["brings"] == (
@@ -125,7 +123,7 @@ def test_it_is_listed_beside_broken_ones(site: Path, cache: Path) -> None:
 
 
 def test_it_is_validated(site: Path, cache: Path) -> None:
-    (line,) = child(site, cache, "kvbench.cli", "validate", "halves", "--json").stdout.splitlines()
+    (line,) = child(site, cache, "kvbench", "validate", "halves", "--json").stdout.splitlines()
     checks = json.loads(line)["checks"]
     assert len(checks) > 8 and all(check["passed"] for check in checks)
 
@@ -139,7 +137,7 @@ def test_its_own_tests_run_the_conformance_kit(site: Path, cache: Path) -> None:
 
 def test_a_run_goes_on_after_broken_ones(site: Path, cache: Path) -> None:
     (cache / "tiny.toml").write_text(SUITE)
-    command = ("kvbench.cli", "run", "--suite", "tiny.toml", "--threads", 1, "--json")
+    command = ("kvbench", "run", "--suite", "tiny.toml", "--threads", 1, "--json")
     done = child(site, cache, *command, code=4)
     records = {record["trial"]["compressor"]: record for record in map(json.loads, done.stdout.splitlines())}
     good = ("none", "halves", "halves+int:bits=4", "int:bits=4")
@@ -168,7 +166,7 @@ def test_a_run_goes_on_after_broken_ones(site: Path, cache: Path) -> None:
 )
 def test_alone_a_broken_one_is_one_line(site: Path, cache: Path, command: tuple[str, ...], reason: str) -> None:
     model = () if command[0] == "show" else ("--model", "random:llama")
-    done = child(site, cache, "kvbench.cli", *command, *model, code=2)
+    done = child(site, cache, "kvbench", *command, *model, code=2)
     assert done.stdout == "" and len(done.stderr.splitlines()) == 1 and reason in done.stderr
 
 

@@ -10,14 +10,14 @@ import torch
 from driving import calibrated, subject, token_ids
 from torch import Tensor
 
-from kvbench.attention.kernels import kernels_for
-from kvbench.attention.layout import layout
-from kvbench.attention.partial import Partial
-from kvbench.attention.units import splits_for
+from kvbench.codecs.kernel_view import Coded
 from kvbench.compressors.compressor import parse
+from kvbench.kernels.choice import kernels_for
+from kvbench.kernels.cpu.column_layout import layout
+from kvbench.kernels.cpu.work_split import splits_for
+from kvbench.kernels.reference import Partial
 from kvbench.measure.arms import Arm
 from kvbench.measure.prompt import exact_prompt
-from kvbench.quantizers.coded import Coded
 from kvbench.runs.suites import load_suite
 
 PROMPT = 112
@@ -86,7 +86,7 @@ def test_the_suite_runs_every_kind_of_reading(monkeypatch: pytest.MonkeyPatch):
         return kernels.merge(parts)
 
     watched = dataclasses.replace(kernels, coded=coded, exact=exact, merge=merge)
-    monkeypatch.setattr("kvbench.attention.decode.kernels_for", lambda device: watched)
+    monkeypatch.setattr("kvbench.kernels.decode.kernels_for", lambda device: watched)
     ids = token_ids(1, PROMPT + 1)
     suite = load_suite("ci")
     for name in [own for own in suite.models if own.startswith("random:") and "?" not in own]:

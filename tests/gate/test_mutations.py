@@ -12,25 +12,26 @@ import torch
 from fp64 import one_thread
 from torch import Tensor
 
-from kvbench.attention import decode, kernels
-from kvbench.attention.partial import Partial
 from kvbench.cache import layer
 from kvbench.cache.attach import Plan
 from kvbench.cache.cache import CacheBytes, CompressedCache
 from kvbench.cache.compressed import CompressedLayer
-from kvbench.cache.rotary import RotaryTable
+from kvbench.codecs.kernel_view import Coded
+from kvbench.codecs.quantizers.codebook import CodebookQuantizer
+from kvbench.codecs.quantizers.integer import IntegerQuantizer
+from kvbench.codecs.transforms.linear import LinearTransform
 from kvbench.gate.baseline import Baseline, write_baseline
 from kvbench.gate.gate import GateReport, gate
+from kvbench.hooks.interception import AttentionCall
+from kvbench.hooks.rotary import RotaryTable
+from kvbench.kernels import choice as kernels
+from kvbench.kernels import decode
+from kvbench.kernels.reference import Partial
 from kvbench.measure import memory, quality
-from kvbench.models.intercept import AttentionCall
-from kvbench.quantizers.codebook import CodebookQuantizer
-from kvbench.quantizers.coded import Coded
-from kvbench.quantizers.integer import IntegerQuantizer
 from kvbench.runs.records import Record
 from kvbench.runs.runner import Runner
 from kvbench.runs.store import RunStore
 from kvbench.runs.suites import parse_suite
-from kvbench.transforms.linear import LinearTransform
 
 __all__ = ["one_thread"]
 

@@ -7,10 +7,10 @@ import torch
 from driving import Subject, calibrated, subject, token_ids
 from fp64 import one_thread
 
-from kvbench.attention.kernels import kernels_for
-from kvbench.attention.partial import Partial
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
+from kvbench.kernels.choice import kernels_for
+from kvbench.kernels.reference import Partial
 from kvbench.measure.arms import Arm
 from kvbench.measure.decoded import Decoded
 from kvbench.measure.quality import QualityBench
@@ -92,7 +92,7 @@ def test_a_kernel_that_returns_zeros_is_seen(monkeypatch: pytest.MonkeyPatch):
         return dataclasses.replace(part, output=torch.zeros_like(part.output))
 
     broken = dataclasses.replace(kernels, coded=zeros)
-    monkeypatch.setattr("kvbench.attention.decode.kernels_for", lambda device: broken)
+    monkeypatch.setattr("kvbench.kernels.decode.kernels_for", lambda device: broken)
     found = decoded(one, f"int:bits=4,{SMALL}")
     assert found.from_blocks_kld > 10 * found.block_kld_mean
 
@@ -106,9 +106,7 @@ def test_logits_that_are_not_finite_are_the_kernels_doing(monkeypatch: pytest.Mo
         part = kernels.coded(*rest)
         return dataclasses.replace(part, output=part.output * float("nan"))
 
-    monkeypatch.setattr(
-        "kvbench.attention.decode.kernels_for", lambda device: dataclasses.replace(kernels, coded=broken)
-    )
+    monkeypatch.setattr("kvbench.kernels.decode.kernels_for", lambda device: dataclasses.replace(kernels, coded=broken))
     with pytest.raises(KvbenchError, match="decoded tokens are not finite; check the decode kernels"):
         decoded(one, f"int:bits=4,{SMALL}", decode=1)  # later a codec refuses to store what came of it
 

@@ -100,7 +100,7 @@ def test_chat_needs_a_template(loaded: LoadedModel):
 
 @pytest.mark.model
 def test_default_model_completes_sensibly_with_4_bits(smollm2: LoadedModel):
-    from kvbench.models.geometry import probe_geometry
+    from kvbench.hooks.geometry import probe_geometry
 
     geometry = probe_geometry(smollm2.model)
     arms = [

@@ -15,12 +15,12 @@ from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 from kvbench.hardware import worker
 from kvbench.hardware.worker import Worker
+from kvbench.hooks.geometry import probe_geometry
 from kvbench.measure import memory_probe
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import Memory, as_plain, measure_memory
 from kvbench.measure.memory_probe import check_room, measured, probe
 from kvbench.measure.sensitivity import calibrated
-from kvbench.models.geometry import probe_geometry
 from kvbench.models.loading import LoadedModel, load
 from kvbench.runs.records import MemoryResult
 from kvbench.texts.windows import windows

@@ -187,7 +187,7 @@ def test_a_measurement_that_breaks_off_leaves_the_model_stock(monkeypatch: pytes
 
 @pytest.mark.model
 def test_default_model_reads_essays_as_well_as_ever(smollm2: LoadedModel):
-    from kvbench.models.geometry import probe_geometry
+    from kvbench.hooks.geometry import probe_geometry
     from kvbench.texts.windows import windows
 
     geometry = probe_geometry(smollm2.model)

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 from kvbench.errors import FetchError, KvbenchError
 from kvbench.models import conversion, loading
 from kvbench.models.conversion import ORIGIN, PROBE
-from kvbench.models.fetching import Wheel, file_sha256
 from kvbench.models.loading import load
 from kvbench.models.random_models import build, byte_tokenizer
 from kvbench.models.registry import ModelEntry
+from kvbench.storage.fetching import Wheel, file_sha256
 
 NAMES = {
     "self_attn.q_proj": "attn_q",

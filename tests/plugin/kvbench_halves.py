@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from kvbench.codecs.transforms.fitting import orthonormal_transform
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
-from kvbench.transforms.fitting import orthonormal_transform
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvbench.cli import app
+from kvbench.cli.main import app
 from kvbench.errors import KvbenchError
 from kvbench.report.benchmarks import markdown, read_benchmarks
 

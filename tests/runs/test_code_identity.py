@@ -32,10 +32,11 @@ TRIALS = (
 )
 ALL, NONE = "", "no trial"
 EDITS = {
-    "attention/partial.py": ALL,
-    "attention/coded_kernel.py": "cpu",
-    "attention/triton_coded_kernel.py": "cuda",
-    "attention/triton_plan.py": "cuda",
+    "kernels/reference.py": ALL,
+    "kernels/cpu/coded_kernel.py": "cpu",
+    "kernels/cpu/llvm/vectors.py": "cpu",
+    "kernels/triton/coded_kernel.py": "cuda",
+    "kernels/triton/unpack_plan.py": "cuda",
     "cache/body.py": ALL,
     "calibration/statistics.py": ALL,
     "compressors/compressor.py": ALL,
@@ -44,6 +45,7 @@ EDITS = {
     "compressors/methods/kivi.py": "kivi",
     "compressors/methods/ftc.py": "ftc",
     "compressors/methods/palu.py": NONE,
+    "conformance/kit.py": NONE,
     "gate/verdicts.py": NONE,
     "hardware/bandwidth.py": "speed",
     "hardware/environment.py": NONE,
@@ -52,18 +54,22 @@ EDITS = {
     "measure/speed.py": "speed",
     "measure/memory_probe.py": "memory",
     "measure/doctor.py": NONE,
-    "models/intercept.py": ALL,
+    "hooks/interception.py": ALL,
     "models/random_models.py": ALL,
-    "quantizers/packing.py": ALL,
+    "codecs/packing.py": ALL,
+    "codecs/quantizers/codebook.py": ALL,
     "report/columns.py": NONE,
     "runs/runner.py": ALL,
     "runs/store.py": NONE,
     "selectors/base.py": ALL,
     "selectors/attention.py": "snapkv",
+    "storage/files.py": NONE,
+    "storage/fetching.py": ALL,
+    "storage/kept.py": ALL,
     "tasks/needle.py": NONE,
     "texts/splits.py": ALL,
-    "transforms/linear.py": ALL,
-    "cli.py": NONE,
+    "codecs/transforms/linear.py": ALL,
+    "cli/main.py": NONE,
     "errors.py": NONE,
 }
 """File to a word that stands in the names of the trials that it moves."""
@@ -115,8 +121,9 @@ def test_a_changed_line_moves_the_trials_that_run_it(file, moved, edit, before):
 
 
 def test_every_package_has_an_edit():
-    found = {path.parent.name for path in (ROOT / "kvbench").glob("*/__init__.py")}
-    assert found <= {file.partition("/")[0] for file in EDITS}
+    package = ROOT / "kvbench"
+    folders = {path.parent.relative_to(package) for path in package.rglob("__init__.py")}
+    assert folders == {Path(file).parent for file in EDITS}
 
 
 def test_the_reverse_divergence_moves_every_trial_that_measures_quality(edit, before):
@@ -126,14 +133,14 @@ def test_the_reverse_divergence_moves_every_trial_that_measures_quality(edit, be
 
 
 def test_what_a_new_module_brings_is_followed(edit, before):
-    edit("measure/quality.py", lambda text: text + "\nfrom kvbench.transforms.novel import one\n")
-    first = edit("transforms/novel.py", lambda _: "one = 1\n")
-    second = edit("transforms/novel.py", lambda text: text + "one = 2\n")
+    edit("measure/quality.py", lambda text: text + "\nfrom kvbench.codecs.transforms.novel import one\n")
+    first = edit("codecs/transforms/novel.py", lambda _: "one = 1\n")
+    second = edit("codecs/transforms/novel.py", lambda text: text + "one = 2\n")
     quality = "int:bits=4 quality cpu"
     assert len({before[quality], first[quality], second[quality]}) == 3
 
 
-@pytest.mark.parametrize("file", ["measure/quality.py", "attention/partial.py", "compressors/methods/kivi.py"])
+@pytest.mark.parametrize("file", ["measure/quality.py", "kernels/reference.py", "compressors/methods/kivi.py"])
 def test_comments_docstrings_and_layout_move_none(file, edit, before):
     def reworded(text: str) -> str:
         words = ast.get_docstring(ast.parse(text), clean=False)
@@ -173,7 +180,7 @@ def test_a_plan_is_identified_by_its_content_and_by_the_codecs_it_holds(tmp_path
     name = save("hadamard+int:bits=4")
     before = identity(name, root)
     assert identity(name, root) == before
-    edit("quantizers/integer.py", lambda text: text + "\nADDED = 1\n")
+    edit("codecs/quantizers/integer.py", lambda text: text + "\nADDED = 1\n")
     edited = identity(name, root)
     assert len({before, edited, identity(save("hadamard+int:bits=8"), root)}) == 3
 

@@ -279,7 +279,7 @@ def test_kill_and_resume_end_where_an_uninterrupted_run_does(tmp_path: Path):
     text = SUITE.format(models="'random:llama'", compressors=str(list(specs))[1:-1], **settings)
     (tmp_path / "s.toml").write_text(text)
     folder, records = tmp_path / "killed", tmp_path / "killed" / "records.jsonl"
-    command = [sys.executable, "-m", "kvbench.cli", "run", "--threads", "1"]
+    command = [sys.executable, "-m", "kvbench", "run", "--threads", "1"]
     with (tmp_path / "log").open("wb") as log:
         child = subprocess.Popen(
             [*command, "--suite", str(tmp_path / "s.toml"), "--out", str(folder)], stdout=log, stderr=log

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvbench.codecs.transforms.fitting import principal_basis
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.low_rank import LowRank
-from kvbench.transforms.fitting import principal_basis
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
+from kvbench.codecs.quantizers.floating import FloatQuantizer
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
-from kvbench.quantizers.floating import FloatQuantizer
 
 DTYPES = {"fp8": torch.float8_e4m3fn, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvbench.codecs.transforms.fitting import group_blocks, principal_basis
+from kvbench.codecs.transforms.ranks import rank_for_energy
 from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
 from kvbench.compressors.part import Part
-from kvbench.transforms.fitting import group_blocks, principal_basis
-from kvbench.transforms.ranks import rank_for_energy
 
 
 @dataclass(frozen=True)

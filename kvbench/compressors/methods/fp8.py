@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
+from kvbench.codecs.quantizers.floating import FloatQuantizer
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
-from kvbench.quantizers.floating import FloatQuantizer
 
 FORMATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 

@@ -9,16 +9,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kvbench.codecs.quantizers.allocation import grain, water_fill
+from kvbench.codecs.quantizers.codebook import CodebookQuantizer
+from kvbench.codecs.quantizers.entropy import EntropyQuantizer, entropy_quantizers
+from kvbench.codecs.quantizers.lloyd import MAX_BITS
+from kvbench.codecs.transforms.fitting import Basis, weighted_basis
+from kvbench.codecs.transforms.joint import joint_matrix
 from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
 from kvbench.compressors.joint import join_sides, joint_moment
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
-from kvbench.quantizers.allocation import grain, water_fill
-from kvbench.quantizers.codebook import CodebookQuantizer
-from kvbench.quantizers.entropy import EntropyQuantizer, entropy_quantizers
-from kvbench.quantizers.lloyd import MAX_BITS
-from kvbench.transforms.fitting import Basis, weighted_basis
-from kvbench.transforms.joint import joint_matrix
 
 Fitted = tuple[SideDraft, Basis, Tensor]
 """A side to fill in, its coordinates, and the point they are taken around."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvbench.codecs.quantizers.gear import ResidualQuantizer
+from kvbench.codecs.quantizers.integer import IntegerQuantizer
+from kvbench.codecs.quantizers.outliers import Outliers
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.methods.integer import BITS
 from kvbench.compressors.part import Part
-from kvbench.quantizers.gear import ResidualQuantizer
-from kvbench.quantizers.integer import IntegerQuantizer
-from kvbench.quantizers.outliers import Outliers
 
 
 @dataclass(frozen=True)

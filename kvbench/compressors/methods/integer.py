@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
-from kvbench.quantizers.integer import IntegerQuantizer
 
 BITS = (2, 3, 4, 8)
 

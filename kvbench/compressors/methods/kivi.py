@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.methods.integer import BITS
 from kvbench.compressors.part import Part
-from kvbench.quantizers.integer import IntegerQuantizer
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kvbench.codecs.transforms.fitting import weighted_basis
+from kvbench.codecs.transforms.rope import frequency_pairs, rotation_averaged
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.low_rank import LowRank
-from kvbench.transforms.fitting import weighted_basis
-from kvbench.transforms.rope import frequency_pairs, rotation_averaged
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from kvbench.codecs.quantizers.lloyd import gaussian_levels
+from kvbench.codecs.quantizers.nonuniform import Channels, NonUniformQuantizer
+from kvbench.codecs.quantizers.outliers import Outliers
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.methods.integer import BITS
 from kvbench.compressors.part import Part
-from kvbench.quantizers.lloyd import gaussian_levels
-from kvbench.quantizers.nonuniform import Channels, NonUniformQuantizer
-from kvbench.quantizers.outliers import Outliers
 
 
 @dataclass(frozen=True)

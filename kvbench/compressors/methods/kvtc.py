@@ -9,20 +9,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kvbench.codecs.quantizers.allocation import grain, water_fill
+from kvbench.codecs.quantizers.base import Quantizer
+from kvbench.codecs.quantizers.block_allocation import block_runs
+from kvbench.codecs.quantizers.codebook import CodebookQuantizer
+from kvbench.codecs.quantizers.entropy import EntropyQuantizer, entropy_quantizers
+from kvbench.codecs.quantizers.integer import IntegerQuantizer
+from kvbench.codecs.quantizers.lloyd import MAX_BITS
+from kvbench.codecs.quantizers.sections import Sections
+from kvbench.codecs.transforms.fitting import Basis, principal_basis
+from kvbench.codecs.transforms.ranks import Allocation
 from kvbench.compressors.allocation import side_weights
 from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
 from kvbench.compressors.part import Part
 from kvbench.compressors.shared import layer_groups, share_latents
-from kvbench.quantizers.allocation import grain, water_fill
-from kvbench.quantizers.base import Quantizer
-from kvbench.quantizers.block_allocation import block_runs
-from kvbench.quantizers.codebook import CodebookQuantizer
-from kvbench.quantizers.entropy import EntropyQuantizer, entropy_quantizers
-from kvbench.quantizers.integer import IntegerQuantizer
-from kvbench.quantizers.lloyd import MAX_BITS
-from kvbench.quantizers.sections import Sections
-from kvbench.transforms.fitting import Basis, principal_basis
-from kvbench.transforms.ranks import Allocation
 
 
 @dataclass(frozen=True)

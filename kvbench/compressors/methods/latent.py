@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvbench.codecs.transforms.fitting import weighted_basis
+from kvbench.codecs.transforms.joint import balanced
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.joint import join_sides, joint_moment
 from kvbench.compressors.low_rank import LowRank
-from kvbench.transforms.fitting import weighted_basis
-from kvbench.transforms.joint import balanced
 
 
 @dataclass(frozen=True)

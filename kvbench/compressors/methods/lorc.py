@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvbench.codecs.transforms.fitting import principal_basis
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.low_rank import LowRank
-from kvbench.transforms.fitting import principal_basis
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvbench.codecs.transforms.fitting import principal_basis
+from kvbench.codecs.transforms.ranks import Allocation
 from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
 from kvbench.compressors.low_rank import LowRank, allocate
-from kvbench.transforms.fitting import principal_basis
-from kvbench.transforms.ranks import Allocation
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.latent import DecoupledCodec
+from kvbench.codecs.transforms.fitting import Basis, weighted_basis
+from kvbench.codecs.transforms.joint import balanced, joint_matrix
+from kvbench.codecs.transforms.rope import commuting_basis, frequency_pairs
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.joint import join_sides, joint_moment
 from kvbench.compressors.part import Part
 from kvbench.errors import UnsupportedModelError
-from kvbench.transforms.fitting import Basis, weighted_basis
-from kvbench.transforms.joint import balanced, joint_matrix
-from kvbench.transforms.rope import commuting_basis, frequency_pairs
 
 
 @dataclass(frozen=True)

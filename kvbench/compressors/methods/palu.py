@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from kvbench.codecs.transforms.fitting import orthonormal_transform, principal_axes
+from kvbench.codecs.transforms.heads import group_size
+from kvbench.codecs.transforms.ranks import Allocation
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.fixed_basis import rotate_latents
 from kvbench.compressors.low_rank import LowRank, allocate
-from kvbench.transforms.fitting import orthonormal_transform, principal_axes
-from kvbench.transforms.heads import group_size
-from kvbench.transforms.ranks import Allocation
 
 
 @dataclass(frozen=True)

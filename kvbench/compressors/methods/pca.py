@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 
+from kvbench.codecs.transforms.fitting import orthonormal_transform, principal_axes
+from kvbench.codecs.transforms.ranks import rank_for_energy
 from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
 from kvbench.compressors.part import Part
-from kvbench.transforms.fitting import orthonormal_transform, principal_axes
-from kvbench.transforms.ranks import rank_for_energy
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Pca(Part):
         statistics = layer.calibrated
         groups = 1 if self.heads == "joint" else layer.geometry.kv_heads
         mean, moment = statistics.mean(side.moment), statistics.covariance(side.moment)
-        if side is layer.values:  # around zero: see kvbench.transforms.fitting
+        if side is layer.values:  # around zero: see kvbench.codecs.transforms.fitting
             mean, moment = torch.zeros_like(mean), statistics.second(side.moment)
         values, axes = principal_axes(moment, groups)
         width = axes.shape[-1]

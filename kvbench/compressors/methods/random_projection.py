@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvbench.codecs.transforms.rotations import random_orthogonal
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.fixed_basis import use_fixed_basis
 from kvbench.compressors.part import Part
-from kvbench.transforms.rotations import random_orthogonal
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from kvbench.codecs.transforms.fitting import principal_basis
+from kvbench.codecs.transforms.heads import alignment, group_size, over_all_heads, regroup, similar_groups
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.low_rank import LowRank
-from kvbench.transforms.fitting import principal_basis
-from kvbench.transforms.heads import alignment, group_size, over_all_heads, regroup, similar_groups
 
 
 @dataclass(frozen=True)

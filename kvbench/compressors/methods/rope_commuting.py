@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from kvbench.codecs.transforms.fitting import Basis, principal_basis
+from kvbench.codecs.transforms.rope import commuting_basis, frequency_pairs
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.low_rank import LowRank
 from kvbench.errors import UnsupportedModelError
-from kvbench.transforms.fitting import Basis, principal_basis
-from kvbench.transforms.rope import commuting_basis, frequency_pairs
 
 
 @dataclass(frozen=True)

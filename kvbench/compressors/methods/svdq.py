@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvbench.codecs.quantizers.integer import IntegerQuantizer
+from kvbench.codecs.quantizers.sections import Sections
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.methods.integer import BITS
 from kvbench.compressors.online import prompt_basis
 from kvbench.compressors.part import Part
-from kvbench.quantizers.integer import IntegerQuantizer
-from kvbench.quantizers.sections import Sections
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvbench.codecs.quantizers.gaussian import GaussianQuantizer
+from kvbench.codecs.transforms.rotations import random_rotation
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.fixed_basis import use_fixed_basis
 from kvbench.compressors.part import Part
-from kvbench.quantizers.gaussian import GaussianQuantizer
-from kvbench.transforms.rotations import random_rotation
 
 BITS = (2, 3, 4)
 

@@ -1,1 +1,0 @@
-"""Attention over parts of a context, and how the parts merge."""

@@ -1,0 +1,73 @@
+"""How a kernel reads what a quantizer stored: codes, levels and scales, by their meaning instead of by quantizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from kvbench.codecs.quantizers.base import Stored
+
+Held = TypeVar("Held")
+
+
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """One stored side: component c, token t is ``component[c] · (scale[t, g] · u + zero[t, g])``, g = c // ``channel``.
+
+    ``codes`` (batch, groups, tokens / 8, bytes) packed by ``widths``; u is the code itself, or its entry in ``levels``
+    by width. ``scale`` ≥ 0 and ``zero`` (batch, groups, tokens, channel groups) fp16, None: one and zero. ``component``
+    (rank,), None: ones.
+    """
+
+    codes: Tensor
+    widths: tuple[int, ...]
+    channel: int
+    levels: Mapping[int, Tensor] | None = None
+    scale: Tensor | None = None
+    zero: Tensor | None = None
+    component: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Same(Generic[Held]):
+    """What is ``own``, by identity: a cache key for tensors, which it keeps alive."""
+
+    own: Held
+
+    def __hash__(self) -> int:
+        return id(self.own)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.own is other.own
+
+
+Tables = tuple[tuple[int, Same[Tensor]], ...]
+"""Level tables by width, as a cache key: the same for every mapping that holds the same tables."""
+
+
+def tables(levels: Mapping[int, Tensor]) -> Tables:
+    """The tables of ``levels``, in order of their widths."""
+    return tuple((width, Same(levels[width])) for width in sorted(levels))
+
+
+@lru_cache(maxsize=1024)
+def everywhere(value: float, rank: int, device: torch.device) -> Tensor:
+    """``value`` for each of ``rank`` components (rank,) fp32: the same tensor each time, so that kernels know it."""
+    return torch.full((rank,), value, device=device)
+
+
+def meaning(quantizer: object, stored: Stored) -> Coded | Tensor | None:
+    """What kernels can read without decoding: codes by their meaning, latents as they are, or None.
+
+    A quantizer offers it as ``coded(stored)``. One that inherits that and decodes in a way of its own does not: both
+    must come from the same class.
+    """
+    owners = [next((own for own in type(quantizer).__mro__ if name in vars(own)), None) for name in ("coded", "decode")]
+    if owners[0] is None or owners[0] is not owners[1]:
+        return None
+    return quantizer.coded(stored)  # type: ignore[attr-defined, no-any-return]

@@ -1,0 +1,98 @@
+"""Static scalar codebooks: one standard deviation per component, one shared table of levels per bit width.
+
+Nothing is stored per token beside the codes. Widths differ by component (reverse water-filling), 0 bits drop a
+component. The levels are Lloyd–Max optimal for a unit-variance Laplace density: latents of keys and values are
+heavy-tailed, and a Gaussian table clips them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kvbench.codecs.kernel_view import Coded
+from kvbench.codecs.packing import TOKENS_PER_GROUP, pack, packed_bytes, unpack
+from kvbench.codecs.quantizers.base import Cost, Stored
+from kvbench.codecs.quantizers.lloyd import laplace_levels, look_up, nearest
+
+
+@dataclass(frozen=True, eq=False)
+class CodebookQuantizer:
+    """``widths`` bits per component (0…8) over ``deviation`` (rank,), for a single head group.
+
+    Components should come sorted by width: equal widths then form slices and decode without gathering.
+    """
+
+    widths: tuple[int, ...]
+    deviation: Tensor
+    levels: dict[int, Tensor] = field(default_factory=dict)
+    block: int = TOKENS_PER_GROUP
+
+    def __post_init__(self) -> None:
+        table = laplace_levels()
+        self.levels.update({width: table[width][0].to(self.deviation.device) for width in set(self.widths)})
+
+    def scaled(self, factor: float) -> CodebookQuantizer:
+        """The same codes for latents times ``factor``."""
+        return replace(self, deviation=self.deviation * factor)
+
+    def encode(self, latents: Tensor) -> Stored:
+        """Latents (batch, 1, tokens, rank) → packed codes."""
+        scaled = (latents / self.deviation).float()
+        codes = torch.empty(scaled.shape, dtype=torch.uint8, device=scaled.device)
+        for width, columns in self._runs:
+            codes[..., columns] = nearest(scaled[..., columns], self.levels[width])
+        return {"codes": pack(codes, self.widths)}
+
+    def decode(self, stored: Stored) -> Tensor:
+        """Packed codes → latents in the deviations' dtype."""
+        codes = unpack(stored["codes"], self.widths)
+        if codes.device.type == "cpu" and self.deviation.dtype == torch.float32 and not torch.compiler.is_compiling():
+            return self._decode_on_cpu(codes)
+        latents = torch.zeros(codes.shape, dtype=self.deviation.dtype, device=codes.device)
+        for width, columns in self._runs:
+            if width:
+                latents[..., columns] = look_up(codes[..., columns], self.levels[width])
+        return latents.mul_(self.deviation)
+
+    def _decode_on_cpu(self, codes: Tensor) -> Tensor:
+        from kvbench.codecs.unpacking import scaled_levels
+
+        latents, (levels, starts) = torch.empty(codes.shape), self._joined_levels
+        rows = codes.flatten(0, -2).numpy(), latents.flatten(0, -2).numpy()
+        scaled_levels(rows[0], levels, starts, self.deviation.numpy(), rows[1])
+        return latents
+
+    @cached_property
+    def _joined_levels(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """All level tables in a row, and where each component's begins; a component without bits is 0."""
+        tables = {0: np.zeros(1, np.float32)} | {width: self.levels[width].numpy() for width in set(self.widths) - {0}}
+        starts = dict(zip(tables, np.cumsum([0, *map(len, tables.values())]).tolist(), strict=False))
+        return np.concatenate(list(tables.values())), np.array([starts[width] for width in self.widths])
+
+    def coded(self, stored: Stored) -> Coded:
+        """The codes, the level tables and the deviations."""
+        return Coded(stored["codes"], self.widths, len(self.widths), self.levels, component=self.deviation)
+
+    def cost(self, groups: int, rank: int, dtype: torch.dtype) -> Cost:
+        """The widths, and nothing beside them."""
+        return Cost(groups * packed_bytes(self.widths))
+
+    def tensors(self) -> list[Tensor]:
+        """Deviations and the level tables."""
+        return [self.deviation, *self.levels.values()]
+
+    @cached_property
+    def _runs(self) -> list[tuple[int, slice | list[int]]]:
+        """(width, its components) for every width in use; a slice where they are adjacent."""
+        runs: list[tuple[int, slice | list[int]]] = []
+        for width in sorted(set(self.widths), reverse=True):
+            columns = [index for index, own in enumerate(self.widths) if own == width]
+            adjacent = columns[-1] - columns[0] + 1 == len(columns)
+            runs.append((width, slice(columns[0], columns[-1] + 1) if adjacent else columns))
+        return runs

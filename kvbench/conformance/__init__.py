@@ -1,0 +1,1 @@
+"""What every compressor must hold to, as a kit and as pytest cases."""

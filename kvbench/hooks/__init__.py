@@ -1,0 +1,1 @@
+"""Where kvbench gets hold of a model: attention calls, geometry, RoPE."""

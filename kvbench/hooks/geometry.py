@@ -1,0 +1,133 @@
+"""The shape of a model's attention, measured instead of read from config names.
+
+One forward pass with NaN as cos and sin tells, per layer, how many KV heads there are, how wide keys and values are
+and *which key dimensions RoPE turns* (those that come out NaN), for families that never heard of kvbench.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from kvbench.errors import UnsupportedModelError
+from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """One attention layer. ``rotary_dims`` counts the leading key dimensions that RoPE turns (0: none).
+
+    ``rope_group`` numbers the distinct rotation tables of the model; ``sliding_window`` is in tokens, None = full.
+    """
+
+    layer: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    rotary_dims: int
+    rope_group: int
+    sliding_window: int | None
+
+    @property
+    def elements_per_token(self) -> int:
+        """K and V elements that one token adds to this layer's uncompressed cache."""
+        return self.kv_heads * (self.head_dim + self.value_dim)
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one KV head."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class ModelGeometry:
+    """Geometry of all attention layers, and the dtype the model computes in."""
+
+    layers: tuple[LayerGeometry, ...]
+    dtype: torch.dtype
+    device: torch.device
+    dynamic_rope: bool
+    """Whether the rotation of a position depends on the length seen so far (dynamic NTK, LongRoPE)."""
+
+    @property
+    def compressible(self) -> tuple[LayerGeometry, ...]:
+        """The full-attention layers; sliding-window layers stay exact."""
+        return tuple(layer for layer in self.layers if layer.sliding_window is None)
+
+    def elements(self, tokens: int) -> int:
+        """K and V elements of one row of ``tokens`` over all layers; twice this is the 16-bit reference in bytes.
+
+        A sliding-window layer counts no more tokens than it has to keep.
+        """
+        return sum(layer.elements_per_token * min(tokens, layer.sliding_window or tokens) for layer in self.layers)
+
+
+class _Probe:
+    """Records shapes and NaNs of the keys that reach attention, and answers zeros so that no NaN travels on."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, tuple[AttentionCall, int]] = {}
+        self._groups: dict[int, int] = {}
+
+    def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover:
+        group = 0 if rotation is None else self._groups.setdefault(id(rotation[0]), len(self._groups))
+        nan = None if rotation is None else tuple(torch.full_like(part, float("nan")) for part in rotation)
+        return Takeover(_Recorder(self, layer, group), replace_rotation=nan)  # type: ignore[arg-type]
+
+
+@dataclass
+class _Recorder:
+    probe: _Probe
+    layer: int
+    group: int
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        self.probe.seen[self.layer] = (call, self.group)
+        return call.query.new_zeros(*call.query.shape[:3], call.values.shape[-1])
+
+
+@torch.no_grad()
+def probe_geometry(model: PreTrainedModel) -> ModelGeometry:
+    """Measure the geometry of ``model`` with one forward pass over two tokens.
+
+    Raises:
+        UnsupportedModelError: the family has no attention interface, or RoPE turns dimensions that are not the first.
+    """
+    probe = _Probe()
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    with Interception(model, probe):
+        model(ids, use_cache=False)
+    stock = DynamicCache(config=model.config).layers
+    layers = tuple(_layer(index, *probe.seen[index], stock) for index in sorted(probe.seen))
+    if not layers:
+        raise UnsupportedModelError(f"{type(model).__name__}: no attention layer ran through the attention interface")
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [rope.get("rope_type")] + [part.get("rope_type") for part in rope.values() if isinstance(part, dict)]
+    dynamic = any(kind in ("dynamic", "longrope") for kind in kinds)
+    return ModelGeometry(layers, model.dtype, model.device, dynamic)
+
+
+def _layer(index: int, call: AttentionCall, group: int, stock: list[Any]) -> LayerGeometry:
+    turned = call.keys[0].isnan().any(0).any(0)
+    rotary_dims = int(turned.sum())
+    if not bool(turned[:rotary_dims].all()):
+        raise UnsupportedModelError(
+            f"layer {index}: RoPE turns key dimensions that are not the leading ones (multi-head latent attention?); "
+            "this family is not supported"
+        )
+    window = getattr(stock[index], "sliding_window", None) if index < len(stock) else None
+    return LayerGeometry(
+        layer=index,
+        heads=call.query.shape[1],
+        kv_heads=call.keys.shape[1],
+        head_dim=call.keys.shape[-1],
+        value_dim=call.values.shape[-1],
+        rotary_dims=rotary_dims,
+        rope_group=group,
+        sliding_window=window,
+    )

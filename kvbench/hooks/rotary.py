@@ -1,0 +1,157 @@
+"""Rotating keys that are stored before RoPE.
+
+The attached model keeps one table of cos and sin per RoPE group, indexed by *position* and filled from what the model
+itself hands to its layers, so YaRN factors and per-layer-type tables come out exactly. A cache keeps only the positions
+of its tokens, one row for the whole batch unless rows differ (left padding).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from kvbench.hooks.geometry import LayerGeometry
+from kvbench.hooks.interception import Rotation, rotate
+
+
+class RotaryTable:
+    """cos and sin by position for one RoPE group; model-level, shared by all caches of an attached model."""
+
+    def __init__(self) -> None:
+        self.cos: Tensor | None = None
+        self.sin: Tensor | None = None
+        self._latest: Callable[[], Tensor | None] = lambda: None
+
+    def fill(self, positions: Tensor, rotation: Rotation) -> None:
+        """Record the rotation of ``positions`` (rows, tokens); ``rotation`` is (rows or 1, tokens, dims) each."""
+        cos, sin = rotation
+        if cos is self._latest():  # every layer of a forward pass hands in the same tensor
+            return
+        self._latest = weakref.ref(cos)  # a strong one would keep a whole prompt's table alive, uncounted
+        needed = int(positions.max()) + 1
+        if self.cos is None or self.sin is None or needed > self.cos.shape[0]:
+            self._grow(needed, cos)
+        assert self.cos is not None and self.sin is not None
+        rows = positions.expand(cos.shape[0], -1)
+        self.cos[rows] = cos
+        self.sin[rows] = sin
+
+    def lookup(self, positions: Tensor) -> Rotation:
+        """cos and sin (rows, tokens, dims) at ``positions`` (rows, tokens)."""
+        assert self.cos is not None and self.sin is not None
+        index = positions.long()
+        return self.cos[index], self.sin[index]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both tables."""
+        return sum(table.untyped_storage().nbytes() for table in (self.cos, self.sin) if table is not None)
+
+    def _grow(self, needed: int, like: Tensor) -> None:
+        for name in ("cos", "sin"):
+            old = getattr(self, name)
+            grown = torch.zeros(needed + needed // 16, like.shape[-1], dtype=like.dtype, device=like.device)
+            if old is not None:
+                grown[: old.shape[0]] = old
+            setattr(self, name, grown)
+
+
+class Positions:
+    """The position of every cached token, (rows, tokens) int32; one row while all rows agree."""
+
+    def __init__(self) -> None:
+        self.index: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens recorded."""
+        return 0 if self.index is None else self.index.shape[1]
+
+    def extend(self, seen: int, positions: Tensor) -> None:
+        """Record ``positions`` (rows, new tokens) after ``seen`` tokens; a no-op when another layer did so already."""
+        if self.length > seen:
+            return
+        new = positions.to(torch.int32)
+        if new.shape[0] > 1 and bool((new == new[:1]).all()):
+            new = new[:1]
+        if self.index is None:
+            self.index = new.clone()
+            return
+        rows = max(self.index.shape[0], new.shape[0])
+        self.index = torch.cat([self.index.expand(rows, -1), new.expand(rows, -1)], 1)
+
+    def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Select or repeat rows along with the batch."""
+        if self.index is not None and self.index.shape[0] > 1:
+            self.index = function(self.index)
+
+    def truncate(self, length: int) -> None:
+        """Forget tokens from ``length`` on."""
+        if self.index is not None:
+            self.index = self.index[:, :length].clone() if length else None
+
+
+class Rotator:
+    """Rotates one layer's stored keys: the layer's geometry, its module's RoPE, a table and the cache's positions."""
+
+    def __init__(self, module: nn.Module, geometry: LayerGeometry, table: RotaryTable, positions: Positions) -> None:
+        self.module, self.rotary_dims, self.table, self._positions = module, geometry.rotary_dims, table, positions
+
+    def slots(self, keys: Tensor, start: int, stop: int) -> Tensor:
+        """Rotate ``keys`` (batch, kv heads, tokens, d) that sit at slots [start, stop)."""
+        index = self._positions.index
+        assert index is not None
+        return rotate(self.module, keys, self.table.lookup(index[:, start:stop]), self.rotary_dims)
+
+    def at(self, keys: Tensor, slots: Tensor) -> Tensor:
+        """Rotate ``keys`` (batch, kv heads, tokens, d) at ``slots`` (batch, tokens) or (batch, kv heads, tokens)."""
+        index = self._positions.index
+        assert index is not None
+        rows = index.expand(keys.shape[0], -1)
+        if slots.dim() == 2:
+            return rotate(self.module, keys, self.table.lookup(rows.gather(1, slots.long())), self.rotary_dims)
+        batch, heads, tokens, dim = keys.shape
+        flat = rows.gather(1, slots.flatten(1).long()).reshape(batch * heads, tokens)
+        turned = rotate(
+            self.module, keys.reshape(batch * heads, 1, tokens, dim), self.table.lookup(flat), self.rotary_dims
+        )
+        return turned.view(batch, heads, tokens, dim)
+
+
+class StaticTable:
+    """cos and sin (capacity, dims) by position, for one row of positions 0, 1, 2, …: a graph writes them in place."""
+
+    def __init__(self, table: RotaryTable, tokens: int, capacity: int) -> None:
+        assert table.cos is not None and table.sin is not None
+        self.cos, self.sin = (_widened(own[:tokens], capacity) for own in (table.cos, table.sin))
+
+    def write(self, position: Tensor, rotation: Rotation) -> None:
+        """Record the ``rotation``, (any, 1, dims) each, of ``position`` ()."""
+        for own, new in zip((self.cos, self.sin), rotation, strict=True):
+            own.index_copy_(0, position.view(1), new[0])
+
+
+class StaticRotator:
+    """Rotates the keys of one layer whose slots are their positions."""
+
+    def __init__(self, rotator: Rotator, table: StaticTable) -> None:
+        self.module, self.rotary_dims, self.table = rotator.module, rotator.rotary_dims, table
+
+    def span(self, keys: Tensor, start: int, stop: int) -> Tensor:
+        """Rotate ``keys`` (batch, kv heads, tokens, d) that sit at slots [start, stop)."""
+        rotation = (self.table.cos[None, start:stop], self.table.sin[None, start:stop])
+        return rotate(self.module, keys, rotation, self.rotary_dims)
+
+    def at(self, keys: Tensor, slots: Tensor) -> Tensor:
+        """Rotate ``keys`` (batch, kv heads, tokens, d) at ``slots`` (tokens,); those past the end are not in use."""
+        index = slots.clamp_max(self.table.cos.shape[0] - 1)
+        return rotate(self.module, keys, (self.table.cos[index][None], self.table.sin[index][None]), self.rotary_dims)
+
+
+def _widened(table: Tensor, capacity: int) -> Tensor:
+    widened = table.new_zeros(capacity, table.shape[-1])
+    widened[: table.shape[0]] = table
+    return widened

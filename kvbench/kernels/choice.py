@@ -1,0 +1,164 @@
+"""Which decode kernels this machine has, found out once; without any, plain torch does the work and says so."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvbench.codecs.kernel_view import Coded
+from kvbench.codecs.quantizers.codebook import CodebookQuantizer
+from kvbench.kernels.reference import Partial, merge
+from kvbench.storage.folders import cache_dir
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Decode attention for one kind of device; ``dtypes`` of queries and exact tensors that it takes.
+
+    ``basis`` makes of a decoder, a mean and head_dim what ``coded`` takes to go into latents and back by itself; None
+    if it does not. ``merge`` is :func:`kvbench.kernels.reference.merge` of their results. ``instructions`` are those of
+    the processor that they are compiled for, where there is a choice.
+    """
+
+    name: str
+    dtypes: tuple[torch.dtype, ...]
+    exact: Callable[..., Partial]
+    coded: Callable[..., Partial]
+    readable: Callable[[Coded], bool]
+    merge: Callable[[Sequence[Partial]], Partial]
+    basis: Callable[[Tensor, Tensor, int], Any] | None = None
+    instructions: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name and the instructions, for people."""
+        return f"{self.name} {self.instructions}".strip()
+
+
+def kernels_for(device: torch.device) -> Kernels | None:
+    """The kernels for tensors on ``device``; None, after one warning, where there are none."""
+    found = _load(device.type)
+    return found if isinstance(found, Kernels) else None
+
+
+def missing(device: str) -> str | None:
+    """Why there are no kernels for ``device`` ("cpu", "cuda"); None if there are."""
+    found = _load(device)
+    return found if isinstance(found, str) else None
+
+
+def warm_up(device: torch.device) -> None:
+    """Compile every kernel, or load it from the disk: nobody's timing should contain that."""
+    if device.type == "cpu":
+        CodebookQuantizer((1,), torch.ones(1)).decode({"codes": torch.zeros(1, 1, 1, 1, dtype=torch.uint8)})
+    found = kernels_for(device)
+    if found is None:
+        return
+    query, keys = torch.zeros(1, 1, 1, 16, device=device), torch.zeros(1, 1, 64, 16, device=device)
+    found.exact(query, keys, keys, 1.0, None)
+    codes = torch.zeros(1, 1, 8, 128, dtype=torch.uint8, device=device)
+    found.coded(query, Coded(codes, (8,) * 16, 16), Coded(codes, (8,) * 16, 16), 64, 1.0, None)
+
+
+@lru_cache(maxsize=4)
+def _load(device: str) -> Kernels | str:
+    try:
+        if device not in _DEVICES:
+            raise _MissingError(f"none are written for it; known: {', '.join(_DEVICES)}")
+        return _DEVICES[device]()
+    except _MissingError as reason:
+        warnings.warn(f"no decode kernels for {device}: {reason}; plain torch attends instead", stacklevel=2)
+        return str(reason)
+
+
+class _MissingError(Exception):
+    """Why kernels cannot be had."""
+
+
+def _cpu() -> Kernels:
+    try:
+        import llvmlite.binding as llvm
+
+        features = llvm.get_host_cpu_features()
+        if "avx" in features and not features.get("avx2"):
+            raise _MissingError("this processor has no AVX2")
+        with _disk_cache():
+            from kvbench.kernels.cpu import coded, exact
+            from kvbench.kernels.cpu import merge as joining
+            from kvbench.kernels.cpu.llvm import vectors
+    except ImportError as error:
+        raise _MissingError(f"numba cannot be imported ({error}); pip install numba") from error
+    return Kernels(
+        "numba",
+        (torch.float32,),
+        exact.exact_decode,
+        coded.coded_attention,
+        coded.readable,
+        joining.joined,
+        coded.Basis,
+        "VNNI" if vectors.has_vnni() else "SIMD",
+    )
+
+
+def _cuda() -> Kernels:
+    try:
+        from kvbench.kernels.triton import coded as triton_coded
+        from kvbench.kernels.triton import exact as triton_exact
+    except ImportError as error:
+        raise _MissingError(f"triton cannot be imported ({error}); pip install triton") from error
+    return Kernels(
+        "triton",
+        triton_exact.DTYPES,
+        triton_exact.triton_exact_decode,
+        triton_coded.triton_coded_attention,
+        triton_coded.readable,
+        merge,
+    )
+
+
+_DEVICES: dict[str, Callable[[], Kernels]] = {"cpu": _cpu, "cuda": _cuda}
+
+
+@contextmanager
+def _disk_cache() -> Iterator[None]:
+    """Let numba keep what it compiles in kvbench's cache folder, in one subfolder per version of the kernels' source.
+
+    numba watches one file at a time, and kernels inline functions of others. Where the folder cannot be written, the
+    kernels are compiled anew in every process.
+    """
+    from numba import config
+
+    settings: Any = config
+    before = settings.CACHE_DIR
+    settings.CACHE_DIR = str(_cache_folder())
+    try:
+        yield
+    finally:
+        settings.CACHE_DIR = before
+
+
+def _cache_folder() -> Path:
+    here = Path(__file__).parent
+    version = sha256(b"".join(path.read_bytes() for path in sorted(here.glob("*.py")))).hexdigest()[:16]
+    folder = cache_dir() / "kernels" / version
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        return folder
+    except OSError as error:
+        warnings.warn(f"{folder} cannot be written ({error}): kernels are compiled in every process", stacklevel=2)
+    passing = tempfile.mkdtemp(prefix="kvbench-kernels-")
+    atexit.register(shutil.rmtree, passing, ignore_errors=True)
+    return Path(passing)

@@ -1,0 +1,1 @@
+"""Decode kernels for the CPU, compiled by numba."""

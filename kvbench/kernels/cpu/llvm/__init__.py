@@ -1,0 +1,1 @@
+"""Vector operations that numba cannot express, emitted as LLVM."""

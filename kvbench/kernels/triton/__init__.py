@@ -1,0 +1,1 @@
+"""Decode kernels for CUDA devices, compiled by Triton."""

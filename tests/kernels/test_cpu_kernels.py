@@ -1,0 +1,290 @@
+"""The CPU kernels agree with plain torch in fp64 on the values that were stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kvbench.codecs.kernel_view import Coded, meaning
+from kvbench.codecs.quantizers.base import Quantizer
+from kvbench.codecs.quantizers.codebook import CodebookQuantizer
+from kvbench.codecs.quantizers.floating import FloatQuantizer
+from kvbench.codecs.quantizers.gaussian import GaussianQuantizer
+from kvbench.codecs.quantizers.integer import IntegerQuantizer
+from kvbench.kernels.cpu.coded import Basis, coded_attention, readable
+from kvbench.kernels.cpu.column_layout import layout
+from kvbench.kernels.cpu.exact import exact_decode
+from kvbench.kernels.cpu.llvm.vectors import has_byte_permute
+from kvbench.kernels.reference import Partial, partial_attention
+
+SCALING = 0.11
+
+shapes = st.tuples(
+    st.integers(1, 3),  # batch
+    st.integers(1, 3),  # head groups
+    st.integers(1, 7),  # query rows of a group
+    st.integers(1, 24),  # packing groups of eight tokens
+)
+
+
+def reference(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Partial:
+    batch, groups, rows, rank = query.shape
+    whole = query.double().reshape(batch, groups * rows, 1, rank)
+    return partial_attention(whole, keys.double(), values.double(), SCALING, mask)
+
+
+def assert_close(found: Partial, expected: Partial, tolerance: float) -> None:
+    scale = expected.output.abs().max().clamp_min(1e-6)
+    assert (found.output.reshape(expected.output.shape) - expected.output).abs().max() <= tolerance * scale
+    assert (found.lse.reshape(expected.lse.shape) - expected.lse).abs().max() <= max(tolerance, 1e-5)
+
+
+def random_mask(batch: int, groups: int, tokens: int) -> Tensor:
+    mask = torch.rand(batch, groups, 1, tokens) > 0.4
+    mask[..., 0] = True
+    return mask
+
+
+@given(shapes, st.integers(1, 130), st.integers(1, 130), st.integers(0, 9), st.sampled_from(["none", "one", "each"]))
+@settings(deadline=None, max_examples=80)
+def test_exact_decode(shape: Sequence[int], rank: int, width: int, beyond: int, masked: str) -> None:
+    batch, groups, rows, eights = shape
+    tokens = 8 * eights - min(beyond, 7)
+    torch.manual_seed(tokens + rank)
+    query, keys = torch.randn(batch, groups, rows, rank), torch.randn(batch, groups, tokens + 3, rank)[:, :, :tokens]
+    values = 1 + torch.randn(batch, groups, tokens + 5, width)[:, :, 2 : tokens + 2]
+    mask = None if masked == "none" else random_mask(batch, groups if masked == "each" else 1, tokens)
+    found = exact_decode(query, keys, values, SCALING, mask)
+    assert_close(found, reference(query, keys, values, mask), 3e-6)
+
+
+@given(shapes, st.integers(1, 70), st.integers(1, 70), st.integers(1, 100), st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_exact_spans_one_after_the_other(shape: Sequence[int], rank: int, width: int, first: int, masked: bool) -> None:
+    batch, groups, rows, eights = shape
+    torch.manual_seed(first + rank)
+    tokens = first + 8 * eights
+    query, keys = torch.randn(batch, groups, rows, rank), torch.randn(batch, groups, tokens, rank)
+    values = 1 + torch.randn(batch, groups, tokens, width)
+    mask = random_mask(batch, groups, tokens) if masked else None
+    before = keys[:, :, :first].clone(), values[:, :, :first].clone()
+    found = exact_decode(query, keys[:, :, first:], values[:, :, first:], SCALING, mask, before)
+    assert_close(found, reference(query, keys, values, mask), 3e-6)
+
+
+def test_components_that_do_not_lie_side_by_side() -> None:
+    torch.manual_seed(0)
+    query, states = torch.randn(1, 2, 3, 16), torch.randn(1, 2, 16, 200).transpose(2, 3)
+    expected = reference(query, states, states, None)
+    for _ in range(20):  # a copy that was given back would be written over
+        assert_close(exact_decode(query, states, states, SCALING), expected, 3e-6)
+        torch.randn(1, 2, 200, 16)
+
+
+def stored(quantizer: Quantizer, latents: Tensor, capacity: int) -> tuple[Coded, Tensor]:
+    """The codes as views into buffers with room for more, as a cache holds them, and their values."""
+    encoded = quantizer.encode(latents)
+    held = {}
+    for name, tensor in encoded.items():
+        entries = tensor.shape[2]
+        buffer = torch.full((*tensor.shape[:2], entries + capacity, *tensor.shape[3:]), 99).to(tensor.dtype)
+        buffer[:, :, :entries] = tensor
+        held[name] = buffer[:, :, :entries]
+    coded = meaning(quantizer, held)
+    assert isinstance(coded, Coded) and readable(coded)
+    return coded, quantizer.decode(encoded)
+
+
+def check(shape: Sequence[int], keys: Quantizer, values: Quantizer, ranks: tuple[int, int], masked: bool) -> None:
+    batch, groups, rows, eights = shape
+    tokens = 8 * eights
+    torch.manual_seed(tokens + sum(ranks))
+    query = torch.randn(batch, groups, rows, ranks[0])
+    coded_keys, key_states = stored(keys, torch.randn(batch, groups, tokens, ranks[0]), 8)
+    # Around one: outputs that happen to cancel have no relative error to speak of.
+    coded_values, value_states = stored(values, 1 + torch.randn(batch, groups, tokens, ranks[1]), 16)
+    mask = random_mask(batch, 1, tokens) if masked else None
+    found = coded_attention(query, coded_keys, coded_values, tokens, SCALING, mask)
+    assert found.output.shape == (batch, groups, rows, ranks[1])
+    assert_close(found, reference(query, key_states, value_states, mask), 1e-3)
+
+
+@given(
+    shapes,
+    st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8]),
+    st.sampled_from([2, 3, 4, 8]),
+    st.integers(1, 100),
+    st.integers(1, 100),
+    st.booleans(),
+)
+@settings(deadline=None, max_examples=80)
+def test_integers_of_any_width_and_rank(
+    shape: Sequence[int], key_bits: int, value_bits: int, rank: int, width: int, masked: bool
+) -> None:
+    check(shape, IntegerQuantizer(key_bits, 128), IntegerQuantizer(value_bits, 128), (rank, width), masked)
+
+
+@pytest.mark.parametrize("group", [16, 32, 64])
+@pytest.mark.parametrize("rank", [64, 96, 80, 72])
+def test_channel_groups_with_scales_of_their_own(group: int, rank: int) -> None:
+    check((2, 2, 3, 9), IntegerQuantizer(4, group), IntegerQuantizer(3, group), (rank, rank), True)
+
+
+def codebook(widths: Sequence[int]) -> CodebookQuantizer:
+    return CodebookQuantizer(tuple(widths), torch.linspace(2.0, 0.1, len(widths)))
+
+
+@given(
+    shapes, st.lists(st.integers(1, 8), min_size=1, max_size=60), st.lists(st.integers(1, 8), min_size=1, max_size=60)
+)
+@settings(deadline=None, max_examples=60)
+def test_mixed_widths_with_level_tables(shape: Sequence[int], keys: list[int], values: list[int]) -> None:
+    check(shape, codebook(sorted(keys, reverse=True)), codebook(values), (len(keys), len(values)), False)
+
+
+@given(
+    *(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 70), st.integers(1, 70)),
+    *(st.booleans(), st.sampled_from([torch.float16, torch.float32])),
+)
+@settings(deadline=None, max_examples=60)
+def test_into_latents_and_back(
+    groups: int, heads: int, rows: int, rank: int, dim: int, affine: bool, kept: torch.dtype
+) -> None:
+    """``heads`` KV heads share a latent, each with ``rows`` of queries; bases are ``kept`` in 16 or 32 bit."""
+    torch.manual_seed(rank + dim)
+    batch, tokens = 2, 40
+    query = torch.randn(batch, groups, heads * rows, dim)
+    decoders = [torch.randn(groups, rank, heads * dim) for _ in range(2)]
+    means = [torch.randn(groups, heads * dim) * affine for _ in range(2)]
+    bases = [Basis(decoder.to(kept), mean.to(kept), dim) for decoder, mean in zip(decoders, means, strict=True)]
+    assert all(basis.usable for basis in bases)
+    (keys, key_latents), (values, value_latents) = (
+        stored(IntegerQuantizer(8, 128), torch.randn(batch, groups, tokens, rank) / rank**0.5, 8) for _ in range(2)
+    )
+    expected = partial_attention(
+        query.double().view(batch, groups * heads * rows, 1, dim),
+        *(expanded(latents, basis, heads) for latents, basis in ((key_latents, bases[0]), (value_latents, bases[1]))),
+        SCALING,
+    )
+    assert_close(coded_attention(query, keys, values, tokens, SCALING, None, *bases), expected, 1e-3)
+
+
+def expanded(latents: Tensor, basis: Basis, heads: int) -> Tensor:
+    """The states (batch, groups · heads, tokens, head_dim) that latents stand for."""
+    states = latents.double() @ basis.decoder.double() + basis.mean.double().unsqueeze(-2)
+    return states.unflatten(-1, (heads, -1)).transpose(2, 3).flatten(1, 2)
+
+
+word_runs = st.lists(st.tuples(st.integers(0, 8), st.integers(1, 12)), min_size=1, max_size=5).filter(
+    lambda runs: any(width for width, _ in runs)
+)
+"""Widths, and words of four components of that width, in any order."""
+
+
+def in_words(runs: Sequence[tuple[int, int]]) -> list[int]:
+    return [width for width, words in runs for _ in range(4 * words)]
+
+
+@given(shapes, word_runs, word_runs)
+@settings(deadline=None, max_examples=80)
+def test_mixed_widths_in_whole_words(
+    shape: Sequence[int], keys: list[tuple[int, int]], values: list[tuple[int, int]]
+) -> None:
+    widths = in_words(keys), in_words(values)
+    check(shape, codebook(widths[0]), codebook(widths[1]), (len(widths[0]), len(widths[1])), False)
+
+
+@pytest.mark.parametrize("how", ["no byte permutation", "few slots"])
+def test_runs_that_no_plan_takes(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Unpacked run by run, all of them or those of crowded vectors, the same codes mean the same."""
+    widths = in_words([(6, 5), (5, 7), (4, 9), (3, 5), (2, 4), (1, 6)]) + [1] * (how == "few slots")
+    if how == "few slots":
+        monkeypatch.setattr("kvbench.kernels.cpu.unpack_plan.MOST_SLOTS", 2)
+    else:
+        monkeypatch.setattr("kvbench.kernels.cpu.unpack_plan.has_byte_permute", lambda: False)
+    coded, _ = stored(codebook(widths), torch.randn(1, 1, 8, len(widths)), 8)
+    own = layout(coded)
+    assert len(own.runs) and bool(len(own.plan.vectors)) == (how == "few slots" and has_byte_permute())
+    check((2, 1, 4, 9), codebook(widths), codebook(widths), (len(widths), len(widths)), True)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_codes_with_a_norm_per_token(bits: int) -> None:
+    quantizer = GaussianQuantizer.on(torch.device("cpu"), bits)
+    check((2, 3, 3, 11), quantizer, quantizer, (64, 64), True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bit_floats(dtype: torch.dtype) -> None:
+    quantizer = FloatQuantizer(dtype, scaled=True)
+    check((2, 3, 3, 11), quantizer, quantizer, (64, 40), True)
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        GaussianQuantizer.on(torch.device("cpu"), 3),
+        FloatQuantizer(torch.float8_e4m3fn, scaled=True),
+        codebook([4] * 16),
+        IntegerQuantizer(4, 16),
+    ],
+    ids=lambda quantizer: type(quantizer).__name__,
+)
+def test_what_is_the_same_at_every_step_is_worked_out_once(quantizer: Quantizer) -> None:
+    first, second = (stored(quantizer, torch.randn(1, 1, 8, 16), 0)[0] for _ in range(2))
+    assert layout(first) is layout(second)
+    assert layout(first).worth(first.component) is layout(second).worth(second.component)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("parallel", [True, False], ids=["in torch's threads", "in a pool"])
+def test_splits_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch, threads: int, parallel: bool) -> None:
+    monkeypatch.setattr("kvbench.kernels.cpu.launch.SMALL", 0)
+    if not parallel:
+        monkeypatch.setattr("kvbench.kernels.cpu.launch._parallel", lambda: None)
+    torch.manual_seed(0)
+    before = torch.get_num_threads()
+    quantizer = IntegerQuantizer(4, 64)
+    query = torch.randn(1, 1, 3, 64)
+    keys, key_states = stored(quantizer, torch.randn(1, 1, 4104, 64), 8)
+    values, value_states = stored(quantizer, torch.randn(1, 1, 4104, 64), 8)
+    try:
+        torch.set_num_threads(threads)
+        coded = coded_attention(query, keys, values, 4104, SCALING)
+        exact = exact_decode(query, key_states, value_states, SCALING)
+    finally:
+        torch.set_num_threads(before)
+    expected = reference(query, key_states, value_states, None)
+    assert_close(coded, expected, 1e-3)
+    assert_close(exact, expected, 3e-6)
+
+
+def test_a_row_that_sees_nothing_weighs_nothing() -> None:
+    query, states = torch.randn(2, 1, 2, 16), torch.randn(2, 1, 70, 16)
+    mask = torch.ones(2, 1, 1, 70, dtype=torch.bool)
+    mask[1] = False
+    assert (exact_decode(query, states, states, SCALING, mask).lse[1] < -1e29).all()
+    coded, _ = stored(IntegerQuantizer(8, 16), torch.randn(2, 1, 72, 16), 0)
+    mask = torch.cat([mask, mask[..., :2]], -1)
+    assert (coded_attention(query, coded, coded, 72, SCALING, mask).lse[1] < -1e29).all()
+
+
+def test_large_scores_stay_finite() -> None:
+    query, states = torch.full((1, 1, 1, 16), 300.0), torch.randn(1, 1, 64, 16)
+    found = exact_decode(query, states, states, 1.0)
+    assert_close(found, partial_attention(query.double(), states.double(), states.double(), 1.0), 1e-4)
+
+
+def test_an_inherited_description_does_not_outlive_another_decoder() -> None:
+    class Twisted(IntegerQuantizer):
+        def decode(self, stored: dict[str, Tensor]) -> Tensor:
+            return -super().decode(stored)
+
+    encoded = IntegerQuantizer(4, 16).encode(torch.randn(1, 1, 8, 16))
+    assert meaning(IntegerQuantizer(4, 16), encoded) is not None
+    assert meaning(Twisted(4, 16), encoded) is None

@@ -1,0 +1,74 @@
+"""Compiles the Triton kernels for GPUs that are not there: a program of its own, run by :mod:`test_triton_kernels`.
+
+Triton brings its own assembler, and asks the driver only which GPU to compile for.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from kvbench.codecs.quantizers.base import Quantizer
+from kvbench.codecs.quantizers.codebook import CodebookQuantizer
+from kvbench.codecs.quantizers.integer import IntegerQuantizer
+from kvbench.kernels.triton import coded as triton_coded
+from kvbench.kernels.triton import exact as triton_exact
+from kvbench.kernels.triton import splits as triton_splits
+
+
+class AbsentGPU:
+    """What Triton asks a driver before it launches."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class Compiled:
+    """A kernel that is compiled instead of launched."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def compile_only(*arguments: Any, **options: Any) -> None:
+            binary = self.kernel.warmup(*arguments, grid=grid, **options)
+            shared = binary.metadata.shared
+            assert len(binary.asm["cubin"]) > 1000 and shared <= 99 * 1024, f"{shared} bytes of shared memory"
+            asynchronous = "cp.async" in binary.asm["ptx"]
+            print(f"{binary.metadata.name}: {shared} bytes of shared memory, asynchronous copies: {asynchronous}")
+
+        return compile_only
+
+
+def coded(quantizer: Quantizer, rank: int, dtype: torch.dtype) -> None:
+    stored = quantizer.coded(quantizer.encode(torch.randn(1, 2, 512, rank)))  # type: ignore[attr-defined]
+    triton_coded.triton_coded_attention(torch.zeros(1, 2, 4, rank, dtype=dtype), stored, stored, 500, 0.1)
+
+
+def main(capability: int) -> None:
+    driver.set_active(AbsentGPU(capability))
+    triton_coded.attend = Compiled(triton_coded.attend)
+    triton_exact._attend = Compiled(triton_exact._attend)
+    triton_splits._merge = Compiled(triton_splits._merge)
+    query, states = torch.zeros(1, 2, 4, 128, dtype=torch.bfloat16), torch.zeros(1, 2, 512, 128, dtype=torch.bfloat16)
+    triton_exact.triton_exact_decode(query, states, states, 0.1)
+    coded(IntegerQuantizer(4, 128), 128, torch.bfloat16)
+    coded(CodebookQuantizer((6,) * 8 + (3,) * 4 + (0,) * 4, torch.ones(16)), 16, torch.float16)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
