@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvbench.codecs.kernel_view import Coded, meaning
+from kvbench.codecs.kernel_view import Coded, kernel_view
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import side
 from kvbench.kernels.choice import Kernels
@@ -35,7 +35,7 @@ STOCK = "stock"
 class Way:
     """``reads`` (a key of :data:`READS`) by ``kernels``, None for plain torch.
 
-    ``keys`` and ``values`` are what a kernel is given: codes by their meaning, or latents.
+    ``keys`` and ``values`` are what a kernel is given: codes by their kernel_view, or latents.
     """
 
     kernels: Kernels | None
@@ -72,7 +72,7 @@ def way(
         return REBUILT
     turned = any(own.transform is not None for own in codec.sides.values())
     in_torch = Way(None, "absorbed") if turned else REBUILT
-    keys, values = (meaning(own.quantizer, side(stored, name)) for name, own in codec.sides.items())
+    keys, values = (kernel_view(own.quantizer, side(stored, name)) for name, own in codec.sides.items())
     dtype, device = query
     if codec.keys.transform is not None:
         dtype = codec.keys.transform.dtype  # queries are multiplied with the basis first

@@ -1,4 +1,4 @@
-"""How a kernel reads what a quantizer stored: codes, levels and scales, by their meaning instead of by quantizer."""
+"""What kernels see of stored codes: widths, levels and scales, whatever quantizer they come from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kvbench.codecs.quantizers.base import Stored
 
-Held = TypeVar("Held")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,40 +34,40 @@ class Coded:
 
 
 @dataclass(frozen=True, eq=False)
-class Same(Generic[Held]):
-    """What is ``own``, by identity: a cache key for tensors, which it keeps alive."""
+class Same(Generic[Value]):
+    """``value`` by identity: a cache key for tensors, which it keeps alive."""
 
-    own: Held
+    value: Value
 
     def __hash__(self) -> int:
-        return id(self.own)
+        return id(self.value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and self.own is other.own
+        return isinstance(other, Same) and self.value is other.value
 
 
-Tables = tuple[tuple[int, Same[Tensor]], ...]
+LevelTables = tuple[tuple[int, Same[Tensor]], ...]
 """Level tables by width, as a cache key: the same for every mapping that holds the same tables."""
 
 
-def tables(levels: Mapping[int, Tensor]) -> Tables:
+def level_tables(levels: Mapping[int, Tensor]) -> LevelTables:
     """The tables of ``levels``, in order of their widths."""
     return tuple((width, Same(levels[width])) for width in sorted(levels))
 
 
 @lru_cache(maxsize=1024)
-def everywhere(value: float, rank: int, device: torch.device) -> Tensor:
+def constant(value: float, rank: int, device: torch.device) -> Tensor:
     """``value`` for each of ``rank`` components (rank,) fp32: the same tensor each time, so that kernels know it."""
     return torch.full((rank,), value, device=device)
 
 
-def meaning(quantizer: object, stored: Stored) -> Coded | Tensor | None:
-    """What kernels can read without decoding: codes by their meaning, latents as they are, or None.
+def kernel_view(quantizer: object, stored: Stored) -> Coded | Tensor | None:
+    """What kernels can read without decoding: codes, latents as they are, or None.
 
     A quantizer offers it as ``coded(stored)``. One that inherits that and decodes in a way of its own does not: both
     must come from the same class.
     """
-    owners = [next((own for own in type(quantizer).__mro__ if name in vars(own)), None) for name in ("coded", "decode")]
+    owners = [next((cls for cls in type(quantizer).__mro__ if name in vars(cls)), None) for name in ("coded", "decode")]
     if owners[0] is None or owners[0] is not owners[1]:
         return None
     return quantizer.coded(stored)  # type: ignore[attr-defined, no-any-return]

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +13,8 @@ from torch import Tensor
 
 from kvbench.codecs.kernel_view import Coded
 from kvbench.codecs.quantizers.codebook import CodebookQuantizer
-from kvbench.kernels.reference import Partial, merge
-from kvbench.storage.folders import cache_dir
+from kvbench.kernels import reference
+from kvbench.kernels.reference import Partial
 
 
 @dataclass(frozen=True)
@@ -94,10 +88,8 @@ def _cpu() -> Kernels:
         features = llvm.get_host_cpu_features()
         if "avx" in features and not features.get("avx2"):
             raise _MissingError("this processor has no AVX2")
-        with _disk_cache():
-            from kvbench.kernels.cpu import coded, exact
-            from kvbench.kernels.cpu import merge as joining
-            from kvbench.kernels.cpu.llvm import vectors
+        from kvbench.kernels.cpu import coded, exact, merge
+        from kvbench.kernels.cpu.llvm import vectors
     except ImportError as error:
         raise _MissingError(f"numba cannot be imported ({error}); pip install numba") from error
     return Kernels(
@@ -106,7 +98,7 @@ def _cpu() -> Kernels:
         exact.exact_decode,
         coded.coded_attention,
         coded.readable,
-        joining.joined,
+        merge.merge_parts,
         coded.Basis,
         "VNNI" if vectors.has_vnni() else "SIMD",
     )
@@ -124,41 +116,8 @@ def _cuda() -> Kernels:
         triton_exact.triton_exact_decode,
         triton_coded.triton_coded_attention,
         triton_coded.readable,
-        merge,
+        reference.merge,
     )
 
 
 _DEVICES: dict[str, Callable[[], Kernels]] = {"cpu": _cpu, "cuda": _cuda}
-
-
-@contextmanager
-def _disk_cache() -> Iterator[None]:
-    """Let numba keep what it compiles in kvbench's cache folder, in one subfolder per version of the kernels' source.
-
-    numba watches one file at a time, and kernels inline functions of others. Where the folder cannot be written, the
-    kernels are compiled anew in every process.
-    """
-    from numba import config
-
-    settings: Any = config
-    before = settings.CACHE_DIR
-    settings.CACHE_DIR = str(_cache_folder())
-    try:
-        yield
-    finally:
-        settings.CACHE_DIR = before
-
-
-def _cache_folder() -> Path:
-    here = Path(__file__).parent
-    version = sha256(b"".join(path.read_bytes() for path in sorted(here.glob("*.py")))).hexdigest()[:16]
-    folder = cache_dir() / "kernels" / version
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        return folder
-    except OSError as error:
-        warnings.warn(f"{folder} cannot be written ({error}): kernels are compiled in every process", stacklevel=2)
-    passing = tempfile.mkdtemp(prefix="kvbench-kernels-")
-    atexit.register(shutil.rmtree, passing, ignore_errors=True)
-    return Path(passing)

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvbench.codecs.kernel_view import Coded, meaning
+from kvbench.codecs.kernel_view import Coded, kernel_view
 from kvbench.codecs.quantizers.base import Quantizer
 from kvbench.codecs.quantizers.codebook import CodebookQuantizer
 from kvbench.codecs.quantizers.floating import FloatQuantizer
 from kvbench.codecs.quantizers.gaussian import GaussianQuantizer
 from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.kernels.cpu.coded import Basis, coded_attention, readable
-from kvbench.kernels.cpu.column_layout import layout
+from kvbench.kernels.cpu.column_layout import column_layout
 from kvbench.kernels.cpu.exact import exact_decode
 from kvbench.kernels.cpu.llvm.vectors import has_byte_permute
 from kvbench.kernels.reference import Partial, partial_attention
@@ -95,7 +95,7 @@ def stored(quantizer: Quantizer, latents: Tensor, capacity: int) -> tuple[Coded,
         buffer = torch.full((*tensor.shape[:2], entries + capacity, *tensor.shape[3:]), 99).to(tensor.dtype)
         buffer[:, :, :entries] = tensor
         held[name] = buffer[:, :, :entries]
-    coded = meaning(quantizer, held)
+    coded = kernel_view(quantizer, held)
     assert isinstance(coded, Coded) and readable(coded)
     return coded, quantizer.decode(encoded)
 
@@ -208,8 +208,8 @@ def test_runs_that_no_plan_takes(monkeypatch: pytest.MonkeyPatch, how: str) -> N
     else:
         monkeypatch.setattr("kvbench.kernels.cpu.unpack_plan.has_byte_permute", lambda: False)
     coded, _ = stored(codebook(widths), torch.randn(1, 1, 8, len(widths)), 8)
-    own = layout(coded)
-    assert len(own.runs) and bool(len(own.plan.vectors)) == (how == "few slots" and has_byte_permute())
+    layout = column_layout(coded)
+    assert len(layout.runs) and bool(len(layout.plan.vectors)) == (how == "few slots" and has_byte_permute())
     check((2, 1, 4, 9), codebook(widths), codebook(widths), (len(widths), len(widths)), True)
 
 
@@ -237,8 +237,8 @@ def test_eight_bit_floats(dtype: torch.dtype) -> None:
 )
 def test_what_is_the_same_at_every_step_is_worked_out_once(quantizer: Quantizer) -> None:
     first, second = (stored(quantizer, torch.randn(1, 1, 8, 16), 0)[0] for _ in range(2))
-    assert layout(first) is layout(second)
-    assert layout(first).worth(first.component) is layout(second).worth(second.component)
+    assert column_layout(first) is column_layout(second)
+    assert column_layout(first).column_scale(first.component) is column_layout(second).column_scale(second.component)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -286,5 +286,5 @@ def test_an_inherited_description_does_not_outlive_another_decoder() -> None:
             return -super().decode(stored)
 
     encoded = IntegerQuantizer(4, 16).encode(torch.randn(1, 1, 8, 16))
-    assert meaning(IntegerQuantizer(4, 16), encoded) is not None
-    assert meaning(Twisted(4, 16), encoded) is None
+    assert kernel_view(IntegerQuantizer(4, 16), encoded) is not None
+    assert kernel_view(Twisted(4, 16), encoded) is None

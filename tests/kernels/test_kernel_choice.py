@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import llvmlite.binding as llvm
 import pytest
@@ -52,20 +51,6 @@ def test_on_an_old_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: {"avx": True, "avx2": False})
     with pytest.warns(UserWarning, match="no AVX2"):
         assert attend() == "torch"
-
-
-def test_a_cache_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="compiled in every process"):
-        folder = kernels._cache_folder()
-    assert folder.is_dir() and tmp_path not in folder.parents
-
-
-def test_the_cache_folder_names_the_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
-    assert kernels._cache_folder().parent == tmp_path / "kernels"
-    assert kernels._cache_folder() == kernels._cache_folder()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

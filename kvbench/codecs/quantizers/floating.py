@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kvbench.codecs.kernel_view import Coded, everywhere
+from kvbench.codecs.kernel_view import Coded, constant
 from kvbench.codecs.packing import TOKENS_PER_GROUP, pack, unpack
 from kvbench.codecs.quantizers.base import Cost, Stored
 
@@ -68,7 +68,7 @@ class FloatQuantizer:
         codes = stored["codes"]
         rank = codes.shape[-1] // TOKENS_PER_GROUP
         levels = {8: _levels(self.dtype, codes.device)}
-        component = everywhere(1 / torch.finfo(self.dtype).max, rank, codes.device)
+        component = constant(1 / torch.finfo(self.dtype).max, rank, codes.device)
         return Coded(codes, (8,) * rank, rank, levels, stored["largest"].unsqueeze(-1), component=component)
 
     def _packed(self, codes: Tensor) -> Tensor:

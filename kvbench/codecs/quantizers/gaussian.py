@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.codecs.kernel_view import Coded, everywhere
+from kvbench.codecs.kernel_view import Coded, constant
 from kvbench.codecs.packing import TOKENS_PER_GROUP, pack, unpack
 from kvbench.codecs.quantizers.base import Cost, Stored
 from kvbench.codecs.quantizers.lloyd import gaussian_levels, look_up, nearest
@@ -47,7 +47,7 @@ class GaussianQuantizer:
     def coded(self, stored: Stored) -> Coded:
         """The codes and the level table, scaled by each token's norm."""
         rank = stored["codes"].shape[-1] // self.bits
-        levels, each = {self.bits: self.levels}, everywhere(rank**-0.5, rank, self.levels.device)
+        levels, each = {self.bits: self.levels}, constant(rank**-0.5, rank, self.levels.device)
         return Coded(stored["codes"], (self.bits,) * rank, rank, levels, stored["norm"].unsqueeze(-1), component=each)
 
     def cost(self, groups: int, rank: int, dtype: torch.dtype) -> Cost:

@@ -1,1 +1,16 @@
-"""Decode kernels for the CPU, compiled by numba."""
+"""Decode kernels for the CPU, compiled by numba.
+
+They are all imported here, whichever of them is asked for first, so that what numba keeps on disk always belongs to the
+source of all of them together.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvbench.kernels.disk_cache import kernel_cache
+
+with kernel_cache(Path(__file__).parent):
+    from kvbench.kernels.cpu import coded, exact, merge
+
+__all__ = ["coded", "exact", "merge"]

@@ -1,8 +1,11 @@
 """Decode attention over packed codes on the CPU: one pass, online softmax, nothing expanded beyond a tile of 64 tokens.
 
-A stored value is ``a · u + b`` with a code or level ``u`` of at most 8 bits and ``a`` ≥ 0, ``b`` constant or one pair
-per token and channel group. Scores and outputs are integer dot products of ``u`` with queries and weights rounded to
-two bytes each, so their error stays near 1e-4; ``a`` and ``b`` enter in fp32.
+A stored number is ``scale · u + zero`` with a code or level ``u`` of at most 8 bits; scale ≥ 0 and zero are constant or
+one pair per token and channel group. Scores and outputs are integer dot products of ``u`` with queries and softmax
+weights rounded to two bytes each, so their error stays near 1e-4; scales and zeros enter in fp32.
+
+``side`` is a :class:`~kvbench.kernels.cpu.records.CodedSide`, ``work`` a
+:class:`~kvbench.kernels.cpu.records.Workspace`.
 """
 
 from __future__ import annotations
@@ -14,147 +17,117 @@ from numba import njit
 
 from kvbench.kernels.cpu import unpack_kernel
 from kvbench.kernels.cpu.llvm import byte_ops, float_ops, vectors
-from kvbench.kernels.cpu.memory import (
-    JIT,
-    TILE,
-    fetch_ahead,
-    floats,
-    halves,
-    longs,
-)
-from kvbench.kernels.cpu.projection_kernel import LOW, finish, from_latents, into_latents, round_query, wide_size
-from kvbench.kernels.cpu.records import (
-    AFFINE,
-    CHANNELS,
-    CODES,
-    DIM,
-    DIRECT,
-    FLIP,
-    GROUP_BYTES,
-    HEAD,
-    NIBBLES,
-    PADDED,
-    PER_CHANNEL_GROUP,
-    ROW,
-    SCALE,
-    SCALE_HEAD,
-    SCALE_ROW,
-    UNPACKING,
-    WIDTH,
-    ZERO,
-)
-from kvbench.kernels.cpu.softmax_kernel import begin, fill, hide, soften
+from kvbench.kernels.cpu.memory import JIT, TILE, fetch_ahead, fill, floats, halves, record_at
+from kvbench.kernels.cpu.projection_kernel import LOW, finalise_output, output_from_latents, project_query, round_query
+from kvbench.kernels.cpu.records import UNPACK_PLAN, WORKSPACE
+from kvbench.kernels.cpu.softmax_kernel import apply_mask, begin_softmax, update_softmax
+from kvbench.kernels.cpu.workspace import coded_workspace
 
 _F = np.float32
-_AHEAD = 2 * TILE
-"""Tokens that scales are asked for in advance."""
+_PREFETCHED = 2 * TILE
+"""Tokens that scales are prefetched in advance."""
 
 _MOST = _F(65534)
 """The largest weight of a tile, as two bytes; one less than they hold, for exponentials that round up."""
 
+_AT_ONCE = 3
+"""Rows of queries whose dot products share a load of the codes."""
+
 
 @njit(**JIT)
-def attend_coded(
-    unit: int,
-    last: int,
-    splits: int,
-    tokens: int,
-    heads: int,
-    rows: int,
-    query: int,
-    scaling: Any,
-    keys: Any,
-    values: Any,
-    mask: int,
-    mask_row: int,
-    mask_head: int,
-    out: int,
-    lse: int,
-) -> None:
-    """Units [unit, last) of batch · heads · splits. ``query`` (batch, heads, rows, key dim) fp32.
+def attend_coded(first: int, last: int, job: Any) -> None:
+    """Units [first, last) of a :class:`~kvbench.kernels.cpu.records.CodedJob`."""
+    keys, values, rows = job.keys, job.values, job.rows
+    block = coded_workspace(job)
+    work = record_at(block.ctypes.data, WORKSPACE)
+    scaling = vectors.as_float(np.int32(job.scaling))
+    tiles = (job.tokens + TILE - 1) // TILE
+    for unit in range(first, last):
+        pair, split = unit // job.splits, unit % job.splits
+        row, head = pair // job.heads, pair % job.heads
+        project_query(job.query + 4 * pair * rows * keys.head_dim, keys, head, work)
+        round_query(keys, scaling, work)
+        begin_softmax(work)
+        mask = job.mask and job.mask + row * job.mask_row_stride + head * job.mask_head_stride
+        for tile in range(tiles * split // job.splits, tiles * (split + 1) // job.splits):
+            start = tile * TILE
+            count = min(TILE, job.tokens - start)
+            prefetch_scales(keys, row, head, start + _PREFETCHED)
+            prefetch_scales(values, row, head, start + _PREFETCHED)
+            add_scores(keys, row, head, start, count, work)
+            apply_mask(work, mask and mask + start, count)
+            if update_softmax(work):
+                add_values(values, row, head, start, count, work)
+        finalise_output(values, scaling, job.lse + 4 * unit * rows, work)
+        output_from_latents(values, head, job.output + 4 * unit * rows * values.head_dim, work)
+    block[0] = 0  # numba drops an array after its last use, and all others know its address only
 
-    ``out`` (units, rows, value dim) and ``lse`` (units, rows) receive every split's normalised output.
-    """
-    key_tile = np.empty(TILE * keys[PADDED] + 256, np.uint8)
-    value_tile = np.empty(TILE * values[PADDED] + 256, np.uint8)
-    sides = np.zeros((keys[CHANNELS], 2 * rows, 4 * keys[PADDED]), np.int8)
-    query_unit, query_sum = np.empty((keys[CHANNELS], rows), _F), np.empty((keys[CHANNELS], rows), _F)
-    affines = np.empty((2, TILE), _F)
-    score, peak, top, units = np.empty((rows, TILE), _F), np.empty(rows, _F), np.empty(rows, _F), np.empty(rows, _F)
-    total, bias = np.empty((rows, values[PADDED]), _F), np.empty((rows, vectors.LANES * values[CHANNELS]), _F)
-    mass = np.empty((rows, vectors.LANES), _F)
-    picked, shift = np.empty(keys[PADDED], _F), np.empty(rows, _F)
-    latents, mixed = np.empty((rows, keys[WIDTH]), _F), np.empty((rows, values[WIDTH]), _F)
-    widened = np.empty(max(wide_size(keys), wide_size(values)), _F)
-    dots, rounded = np.empty((6, TILE), np.int32), np.empty((6, TILE), np.uint8)
-    blocks = (tokens + TILE - 1) // TILE
-    for index in range(unit, last):
-        pair, split = index // splits, index % splits
-        row, head = pair // heads, pair % heads
-        into_latents(query + 4 * pair * rows * keys[DIM], keys, head, latents, shift, widened)
-        round_query(latents, scaling, rows, keys, picked, sides, query_unit, query_sum)
-        begin(top, mass, total, bias)
-        affine = affines.ctypes.data
-        for block in range(blocks * split // splits, blocks * (split + 1) // splits):
-            start = block * TILE
-            count = min(TILE, tokens - start)
-            fetch_scales(keys, row, head, start + _AHEAD)
-            fetch_scales(values, row, head, start + _AHEAD)
-            tile = stored_tile(keys, row, head, start, count, key_tile.ctypes.data)
-            fill(score, _F(0))
-            for channel in range(keys[CHANNELS]):
-                read_affine(keys, row, head, start, count, channel, affine)
-                score_tile(tile, keys, count, channel, sides, rows, query_unit, query_sum, affine, dots, score)
-            hide(score, rows, mask and mask + row * mask_row + head * mask_head + start, count)
-            if soften(score, rows, top, mass, total, bias, peak):
-                tile = stored_tile(values, row, head, start, count, value_tile.ctypes.data)
-                for channel in range(values[CHANNELS]):
-                    read_affine(values, row, head, start, count, channel, affine)
-                    mix_tile(tile, values, count, channel, score, rows, peak, affine, rounded, dots, units, total, bias)
-        finish(total, bias, top, mass, values, shift, scaling, mixed, lse + 4 * index * rows)
-        from_latents(mixed, values, head, out + 4 * index * rows * values[DIM], widened)
+
+@njit(**JIT)
+def add_scores(side: Any, row: int, head: int, start: int, count: int, work: Any) -> None:
+    """Scores of a tile's tokens, of all channel groups together."""
+    tile = tile_bytes(side, row, head, start, count, work.key_tile)
+    fill(work.scores, work.rows * TILE, _F(0))
+    for channel in range(side.channel_groups):
+        read_affine(side, row, head, start, count, channel, work.affine)
+        score_channel_group(tile, side, count, channel, work)
+
+
+@njit(**JIT)
+def add_values(side: Any, row: int, head: int, start: int, count: int, work: Any) -> None:
+    """A tile's values times their softmax weights, added to the sums."""
+    tile = tile_bytes(side, row, head, start, count, work.value_tile)
+    for channel in range(side.channel_groups):
+        read_affine(side, row, head, start, count, channel, work.affine)
+        mix_channel_group(tile, side, count, channel, work)
 
 
 @njit(**JIT)
 def code_address(side: Any, row: int, head: int, start: int) -> int:
     """Where the codes from token ``start`` on lie."""
-    return side[CODES] + row * side[ROW] + head * side[HEAD] + start // 8 * side[GROUP_BYTES]
+    return side.codes + row * side.row_stride + head * side.head_stride + start // 8 * side.group_bytes
 
 
 @njit(**JIT)
-def fetch_scales(side: Any, row: int, head: int, start: int) -> None:
-    """Ask for a tile's scales: streams so short that the hardware does not foresee them, as it does codes."""
-    if side[SCALE]:
-        offset = 2 * (row * side[SCALE_ROW] + head * side[SCALE_HEAD] + start * side[CHANNELS])
-        fetch_ahead(side[SCALE] + offset, 2 * TILE * side[CHANNELS])
-        if side[ZERO]:
-            fetch_ahead(side[ZERO] + offset, 2 * TILE * side[CHANNELS])
+def scale_offset(side: Any, row: int, head: int, start: int) -> int:
+    """How many bytes behind the first scale that of token ``start`` lies."""
+    return 2 * (row * side.scale_row_stride + head * side.scale_head_stride + start * side.channel_groups)
 
 
 @njit(**JIT)
-def stored_tile(side: Any, row: int, head: int, start: int, count: int, buffer: int) -> int:
+def prefetch_scales(side: Any, row: int, head: int, start: int) -> None:
+    """Prefetch a tile's scales: streams so short that the hardware does not foresee them, as it does codes."""
+    if side.scale:
+        offset, size = scale_offset(side, row, head, start), 2 * TILE * side.channel_groups
+        fetch_ahead(side.scale + offset, size)
+        if side.zero:
+            fetch_ahead(side.zero + offset, size)
+
+
+@njit(**JIT)
+def tile_bytes(side: Any, row: int, head: int, start: int, count: int, buffer: int) -> int:
     """The address of ``count`` tokens' bytes in quads: the stored codes as they are, or unpacked to ``buffer``."""
     codes = code_address(side, row, head, start)
-    if side[DIRECT] and count == TILE:
+    if side.direct and count == TILE:
         return codes
-    fetch_ahead(codes + TILE // 8 * side[GROUP_BYTES], TILE // 8 * side[GROUP_BYTES])
-    how = longs(side[UNPACKING], unpack_kernel.FIELDS)
-    unpack_kernel.unpack_tile(codes, side[GROUP_BYTES], (count + 7) // 8, how, buffer, side[PADDED])
+    fetch_ahead(codes + TILE // 8 * side.group_bytes, TILE // 8 * side.group_bytes)
+    plan = record_at(side.unpack_plan, UNPACK_PLAN)
+    unpack_kernel.unpack_tile(codes, side.group_bytes, (count + 7) // 8, plan, buffer, side.padded_columns)
     return buffer
 
 
 @njit(**JIT)
 def read_affine(side: Any, row: int, head: int, start: int, count: int, channel: int, out: int) -> None:
     """Scales, then zeros of the tile's tokens in one channel group: two rows of 64 at ``out``."""
-    zero, constant = out + 4 * TILE, floats(side[AFFINE], 2)
-    if not side[SCALE]:
+    zero, constant = out + 4 * TILE, floats(side.affine, 2)
+    if not side.scale:
         float_ops.fill_row(out, constant[0])
         float_ops.fill_row(zero, constant[1])
         return
-    offset = 2 * (row * side[SCALE_ROW] + head * side[SCALE_HEAD] + start * side[CHANNELS] + channel)
-    read_halves(side[SCALE] + offset, count, side[CHANNELS], out)
-    if side[ZERO]:
-        read_halves(side[ZERO] + offset, count, side[CHANNELS], zero)
+    offset = scale_offset(side, row, head, start) + 2 * channel
+    read_halves(side.scale + offset, count, side.channel_groups, out)
+    if side.zero:
+        read_halves(side.zero + offset, count, side.channel_groups, zero)
     else:
         float_ops.scale_row(out, constant[1], zero)
         float_ops.scale_row(out, constant[0], out)
@@ -172,94 +145,80 @@ def read_halves(address: int, count: int, stride: int, out: int) -> None:
 
 
 @njit(**JIT)
-def score_tile(
-    tile: int,
-    side: Any,
-    count: int,
-    channel: int,
-    sides: Any,
-    rows: int,
-    unit: Any,
-    summed: Any,
-    affine: int,
-    dots: Any,
-    score: Any,
-) -> None:
+def score_channel_group(tile: int, side: Any, count: int, channel: int, work: Any) -> None:
     """Add the scores of one channel group: scale · (codes · query) + zero · Σ query."""
-    packed, group_bytes, first, ahead = form(side, count, channel)
-    wide = min(side[PER_CHANNEL_GROUP], side[PADDED] - channel * side[PER_CHANNEL_GROUP]) // vectors.LANES
-    step, codes, to = sides.strides[1], tile + first, dots.ctypes.data
-    for row in range(0, rows, 3):
-        some = min(3, rows - row)
-        at = sides.ctypes.data + channel * sides.strides[0] + 2 * row * step
+    nibbles, group_bytes, first, ahead = tile_form(side, count, channel)
+    wide = min(side.group_columns, side.padded_columns - channel * side.group_columns) // vectors.LANES
+    step, codes, rows = work.query_stride, tile + first, work.rows
+    units, sums = floats(work.query_unit, (channel + 1) * rows), floats(work.query_sum, (channel + 1) * rows)
+    for row in range(0, rows, _AT_ONCE):
+        some = min(_AT_ONCE, rows - row)
+        query = work.query_bytes + 2 * (channel * rows + row) * step
         for part in range(TILE // 16):
             byte_ops.scores(
                 codes + 2 * part * group_bytes,
-                at,
-                to + 64 * part,
+                query,
+                work.products + 64 * part,
                 some,
                 wide,
                 group_bytes,
                 step,
                 4 * TILE,
-                packed,
+                nibbles,
                 ahead,
             )
         for r in range(some):
-            u, o = unit[channel, row + r], summed[channel, row + r]
-            own = score.ctypes.data + 4 * TILE * (row + r)
-            float_ops.add_scores(to + 8 * TILE * r, LOW, u, o, affine, affine + 4 * TILE, own)
+            unit, total = units[channel * rows + row + r], sums[channel * rows + row + r]
+            products, scores = work.products + 8 * TILE * r, work.scores + 4 * TILE * (row + r)
+            float_ops.add_scores(products, LOW, unit, total, work.affine, work.affine + 4 * TILE, scores)
 
 
 @njit(**JIT)
-def form(side: Any, count: int, channel: int) -> Any:
+def tile_form(side: Any, count: int, channel: int) -> Any:
     """Whether a tile is nibbles, its bytes per 8 tokens, where a channel group begins, and how far on the next tile."""
-    group_bytes, first = 8 * side[PADDED], 4 * channel * side[PER_CHANNEL_GROUP]
-    if side[DIRECT] and count == TILE:
-        group_bytes = side[GROUP_BYTES]
-        return side[NIBBLES], group_bytes, first, TILE // 8 * group_bytes
+    group_bytes, first = 8 * side.padded_columns, 4 * channel * side.group_columns
+    if side.direct and count == TILE:
+        group_bytes = side.group_bytes
+        return side.nibbles, group_bytes, first, TILE // 8 * group_bytes
     return 0, group_bytes, first, 0
 
 
 @njit(**JIT)
-def mix_tile(
-    tile: int,
-    side: Any,
-    count: int,
-    channel: int,
-    p: Any,
-    rows: int,
-    peak: Any,
-    affine: int,
-    rounded: Any,
-    mixed: Any,
-    unit: Any,
-    total: Any,
-    bias: Any,
-) -> None:
+def mix_channel_group(tile: int, side: Any, count: int, channel: int, work: Any) -> None:
     """Add Σ p · value of one channel group: Σ p · scale · codes to ``total``, Σ p · zero to ``bias``, in parts."""
-    packed, group_bytes, start, ahead = form(side, count, channel)
-    first = channel * side[PER_CHANNEL_GROUP]
-    stop = first + min(side[PER_CHANNEL_GROUP], side[PADDED] - first)
-    largest = max(float_ops.largest(affine, _F(1e-30)), _F(1e-30))
-    to, wide, lift = mixed.ctypes.data, mixed.strides[0], _F(128) if side[FLIP] else _F(0)
-    for row in range(0, rows, 3):
-        some, weights = min(3, rows - row), rounded.ctypes.data
+    nibbles, group_bytes, start, ahead = tile_form(side, count, channel)
+    first = channel * side.group_columns
+    stop = first + min(side.group_columns, side.padded_columns - first)
+    largest = max(float_ops.largest(work.affine, _F(1e-30)), _F(1e-30))
+    lift = _F(128) if side.flip else _F(0)
+    unit, peak = floats(work.weight_unit, work.rows), floats(work.peak, work.rows)
+    for row in range(0, work.rows, _AT_ONCE):
+        some = min(_AT_ONCE, work.rows - row)
         for r in range(row, row + some):
-            own, high = p.ctypes.data + 4 * TILE * r, weights + 2 * (r - row) * TILE
+            weights, high = work.scores + 4 * TILE * r, work.weight_bytes + 2 * (r - row) * TILE
             unit[r] = largest * peak[r] / _MOST
-            float_ops.round_weights(own, affine, _F(1) / unit[r], high, high + TILE)
-            offset = bias.ctypes.data + 4 * (vectors.LANES * channel + r * bias.shape[1])
-            float_ops.weighted_sum(own, affine + 4 * TILE, affine, lift, offset)
+            float_ops.round_weights(weights, work.affine, _F(1) / unit[r], high, high + TILE)
+            bias = work.bias + 4 * (vectors.LANES * channel + r * work.bias_width)
+            float_ops.weighted_sum(weights, work.affine + 4 * TILE, work.affine, lift, bias)
         column = first
         while column < stop:
             left = (stop - column) // vectors.LANES
             columns = 4 if left >= 4 else 2 if left >= 2 else 1
-            codes = tile + start + 4 * (column - first)
             byte_ops.mix(
-                codes, weights, to, some, columns, TILE // 8, group_bytes, TILE, wide, packed, side[FLIP], ahead
+                tile + start + 4 * (column - first),
+                work.weight_bytes,
+                work.products,
+                some,
+                columns,
+                TILE // 8,
+                group_bytes,
+                TILE,
+                4 * TILE,
+                nibbles,
+                side.flip,
+                ahead,
             )
             for r in range(row, row + some):
-                at = total.ctypes.data + 4 * (r * total.shape[1] + column)
-                float_ops.add_mixed(to + 2 * (r - row) * wide, wide, unit[r], at, columns)
+                total = work.total + 4 * (r * work.total_width + column)
+                float_ops.add_mixed(work.products + 8 * TILE * (r - row), 4 * TILE, unit[r], total, columns)
             column += columns * vectors.LANES

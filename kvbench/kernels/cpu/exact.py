@@ -1,14 +1,14 @@
-"""Decode attention over exact fp32 tensors through the CPU kernel."""
+"""Decode attention over exact fp32 tensors: the record that the CPU kernel reads, and its results as tensors."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kvbench.kernels.cpu.jobs import exact_task
+from kvbench.kernels.cpu.jobs import exact_job
 from kvbench.kernels.cpu.launch import share
-from kvbench.kernels.cpu.merge import join_splits
+from kvbench.kernels.cpu.merge import merge_splits
+from kvbench.kernels.cpu.records import ExactJob, ExactSide, pack
 from kvbench.kernels.cpu.work_split import mask_bytes, splits_for
 from kvbench.kernels.reference import Partial
 
@@ -29,22 +29,40 @@ def exact_decode(
     batch, groups, rows, rank = query.shape
     spans = [(keys, values)] if before is None else [before, (keys, values)]
     # Copies must outlive the kernel, which only knows their addresses.
-    sides = [own if own.stride(-1) == 1 else own.contiguous() for span in spans for own in span]
-    scaled, tokens, width = (query * scaling).contiguous(), sum(own.shape[2] for own in sides[::2]), values.shape[-1]
+    sides = [states if states.stride(-1) == 1 else states.contiguous() for span in spans for states in span]
+    scaled, tokens, width = (query * scaling).contiguous(), sum(each.shape[2] for each in sides[::2]), values.shape[-1]
     splits = splits_for(batch * groups, tokens)
     units = batch * groups * splits
-    out, lse = torch.empty(units, rows, width), torch.empty(units, rows)
-    mask_at, mask_row, mask_head, mask = mask_bytes(mask, batch, groups)
-    fields = np.array([_side(own) for own in sides], np.int64)
-
-    arguments = [splits, len(spans), groups, rows, scaled.data_ptr(), rank, width, fields.ctypes.data]
-    arguments += [mask_at, mask_row, mask_head, out.data_ptr(), lse.data_ptr()]
-    share(exact_task, arguments, units, 4 * batch * groups * tokens * (rank + width))
-    part = join_splits(out, lse, splits)
+    output, lse = torch.empty(units, rows, width), torch.empty(units, rows)
+    attended = mask_bytes(mask, batch, groups)
+    packed = pack(*map(_side, sides))
+    job = ExactJob(
+        splits=splits,
+        spans=len(spans),
+        heads=groups,
+        rows=rows,
+        query=scaled.data_ptr(),
+        key_width=rank,
+        value_width=width,
+        sides=packed.ctypes.data,
+        mask=attended.address,
+        mask_row_stride=attended.row_stride,
+        mask_head_stride=attended.head_stride,
+        output=output.data_ptr(),
+        lse=lse.data_ptr(),
+    )
+    share(exact_job, units, 4 * batch * groups * tokens * (rank + width), job)
+    part = merge_splits(output, lse, splits)
     return Partial(part.output.view(batch, groups, rows, -1), part.lse.view(batch, groups, rows))
 
 
-def _side(states: Tensor) -> tuple[int, ...]:
-    """What the kernel asks of keys or values: its fields in order."""
+def _side(states: Tensor) -> ExactSide:
     row, head, token, _ = states.stride()
-    return states.data_ptr(), 4 * row, 4 * head, 4 * token, states.shape[-1], states.shape[2]
+    return ExactSide(
+        states=states.data_ptr(),
+        row_stride=4 * row,
+        head_stride=4 * head,
+        token_stride=4 * token,
+        components=states.shape[-1],
+        tokens=states.shape[2],
+    )

@@ -1,4 +1,8 @@
-"""Decode attention over exact fp32 keys and values on the CPU: a byte is read once for all queries of a head group."""
+"""Decode attention over exact fp32 keys and values on the CPU: a byte is read once for all queries of a head group.
+
+``side`` is an :class:`~kvbench.kernels.cpu.records.ExactSide`, ``work`` a
+:class:`~kvbench.kernels.cpu.records.Workspace`.
+"""
 
 from __future__ import annotations
 
@@ -8,100 +12,83 @@ import numpy as np
 from numba import njit
 
 from kvbench.kernels.cpu.llvm import float_ops, vectors
-from kvbench.kernels.cpu.memory import JIT, TILE, floats, longs
-from kvbench.kernels.cpu.softmax_kernel import begin, hide, soften
+from kvbench.kernels.cpu.memory import JIT, TILE, floats, record_at
+from kvbench.kernels.cpu.projection_kernel import dot, lane_sum
+from kvbench.kernels.cpu.records import EXACT_SIDE, WORKSPACE
+from kvbench.kernels.cpu.softmax_kernel import apply_mask, begin_softmax, update_softmax
+from kvbench.kernels.cpu.workspace import exact_workspace
 
-# What an int64 vector `side` says about the keys or values of a span. Strides in bytes; components lie side by side.
-ADDRESS, ROW, HEAD, TOKEN, RANK, TOKENS = 0, 1, 2, 3, 4, 5
-FIELDS = 6
-
-_F = np.float32
-
-
-@njit(**JIT)
-def attend_exact(
-    unit: int,
-    last: int,
-    splits: int,
-    spans: int,
-    heads: int,
-    rows: int,
-    query: int,
-    rank: int,
-    width: int,
-    sides: int,
-    mask: int,
-    mask_row: int,
-    mask_head: int,
-    out: int,
-    lse: int,
-) -> None:
-    """Units [unit, last) of batch · heads · splits. ``query`` (batch, heads, rows, rank) fp32, scaled already.
-
-    ``sides``: keys and values of one span after the other. ``out`` (units, rows, width) and ``lse`` (units, rows)
-    receive every split's normalised output.
-    """
-    score, total = np.empty((rows, TILE), _F), np.empty((rows, width), _F)
-    top, peak, mass = np.empty(rows, _F), np.empty(rows, _F), np.empty((rows, vectors.LANES), _F)
-    bias = np.empty((rows, 0), _F)
-    for index in range(unit, last):
-        pair, split = index // splits, index % splits
-        row, head = pair // heads, pair % heads
-        begin(top, mass, total, bias)
-        own, before = query + 4 * pair * rows * rank, 0
-        for span in range(spans):
-            keys = longs(sides + 8 * FIELDS * (2 * span), FIELDS)
-            values = longs(sides + 8 * FIELDS * (2 * span + 1), FIELDS)
-            blocks = (keys[TOKENS] + TILE - 1) // TILE
-            for block in range(blocks * split // splits, blocks * (split + 1) // splits):
-                start = block * TILE
-                count = min(TILE, keys[TOKENS] - start)
-                key = keys[ADDRESS] + row * keys[ROW] + head * keys[HEAD] + start * keys[TOKEN]
-                value = values[ADDRESS] + row * values[ROW] + head * values[HEAD] + start * values[TOKEN]
-                score_tile(key, keys, own, rows, count, score)
-                hide(score, rows, mask and mask + row * mask_row + head * mask_head + before + start, count)
-                if soften(score, rows, top, mass, total, bias, peak):
-                    mix_tile(value, values, score, rows, count, total)
-            before += keys[TOKENS]
-        normalise(total, top, mass, rows, out + 4 * index * rows * width, lse + 4 * index * rows)
+_SIDE_BYTES = EXACT_SIDE.itemsize
+_AT_ONCE = 3
+"""Rows of queries whose dot products share a load of the keys."""
 
 
 @njit(**JIT)
-def score_tile(key: int, side: Any, query: int, rows: int, count: int, score: Any) -> None:
-    """score (rows, 64): four tokens at a time; a ragged end is scored token by token."""
-    rank, step, out, wide = side[RANK], side[TOKEN], score.ctypes.data, 4 * TILE
+def attend_exact(first: int, last: int, job: Any) -> None:
+    """Units [first, last) of an :class:`~kvbench.kernels.cpu.records.ExactJob`."""
+    block = exact_workspace(job.rows, job.value_width)
+    work = record_at(block.ctypes.data, WORKSPACE)
+    for unit in range(first, last):
+        pair, split = unit // job.splits, unit % job.splits
+        row, head = pair // job.heads, pair % job.heads
+        begin_softmax(work)
+        query, before = job.query + 4 * pair * job.rows * job.key_width, 0
+        mask = job.mask and job.mask + row * job.mask_row_stride + head * job.mask_head_stride
+        for span in range(job.spans):
+            keys = record_at(job.sides + _SIDE_BYTES * 2 * span, EXACT_SIDE)
+            values = record_at(job.sides + _SIDE_BYTES * (2 * span + 1), EXACT_SIDE)
+            tiles = (keys.tokens + TILE - 1) // TILE
+            for tile in range(tiles * split // job.splits, tiles * (split + 1) // job.splits):
+                start = tile * TILE
+                count = min(TILE, keys.tokens - start)
+                score_tile(state_address(keys, row, head, start), keys, query, count, work)
+                apply_mask(work, mask and mask + before + start, count)
+                if update_softmax(work):
+                    mix_tile(state_address(values, row, head, start), values, count, work)
+            before += keys.tokens
+        normalise(work, job.output + 4 * unit * job.rows * job.value_width, job.lse + 4 * unit * job.rows)
+    block[0] = 0
+
+
+@njit(**JIT)
+def state_address(side: Any, row: int, head: int, start: int) -> int:
+    """Where the key or value of token ``start`` lies."""
+    return side.states + row * side.row_stride + head * side.head_stride + start * side.token_stride
+
+
+@njit(**JIT)
+def score_tile(key: int, side: Any, query: int, count: int, work: Any) -> None:
+    """Scores of ``count`` tokens from address ``key`` on: four at a time; a ragged end is scored token by token."""
+    components, step, wide, rows = side.components, side.token_stride, 4 * TILE, work.rows
     whole = count // 4 * 4
-    for row in range(0, rows, 3):
-        at, to, some = query + 4 * row * rank, out + row * wide, min(3, rows - row)
+    for row in range(0, rows, _AT_ONCE):
+        q, out, some = query + 4 * row * components, work.scores + row * wide, min(_AT_ONCE, rows - row)
         for token in range(0, whole, 4):
-            float_ops.exact_scores(key + token * step, at, to + 4 * token, some, rank, step, 4 * rank, wide)
-    for token in range(whole, count):
-        x = floats(key + token * step, rank)
-        for r in range(rows):
-            q, dot = floats(query + 4 * r * rank, rank), _F(0)
-            for i in range(rank):
-                dot += q[i] * x[i]
-            score[r, token] = dot
-
-
-@njit(**JIT)
-def mix_tile(value: int, side: Any, p: Any, rows: int, count: int, total: Any) -> None:
-    """Add Σ p · values of the tile to ``total`` (rows, components)."""
-    rank, step, weights, base = side[RANK], side[TOKEN], p.ctypes.data, total.ctypes.data
-    for row in range(0, rows, 3):
-        at, some = weights + 4 * row * TILE, min(3, rows - row)
-        for column in range(0, rank, 4 * vectors.LANES):
-            to, rest = base + 4 * (row * rank + column), rank - column
-            float_ops.exact_mix(value + 4 * column, at, to, some, count, step, 4 * TILE, 4 * rank, rest)
-
-
-@njit(**JIT)
-def normalise(total: Any, top: Any, mass: Any, rows: int, out: int, lse: int) -> None:
-    """Output (rows, rank) and log-sum-exp (rows,) of one unit."""
-    ends, rank = floats(lse, rows), total.shape[1]
+            float_ops.exact_scores(key + token * step, q, out + 4 * token, some, components, step, 4 * components, wide)
     for row in range(rows):
-        summed = mass[row].sum()
-        ends[row] = top[row] + np.log(summed)
-        own = floats(out + 4 * row * rank, rank)
-        for i in range(rank):
-            own[i] = total[row, i] / summed
+        scores = floats(work.scores + row * wide, TILE)
+        for token in range(whole, count):
+            scores[token] = dot(query + 4 * row * components, key + token * step, components)
+
+
+@njit(**JIT)
+def mix_tile(value: int, side: Any, count: int, work: Any) -> None:
+    """Add Σ p · values of ``count`` tokens from address ``value`` on to ``total``."""
+    components, step, rows = side.components, side.token_stride, work.rows
+    for row in range(0, rows, _AT_ONCE):
+        weights, some = work.scores + 4 * row * TILE, min(_AT_ONCE, rows - row)
+        for column in range(0, components, 4 * vectors.LANES):
+            total, rest = work.total + 4 * (row * components + column), components - column
+            float_ops.exact_mix(value + 4 * column, weights, total, some, count, step, 4 * TILE, 4 * components, rest)
+
+
+@njit(**JIT)
+def normalise(work: Any, out: int, lse: int) -> None:
+    """Output (rows, value_width) and log-sum-exp (rows,) of one unit."""
+    width, log_sums, top = work.total_width, floats(lse, work.rows), floats(work.top, work.rows)
+    for row in range(work.rows):
+        mass = lane_sum(work.mass + 4 * row * vectors.LANES)
+        log_sums[row] = top[row] + np.log(mass)
+        total, output = floats(work.total + 4 * row * width, width), floats(out + 4 * row * width, width)
+        for i in range(width):
+            output[i] = total[i] / mass

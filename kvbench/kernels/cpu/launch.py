@@ -1,7 +1,7 @@
 """Sharing a kernel's units of work between the threads that torch computes with.
 
 A second pool beside torch's would compete with it: torch's threads spin for a while after every operation, and waking
-sleeping ones takes longer than a layer's attention. So a task runs as a parallel region of torch's own OpenMP library.
+sleeping ones takes longer than a layer's attention. So a job runs as a parallel region of torch's own OpenMP library.
 """
 
 from __future__ import annotations
@@ -11,30 +11,31 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+
+from kvbench.kernels.cpu.records import Claims, pack
 
 SMALL = 2**20
 """Bytes that one thread works through sooner than another would have begun."""
 
-NEXT, UNITS, CHUNK, ARGUMENTS = 0, 1, 2, 3
-"""Where a job (int64) holds the next unit, their number, how many are claimed at once, and what the task needs."""
 
+def share(function: Any, units: int, size: int, *records: NamedTuple) -> None:
+    """Run ``function``, a C function of a job's address, until all ``units`` are done: ``size`` bytes, as multiplied.
 
-def share(task: Any, arguments: list[int], units: int, size: int) -> None:
-    """Run ``task``, a C function of a job's address, until all ``units`` are done: ``size`` bytes, as multiplied."""
+    ``records`` are what the job says behind its :class:`~kvbench.kernels.cpu.records.Claims`.
+    """
     threads = min(torch.get_num_threads(), units) if size > SMALL else 1
-    job = np.array([0, units, -(-units // threads), *arguments], np.int64)
+    job = pack(Claims(next_unit=0, units=units, chunk=-(-units // threads)), *records)
     address = job.ctypes.data
     if threads == 1:
-        task.ctypes(address)
+        function.ctypes(address)
     elif (parallel := _parallel()) is not None:
-        parallel(task.address, address, threads, 0)
+        parallel(function.address, address, threads, 0)
     else:
-        others = [_pool(torch.get_num_threads() - 1).submit(task.ctypes, address) for _ in range(threads - 1)]
-        task.ctypes(address)
+        others = [_pool(torch.get_num_threads() - 1).submit(function.ctypes, address) for _ in range(threads - 1)]
+        function.ctypes(address)
         for other in others:
             other.result()
 

@@ -21,8 +21,15 @@ JIT: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
     "cache": True,
+    "no_cpython_wrapper": True,
 }
 """Finite arithmetic only in name: flags that assume no infinities would break masks."""
+
+VIEW: dict[str, Any] = {"inline": "always", "no_cpython_wrapper": True}
+"""For what only says where something lies."""
+
+IN_ORDER: dict[str, Any] = JIT | {"fastmath": False}
+"""For sums whose terms are added in the order in which they stand."""
 
 LOWEST = np.float32(-1e30)
 """The score of a masked token: finite, so that differences of scores stay defined."""
@@ -38,37 +45,49 @@ def address_of(tx, address):  # type: ignore[no-untyped-def]
     return types.voidptr(types.int64), emit
 
 
-@njit(inline="always")
+@njit(**VIEW)
+def record_at(address: int, dtype: Any) -> Any:
+    """The record of ``dtype`` (:mod:`kvbench.kernels.cpu.records`) at ``address``."""
+    return carray(address_of(address), (1,), dtype)[0]
+
+
+@njit(**VIEW)
+def int8s(address: int, count: int) -> Any:
+    """``count`` signed bytes at ``address``."""
+    return carray(address_of(address), (count,), np.int8)
+
+
+@njit(**VIEW)
 def longs(address: int, count: int) -> Any:
     """``count`` 64-bit numbers at ``address``."""
     return carray(address_of(address), (count,), np.int64)
 
 
-@njit(inline="always")
+@njit(**VIEW)
 def words(address: int, count: int) -> Any:
     """``count`` 32-bit words at ``address``."""
     return carray(address_of(address), (count,), np.uint32)
 
 
-@njit(inline="always")
+@njit(**VIEW)
 def octets(address: int, count: int) -> Any:
     """``count`` bytes at ``address``."""
     return carray(address_of(address), (count,), np.uint8)
 
 
-@njit(inline="always")
+@njit(**VIEW)
 def halves(address: int, count: int) -> Any:
     """``count`` fp16 numbers at ``address``, as their bits."""
     return carray(address_of(address), (count,), np.uint16)
 
 
-@njit(inline="always")
+@njit(**VIEW)
 def floats(address: int, count: int) -> Any:
     """``count`` fp32 numbers at ``address``."""
     return carray(address_of(address), (count,), np.float32)
 
 
-@njit(inline="always")
+@njit(**VIEW)
 def exponential(x: Any) -> Any:
     """e^x for x ≤ 0 to about 2e-7, branchless: 2^n times a polynomial on [0, 1]."""
     y = max(x, np.float32(-87.0)) * np.float32(1.4426950408889634)
@@ -96,3 +115,11 @@ def copy_words(source: int, target: int, count: int) -> None:
     x, y = words(source, count), words(target, count)
     for i in range(count):
         y[i] = x[i]
+
+
+@njit(**JIT)
+def fill(address: int, count: int, value: Any) -> None:
+    """``count`` fp32 numbers become ``value``."""
+    x = floats(address, count)
+    for i in range(count):
+        x[i] = value

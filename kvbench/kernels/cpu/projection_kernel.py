@@ -1,4 +1,8 @@
-"""Before a unit's first tile and after its last: queries into the latents and to bytes, sums to outputs."""
+"""Before a unit's first tile and after its last: queries into the latents and to bytes, sums to outputs.
+
+``side`` is a :class:`~kvbench.kernels.cpu.records.CodedSide`, ``work`` a
+:class:`~kvbench.kernels.cpu.records.Workspace`.
+"""
 
 from __future__ import annotations
 
@@ -8,49 +12,33 @@ import numpy as np
 from numba import njit
 
 from kvbench.kernels.cpu.llvm import float_ops, vectors
-from kvbench.kernels.cpu.memory import JIT, copy_words, floats, halves, longs
-from kvbench.kernels.cpu.records import (
-    BASIS,
-    BASIS_GROUP,
-    BASIS_ROW,
-    CHANNELS,
-    DIM,
-    HALVES,
-    MEAN,
-    MEAN_GROUP,
-    PER_CHANNEL_GROUP,
-    PER_HEAD,
-    RANK,
-    SOURCES,
-    WIDTH,
-    WORTH,
-)
+from kvbench.kernels.cpu.memory import IN_ORDER, JIT, copy_words, floats, halves, int8s, longs
 
 _F = np.float32
 LOW = _F(1 / 254)
-"""What the second byte of a rounded query is worth, in units of the first."""
+"""What the second byte of a rounded query counts, in units of the first."""
 
 
 @njit(**JIT)
-def wide_size(side: Any) -> Any:
+def wide_basis_size(side: Any) -> Any:
     """fp32 numbers that one head's decoder and mean take where they are stored in fp16."""
-    return (side[WIDTH] + 1) * side[DIM] if side[HALVES] else 0
+    return (side.components + 1) * side.head_dim if side.basis_in_fp16 else 0
 
 
 @njit(**JIT)
-def head_basis(side: Any, head: int, first: int, widened: Any) -> Any:
+def head_basis(side: Any, head: int, first: int, wide: int) -> Any:
     """Addresses of decoder and mean in fp32 from component ``first`` of a state, and bytes between decoder rows.
 
-    What is stored in fp16 is copied to ``widened``: a few vector conversions beside a whole tile of tokens.
+    What is stored in fp16 is copied to ``wide``: a few vector conversions beside a whole tile of tokens.
     """
-    basis, mean = head * side[BASIS_GROUP] + first, head * side[MEAN_GROUP] + first
-    if not side[HALVES]:
-        return side[BASIS] + 4 * basis, side[MEAN] + 4 * mean, 4 * side[BASIS_ROW]
-    width, dim, to = side[WIDTH], side[DIM], widened.ctypes.data
-    for component in range(width):
-        widen(side[BASIS] + 2 * (basis + component * side[BASIS_ROW]), to + 4 * component * dim, dim)
-    widen(side[MEAN] + 2 * mean, to + 4 * width * dim, dim)
-    return to, to + 4 * width * dim, 4 * dim
+    decoder, mean = head * side.decoder_group_stride + first, head * side.mean_group_stride + first
+    if not side.basis_in_fp16:
+        return side.decoder + 4 * decoder, side.mean + 4 * mean, 4 * side.decoder_row_stride
+    components, dim = side.components, side.head_dim
+    for component in range(components):
+        widen(side.decoder + 2 * (decoder + component * side.decoder_row_stride), wide + 4 * component * dim, dim)
+    widen(side.mean + 2 * mean, wide + 4 * components * dim, dim)
+    return wide, wide + 4 * components * dim, 4 * dim
 
 
 @njit(**JIT)
@@ -62,23 +50,25 @@ def widen(source: int, target: int, count: int) -> None:
 
 
 @njit(**JIT)
-def into_latents(query: int, side: Any, head: int, out: Any, shift: Any, widened: Any) -> None:
-    """Queries (rows, dim) → (rows, width): with keys z D + μ, q · k = (D q) · z + q · μ, and ``shift`` is q · μ."""
-    width, dim, basis, mean, step = side[WIDTH], side[DIM], 0, 0, 0
-    for row in range(out.shape[0]):
-        own, q = out.ctypes.data + 4 * row * width, query + 4 * row * dim
-        if not side[BASIS]:
-            copy_words(q, own, width)
-            shift[row] = _F(0)
+def project_query(query: int, side: Any, head: int, work: Any) -> None:
+    """Queries (rows, head_dim) → ``latent_query``: with keys z D + μ, q · k = (D q) · z + q · μ (``mean_score``)."""
+    components, dim, decoder, mean, step = side.components, side.head_dim, 0, 0, 0
+    mean_score = floats(work.mean_score, work.rows)
+    for row in range(work.rows):
+        latent, q = work.latent_query + 4 * row * components, query + 4 * row * dim
+        if not side.decoder:
+            copy_words(q, latent, components)
+            mean_score[row] = _F(0)
             continue
-        if row % side[PER_HEAD] == 0:
-            basis, mean, step = head_basis(side, head, row // side[PER_HEAD] * dim, widened)
-        whole = width // 4 * 4
+        if row % side.queries_per_head == 0:
+            decoder, mean, step = head_basis(side, head, row // side.queries_per_head * dim, work.wide_basis)
+        whole = components // 4 * 4
         for component in range(0, whole, 4):
-            float_ops.exact_scores(basis + component * step, q, own + 4 * component, 1, dim, step, 0, 0)
-        for component in range(whole, width):
-            out[row, component] = dot(basis + component * step, q, dim)
-        shift[row] = dot(mean, q, dim)
+            float_ops.exact_scores(decoder + component * step, q, latent + 4 * component, 1, dim, step, 0, 0)
+        rest = floats(latent, components)
+        for component in range(whole, components):
+            rest[component] = dot(decoder + component * step, q, dim)
+        mean_score[row] = dot(mean, q, dim)
 
 
 @njit(**JIT)
@@ -91,87 +81,104 @@ def dot(x: int, y: int, count: int) -> Any:
 
 
 @njit(**JIT)
-def pick(query: int, scaling: Any, side: Any, out: Any) -> None:
-    """One row of the query as the unpacked bytes meet it: components by column, times what a byte is worth."""
-    own, rank = floats(query, side[WIDTH]), side[RANK]
-    if side[SOURCES]:
-        sources = longs(side[SOURCES], rank)
-        for i in range(rank):
-            out[i] = own[sources[i]] * scaling
+def query_by_column(query: int, scaling: Any, side: Any, out: int) -> None:
+    """One row of the query as the unpacked bytes meet it: components by column, times what a byte stands for."""
+    by_component, by_column, columns = floats(query, side.components), floats(out, side.columns), side.columns
+    if side.component_of_column:
+        component = longs(side.component_of_column, columns)
+        for i in range(columns):
+            by_column[i] = by_component[component[i]] * scaling
     else:
-        for i in range(rank):
-            out[i] = own[i] * scaling
-    if side[WORTH]:
-        worth = floats(side[WORTH], rank)
-        for i in range(rank):
-            out[i] *= worth[i]
+        for i in range(columns):
+            by_column[i] = by_component[i] * scaling
+    if side.column_scale:
+        column_scale = floats(side.column_scale, columns)
+        for i in range(columns):
+            by_column[i] *= column_scale[i]
 
 
 @njit(**JIT)
-def round_query(query: Any, scaling: Any, rows: int, keys: Any, own: Any, sides: Any, unit: Any, summed: Any) -> None:
-    """Each row's query to two signed bytes per component and channel group, in the order that dot products read."""
+def round_query(side: Any, scaling: Any, work: Any) -> None:
+    """Each row's query to two signed bytes per column and channel group, in the order that dot products read."""
+    rows = work.rows
+    units = floats(work.query_unit, side.channel_groups * rows)
+    sums = floats(work.query_sum, side.channel_groups * rows)
     for row in range(rows):
-        pick(query.ctypes.data + 4 * row * keys[WIDTH], scaling, keys, own)
-        for channel in range(keys[CHANNELS]):
-            first = channel * keys[PER_CHANNEL_GROUP]
-            count = min(keys[PER_CHANNEL_GROUP], keys[RANK] - first)
+        query_by_column(work.latent_query + 4 * row * side.components, scaling, side, work.column_query)
+        for channel in range(side.channel_groups):
+            first = channel * side.group_columns
+            count = min(side.group_columns, side.columns - first)
+            query = floats(work.column_query + 4 * first, count)
             most = _F(1e-30)
             for i in range(count):
-                most = max(most, abs(own[first + i]))
+                most = max(most, abs(query[i]))
+            high_at = work.query_bytes + 2 * (channel * rows + row) * work.query_stride
+            highs, lows = int8s(high_at, work.query_stride), int8s(high_at + work.query_stride, work.query_stride)
             total = _F(0)
             for i in range(count):
-                y = own[first + i] * (_F(127) / most)
+                y = query[i] * (_F(127) / most)
                 high = np.int32(y + _F(128.5)) - 128
                 low = np.int32((y - _F(high)) * _F(254) + _F(128.5)) - 128
                 total += _F(high) + _F(low) * LOW
                 # 16 components of one token, then the same for three more tokens, 4 components at a time
                 place = i // 16 * 64 + i % 16 // 4 * 16 + i % 4
                 for token in range(4):
-                    sides[channel, 2 * row, place + 4 * token] = np.int8(high)
-                    sides[channel, 2 * row + 1, place + 4 * token] = np.int8(low)
-            unit[channel, row] = most / _F(127)
-            summed[channel, row] = total * most / _F(127)
+                    highs[place + 4 * token] = np.int8(high)
+                    lows[place + 4 * token] = np.int8(low)
+            units[channel * rows + row] = most / _F(127)
+            sums[channel * rows + row] = total * most / _F(127)
 
 
 @njit(**JIT)
-def finish(total: Any, bias: Any, top: Any, mass: Any, side: Any, shift: Any, scaling: Any, out: Any, lse: int) -> None:
-    """Normalise: out (rows, width) by component, and the log-sum-exp (rows,) of one unit."""
-    rows, width = out.shape
-    ends, rank, lanes = floats(lse, rows), side[RANK], vectors.LANES
+def finalise_output(side: Any, scaling: Any, lse: int, work: Any) -> None:
+    """Normalise one unit: ``latent_output`` (rows, components), and the log-sum-exp (rows,)."""
+    rows, components, columns, lanes = work.rows, side.components, side.columns, vectors.LANES
+    log_sums, top, mean_score = floats(lse, rows), floats(work.top, rows), floats(work.mean_score, rows)
     for row in range(rows):
-        summed = mass[row].sum()
-        ends[row] = top[row] + np.log(summed) + shift[row] * scaling
-        for channel in range(side[CHANNELS]):
-            first = channel * side[PER_CHANNEL_GROUP]
-            offset = bias[row, channel * lanes : (channel + 1) * lanes].sum()
-            for i in range(first, min(first + side[PER_CHANNEL_GROUP], rank)):
-                total[row, i] = (total[row, i] + offset) / summed
-        if side[WORTH]:
-            worth = floats(side[WORTH], rank)
-            for i in range(rank):
-                total[row, i] *= worth[i]
-        if side[SOURCES]:
-            sources = longs(side[SOURCES], rank)
-            for i in range(width):
-                out[row, i] = _F(0)
-            for i in range(rank):
-                out[row, sources[i]] += total[row, i]
+        mass = lane_sum(work.mass + 4 * row * lanes)
+        log_sums[row] = top[row] + np.log(mass) + mean_score[row] * scaling
+        total = floats(work.total + 4 * row * work.total_width, work.total_width)
+        for channel in range(side.channel_groups):
+            first = channel * side.group_columns
+            bias = lane_sum(work.bias + 4 * (row * work.bias_width + channel * lanes))
+            for i in range(first, min(first + side.group_columns, columns)):
+                total[i] = (total[i] + bias) / mass
+        if side.column_scale:
+            column_scale = floats(side.column_scale, columns)
+            for i in range(columns):
+                total[i] *= column_scale[i]
+        out = floats(work.latent_output + 4 * row * components, components)
+        if side.component_of_column:
+            component = longs(side.component_of_column, columns)
+            for i in range(components):
+                out[i] = _F(0)
+            for i in range(columns):
+                out[component[i]] += total[i]
         else:
-            for i in range(width):
-                out[row, i] = total[row, i]
+            for i in range(components):
+                out[i] = total[i]
+
+
+@njit(**IN_ORDER)
+def lane_sum(address: int) -> Any:
+    """The sum of one vector of partial sums."""
+    lanes, total = floats(address, vectors.LANES), _F(0)
+    for i in range(vectors.LANES):
+        total += lanes[i]
+    return total
 
 
 @njit(**JIT)
-def from_latents(latents: Any, side: Any, head: int, out: int, widened: Any) -> None:
-    """Sums of latents (rows, width) → outputs (rows, dim)."""
-    width, dim, basis, mean, step = side[WIDTH], side[DIM], 0, 0, 0
-    for row in range(latents.shape[0]):
-        own, to = latents.ctypes.data + 4 * row * width, out + 4 * row * dim
-        if not side[BASIS]:
-            copy_words(own, to, width)
+def output_from_latents(side: Any, head: int, out: int, work: Any) -> None:
+    """``latent_output`` (rows, components) → outputs (rows, head_dim)."""
+    components, dim, decoder, mean, step = side.components, side.head_dim, 0, 0, 0
+    for row in range(work.rows):
+        latent, to = work.latent_output + 4 * row * components, out + 4 * row * dim
+        if not side.decoder:
+            copy_words(latent, to, components)
             continue
-        if row % side[PER_HEAD] == 0:
-            basis, mean, step = head_basis(side, head, row // side[PER_HEAD] * dim, widened)
+        if row % side.queries_per_head == 0:
+            decoder, mean, step = head_basis(side, head, row // side.queries_per_head * dim, work.wide_basis)
         copy_words(mean, to, dim)
         for part in range(0, dim, 4 * vectors.LANES):
-            float_ops.exact_mix(basis + 4 * part, own, to + 4 * part, 1, width, step, 0, 0, dim - part)
+            float_ops.exact_mix(decoder + 4 * part, latent, to + 4 * part, 1, components, step, 0, 0, dim - part)

@@ -1,26 +1,249 @@
-"""What an int64 vector tells the kernel of packed codes about stored keys or values: its fields by number.
+"""What the CPU kernels are told, by name: the order of the fields stands here and nowhere else.
 
-Strides are in bytes for codes and in elements for scales and bases; what is not there has address 0.
+A record is a :class:`typing.NamedTuple` of integers on the side that calls; :func:`pack` lays records out one after the
+other as 64-bit integers, and a kernel reads them by the same names through the numpy dtypes at the end of this file.
+Addresses, strides, sizes, counts and flags are all integers; strides are in bytes unless said, and what is not there
+has address 0.
 """
 
 from __future__ import annotations
 
-# Codes: address, strides of rows and head groups, bytes per 8 tokens, columns that mean something, and all columns.
-CODES, ROW, HEAD, GROUP_BYTES, RANK, PADDED = 0, 1, 2, 3, 4, 5
+from typing import Any, NamedTuple
 
-# Scales and zeros in fp16: addresses, strides, and channel groups: how many, and columns in each.
-SCALE, ZERO, SCALE_ROW, SCALE_HEAD, CHANNELS, PER_CHANNEL_GROUP = 6, 7, 8, 9, 10, 11
+import numpy as np
+from numpy.typing import NDArray
 
-# Codes that are read where they lie, as nibbles; what to flip in them; constant scale and zero; how to unpack others.
-DIRECT, NIBBLES, FLIP, AFFINE, UNPACKING = 12, 13, 14, 15, 16
 
-# Components, the component of each column, and what a unit of a column is worth.
-WIDTH, SOURCES, WORTH = 17, 18, 19
+class Claims(NamedTuple):
+    """How threads share a job: each claims ``chunk`` of the ``units`` from ``next_unit`` on, until none are left."""
 
-# The decoder and its strides, the mean and its stride, components of a head, and rows of queries per KV head.
-BASIS, BASIS_GROUP, BASIS_ROW, MEAN, MEAN_GROUP, DIM, PER_HEAD = 20, 21, 22, 23, 24, 25, 26
+    next_unit: int
+    units: int
+    chunk: int
 
-# Whether decoder and mean are in fp16.
-HALVES = 27
 
-FIELDS = 28
+class CodedSide(NamedTuple):
+    """Packed keys or values, how their codes become numbers, and the basis that the numbers are latents in.
+
+    A *column* is one byte per token after unpacking; levels off the byte grid take two columns a component. Columns
+    come in *channel groups*, which have scales and zeros of their own.
+    """
+
+    codes: int
+    row_stride: int
+    head_stride: int
+    group_bytes: int
+    """Bytes of eight packed tokens."""
+    columns: int
+    """Columns that are used."""
+    padded_columns: int
+    """All columns: a multiple of 16."""
+    scale: int
+    """fp16 scales; zeros at ``zero`` lie alike. Their strides are in elements."""
+    zero: int
+    scale_row_stride: int
+    scale_head_stride: int
+    channel_groups: int
+    group_columns: int
+    """Columns of a channel group."""
+    direct: int
+    """Codes are multiplied where they lie: nothing needs unpacking."""
+    nibbles: int
+    """They are all of 4 bits."""
+    flip: int
+    """Bits to flip in four codes at once, which makes unsigned bytes of signed ones."""
+    affine: int
+    """Scale and zero (2,) fp32 of all tokens, where there is no ``scale``."""
+    unpack_plan: int
+    """An :class:`UnpackPlan`."""
+    components: int
+    component_of_column: int
+    """(columns,) int64; 0 where columns are the components in order."""
+    column_scale: int
+    """(columns,) fp32: what one unit of a column's byte stands for; 0 where that is 1."""
+    decoder: int
+    """(groups, components, heads · head_dim); its strides are in elements. 0: numbers are keys or values themselves."""
+    decoder_group_stride: int
+    decoder_row_stride: int
+    mean: int
+    mean_group_stride: int
+    head_dim: int
+    """Components of a head of the queries, or of the outputs."""
+    queries_per_head: int
+    """Rows of queries per KV head."""
+    basis_in_fp16: int
+    """Decoder and mean are in fp16, not fp32."""
+
+
+class CodedJob(NamedTuple):
+    """Decode attention on packed codes: units are (batch · heads · splits). Records of keys and of values follow."""
+
+    splits: int
+    tokens: int
+    heads: int
+    """Head groups that have codes of their own."""
+    rows: int
+    """Queries per head group."""
+    query: int
+    """(batch, heads, rows, head_dim) fp32."""
+    scaling: int
+    """The bits of an fp32 number."""
+    mask: int
+    """A byte per token, 0 for those that are not attended to."""
+    mask_row_stride: int
+    mask_head_stride: int
+    output: int
+    """(units, rows, head_dim) fp32, normalised within the unit."""
+    lse: int
+    """(units, rows) fp32."""
+
+
+class ExactSide(NamedTuple):
+    """Exact fp32 keys or values of one span; components lie side by side."""
+
+    states: int
+    row_stride: int
+    head_stride: int
+    token_stride: int
+    components: int
+    tokens: int
+
+
+class ExactJob(NamedTuple):
+    """Decode attention on exact fp32 spans, one after the other; names as in :class:`CodedJob`."""
+
+    splits: int
+    spans: int
+    heads: int
+    rows: int
+    query: int
+    """(batch, heads, rows, key_width) fp32, scaled already."""
+    key_width: int
+    value_width: int
+    sides: int
+    """(spans, 2): an :class:`ExactSide` of keys and one of values each."""
+    mask: int
+    mask_row_stride: int
+    mask_head_stride: int
+    output: int
+    lse: int
+
+
+class MergeJob(NamedTuple):
+    """One softmax over ``parts``; behind it lie the addresses of every part's outputs and log-sum-exps."""
+
+    pairs: int
+    rows: int
+    width: int
+    stride: int
+    """From one pair to the next in a part, counted in units."""
+    parts: int
+    output: int
+    lse: int
+
+
+class UnpackPlan(NamedTuple):
+    """How packed codes become columns (:mod:`kvbench.kernels.cpu.column_layout`)."""
+
+    vectors: int
+    vector_count: int
+    windows: int
+    orders: int
+    starts: int
+    table: int
+    runs: int
+    run_count: int
+    levels: int
+    looked_up: int
+
+
+class UnpackVector(NamedTuple):
+    """16 columns that are unpacked at once."""
+
+    column: int
+    """The first of them."""
+    first_slot: int
+    slots: int
+    table_size: int
+    """Bytes of the table that their codes are looked up in; 0 for codes that are numbers themselves."""
+
+
+class UnpackRun(NamedTuple):
+    """Components of one width that a plan leaves out."""
+
+    width: int
+    column: int
+    """The first of their columns."""
+    components: int
+    byte: int
+    """Where in a group of eight tokens their codes begin."""
+    fine_column: int
+    """The first column of second bytes; -1 without any."""
+
+
+class Workspace(NamedTuple):
+    """One thread's memory during a job. Arrays are fp32 and laid out row by row unless said."""
+
+    rows: int
+    scores: int
+    """(rows, TILE): scores of a tile, then softmax weights."""
+    top: int
+    """(rows,): the largest score so far."""
+    mass: int
+    """(rows, LANES): partial sums of the weights."""
+    peak: int
+    """(rows,): a power of two that no weight of the tile exceeds."""
+    total: int
+    """(rows, total_width): weighted sums of values."""
+    total_width: int
+    bias: int
+    """(rows, bias_width): partial sums of weights times zeros, LANES of them for each channel group."""
+    bias_width: int
+    key_tile: int
+    """Unpacked bytes of a tile; so is ``value_tile``."""
+    value_tile: int
+    query_bytes: int
+    """int8 (channel groups, 2 · rows, query_stride): queries as two signed bytes."""
+    query_stride: int
+    query_unit: int
+    """(channel groups, rows): what the first byte counts; the sums over a channel group are at ``query_sum``."""
+    query_sum: int
+    column_query: int
+    """(columns,): one query by column."""
+    affine: int
+    """(2, TILE): scales and zeros of a tile."""
+    products: int
+    """int32 (6, TILE): integer dot products of three rows."""
+    weight_bytes: int
+    """uint8 (6, TILE): softmax weights of three rows as two unsigned bytes."""
+    weight_unit: int
+    """(rows,)."""
+    latent_query: int
+    """(rows, components of keys)."""
+    mean_score: int
+    """(rows,): the query times the mean of the keys."""
+    latent_output: int
+    """(rows, components of values)."""
+    wide_basis: int
+    """A head's decoder and mean in fp32."""
+
+
+def pack(*records: NamedTuple) -> NDArray[np.int64]:
+    """``records`` one after the other."""
+    return np.array([field for record in records for field in record], np.int64)
+
+
+def dtype_of(*records: Any, **nested: Any) -> np.dtype[Any]:
+    """The dtype of records that lie one after the other; those in ``nested`` are read through their name."""
+    fields = [(name, np.int64) for record in records for name in record._fields]
+    return np.dtype([*fields, *((name, dtype_of(record)) for name, record in nested.items())])
+
+
+CODED_JOB = dtype_of(Claims, CodedJob, keys=CodedSide, values=CodedSide)
+EXACT_JOB = dtype_of(Claims, ExactJob)
+EXACT_SIDE = dtype_of(ExactSide)
+MERGE_JOB = dtype_of(MergeJob)
+UNPACK_PLAN = dtype_of(UnpackPlan)
+UNPACK_VECTOR = dtype_of(UnpackVector)
+UNPACK_RUN = dtype_of(UnpackRun)
+WORKSPACE = dtype_of(Workspace)

@@ -17,6 +17,7 @@ import numpy as np
 from kvbench.codecs.packing import Run
 from kvbench.kernels.cpu.llvm.byte_ops import MOST_SLOTS
 from kvbench.kernels.cpu.llvm.vectors import LANES, has_byte_permute
+from kvbench.kernels.cpu.records import UnpackVector
 
 WIDEST = 6
 _BYTES = 0x01010101
@@ -34,7 +35,7 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """``vectors`` (count, 4) int64: first column, first slot, slots, size of the part of the table that is used.
+    """``vectors`` (count, 4) int64: an :class:`~kvbench.kernels.cpu.records.UnpackVector` each.
 
     ``windows`` (slots, 2) int64: first byte in a group, and words to read there. ``orders``
     (slots, 4, 16) uint32: words in the window, rotations of the first and of the second four tokens, masks. ``starts``
@@ -66,29 +67,41 @@ class _Slot:
         return not self.masks[lane] and place % 4 == 0 and 0 <= place < 4 * LANES
 
 
-def planned(columns: Sequence[Column], looked_up: bool) -> tuple[Plan, list[Run]]:
+class _Field(NamedTuple):
+    """``bits`` of one lane's code: the ``byte`` of its word in a group, which ``part`` of the word, and the ``shift``
+    to where it goes in the code."""
+
+    lane: int
+    byte: int
+    bits: int
+    part: int
+    shift: int
+
+
+def plan_columns(columns: Sequence[Column], looked_up: bool) -> tuple[Plan, list[Run]]:
     """How to unpack ``columns``, and the runs for which that does not go, in order.
 
     These are codes wider than 6 bits, codes that do not fill whole words, runs so scattered that a vector would take
     more slots than there are, and all of them on processors that cannot permute bytes.
     """
-    everything = list(dict.fromkeys(column.run for column in columns))
-    slow = {run for run in everything if not (has_byte_permute() and _in_words(run))}
+    all_runs = list(dict.fromkeys(column.run for column in columns))
+    left_out = {run for run in all_runs if not (has_byte_permute() and _in_words(run))}
     while True:
-        vectors = [_Vector(first, columns, slow) for first in range(0, len(columns), LANES)]
-        crowded = {column.run for own in vectors if len(own.slots) > MOST_SLOTS for _, column in own.columns}
+        vectors = [_Vector(first, columns, left_out) for first in range(0, len(columns), LANES)]
+        crowded = {column.run for vector in vectors if len(vector.slots) > MOST_SLOTS for _, column in vector.columns}
         if not crowded:
-            return _plan([own for own in vectors if own.slots], looked_up), [run for run in everything if run in slow]
-        slow |= crowded
+            used = [vector for vector in vectors if vector.slots]
+            return _plan(used, looked_up), [run for run in all_runs if run in left_out]
+        left_out |= crowded
 
 
 class _Vector:
-    """16 columns from ``first`` on, without those of ``slow`` runs: by lane, and the slots for their fields."""
+    """16 columns from ``first`` on, without those of runs ``left_out``: by lane, and the slots for their fields."""
 
-    def __init__(self, first: int, columns: Sequence[Column], slow: Set[Run]) -> None:
+    def __init__(self, first: int, columns: Sequence[Column], left_out: Set[Run]) -> None:
         self.first = first
-        own = enumerate(columns[first : first + LANES])
-        self.columns = [(lane, column) for lane, column in own if column.run not in slow]
+        lanes = enumerate(columns[first : first + LANES])
+        self.columns = [(lane, column) for lane, column in lanes if column.run not in left_out]
         self.slots = _slots(self.columns)
 
     def starts(self) -> list[int]:
@@ -98,6 +111,10 @@ class _Vector:
             marks[lane] = 2**column.run.width + _FINE * column.fine
         return marks
 
+    def table_size(self) -> int:
+        """How much of the table its codes reach."""
+        return next(size for size in (64, 128, 256) if 2 * max(self.starts()) <= size or size == 256)
+
 
 def _in_words(run: Run) -> bool:
     """Whether all codes of a run lie in whole words."""
@@ -105,23 +122,23 @@ def _in_words(run: Run) -> bool:
 
 
 def _plan(vectors: Sequence[_Vector], looked_up: bool) -> Plan:
-    slots = [slot for own in vectors for slot in own.slots]
-    heads, first = [], 0
-    for own in vectors:
-        size = next(size for size in (64, 128, 256) if 2 * max(own.starts()) <= size or size == 256)
-        heads.append([own.first, first, len(own.slots), size if looked_up else 0])
-        first += len(own.slots)
-    starts = [[mark * _BYTES * looked_up for mark in own.starts()] for own in vectors]
+    slots = [slot for vector in vectors for slot in vector.slots]
+    records, first = [], 0
+    for vector in vectors:
+        size = vector.table_size() if looked_up else 0
+        records.append(UnpackVector(column=vector.first, first_slot=first, slots=len(vector.slots), table_size=size))
+        first += len(vector.slots)
+    starts = [[mark * _BYTES * looked_up for mark in vector.starts()] for vector in vectors]
     orders = [[slot.words, slot.first, slot.second, slot.masks] for slot in slots]
     return Plan(
-        np.array(heads, np.int64).reshape(-1, 4),
+        np.array(records, np.int64).reshape(-1, len(UnpackVector._fields)),
         np.array([slot.window for slot in slots], np.int64).reshape(-1, 2),
         np.array(orders, np.uint32).reshape(-1, 4, LANES),
         np.array(starts, np.uint32).reshape(-1, LANES),
     )
 
 
-def table(levels: Any) -> Any:
+def lookup_table(levels: Any) -> Any:
     """Both bytes of the levels of all widths (256,) uint8, from those by width (9, 2, 256)."""
     both = np.zeros(256, np.uint8)
     for width in range(1, WIDEST + 1):
@@ -133,9 +150,9 @@ def table(levels: Any) -> Any:
 def _slots(columns: Sequence[tuple[int, Column]]) -> list[_Slot]:
     """Slots for all fields of up to 16 columns, greedily."""
     slots: list[_Slot] = []
-    places = sorted((place for lane, column in columns for place in _places(lane, column)), key=lambda own: own[1])
-    for lane, byte, bits, part, shift in places:
-        slot = next((own for own in slots if own.takes(lane, byte)), None)
+    fields = sorted((each for lane, column in columns for each in _fields(lane, column)), key=lambda each: each.byte)
+    for lane, byte, bits, part, shift in fields:
+        slot = next((each for each in slots if each.takes(lane, byte)), None)
         if slot is None:
             slot = _Slot(byte)
             slots.append(slot)
@@ -146,13 +163,12 @@ def _slots(columns: Sequence[tuple[int, Column]]) -> list[_Slot]:
     return slots
 
 
-def _places(lane: int, column: Column) -> list[tuple[int, int, int, int, int]]:
-    """Per field: lane, byte of its word in a group, bits, which part of the word, and where it goes in the code."""
+def _fields(lane: int, column: Column) -> list[_Field]:
     run, number, _ = column
-    places, byte = [], run.byte
+    fields, byte = [], run.byte
     for bits in (4, 2, 1):
         if run.width & bits:
             words = run.components * bits // 4
-            places.append((lane, byte + 4 * (number % words), bits, number // words, run.width & (bits - 1)))
+            fields.append(_Field(lane, byte + 4 * (number % words), bits, number // words, run.width & (bits - 1)))
             byte += run.components * bits
-    return places
+    return fields

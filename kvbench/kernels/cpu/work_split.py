@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 SPLIT = 512
-"""Tokens that make a unit worth its start; a sequence is cut only where rows and heads do not occupy all threads."""
+"""Tokens that make a unit pay for its start; a sequence is cut only where rows and heads do not occupy all threads."""
 
 
 def splits_for(pairs: int, tokens: int) -> int:
@@ -17,10 +19,19 @@ def splits_for(pairs: int, tokens: int) -> int:
     return max(1, min(threads, tokens // SPLIT))
 
 
-def mask_bytes(mask: Tensor | None, batch: int, groups: int) -> tuple[int, int, int, Tensor | None]:
-    """Address and strides of the bytes of ``mask``; the tensor returned keeps them alive."""
+class MaskBytes(NamedTuple):
+    """Where a mask's bytes lie, 0 for none; ``tensor`` keeps them alive."""
+
+    address: int = 0
+    row_stride: int = 0
+    head_stride: int = 0
+    tensor: Tensor | None = None
+
+
+def mask_bytes(mask: Tensor | None, batch: int, groups: int) -> MaskBytes:
+    """The bytes of a boolean ``mask``, broadcastable to (batch, groups, 1, tokens)."""
     if mask is None:
-        return 0, 0, 0, None
+        return MaskBytes()
     whole = mask.expand(batch, groups, 1, mask.shape[-1])
     whole = whole if whole.stride(-1) == 1 else whole.contiguous()
-    return whole.data_ptr(), whole.stride(0), whole.stride(1), whole
+    return MaskBytes(whole.data_ptr(), whole.stride(0), whole.stride(1), whole)

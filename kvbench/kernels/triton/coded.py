@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kvbench.codecs.kernel_view import Coded, Tables, tables
+from kvbench.codecs.kernel_view import Coded, LevelTables, level_tables
 from kvbench.codecs.packing import TOKENS_PER_GROUP
 from kvbench.kernels.reference import Partial
 from kvbench.kernels.triton.coded_kernel import attend
@@ -85,7 +85,7 @@ def triton_coded_attention(
 def _side(coded: Coded) -> tuple[_Side, Plan]:
     codes, affine = coded.codes, coded.scale if coded.scale is not None else coded.zero
     row, head, token = (0, 0, 0) if affine is None else (affine.stride(0), affine.stride(1), affine.stride(2))
-    levels, units = (None, None) if coded.levels is None else _tables(tables(coded.levels))
+    levels, units = (None, None) if coded.levels is None else _tables(level_tables(coded.levels))
     side = _Side(
         codes, codes.stride(0), codes.stride(1), codes.stride(2), coded.scale, coded.zero, row, head, token,
         coded.component, levels, units, table(coded.widths, codes.device), len(coded.widths),
@@ -95,13 +95,13 @@ def _side(coded: Coded) -> tuple[_Side, Plan]:
 
 
 @lru_cache(maxsize=1024)
-def _tables(held: Tables) -> tuple[Tensor, Tensor]:
+def _tables(held: LevelTables) -> tuple[Tensor, Tensor]:
     """Levels (9, 256) fp16 by width, in units (9,) of their largest / 127: whole numbers if they lie on that grid."""
-    levels = {width: own.own for width, own in held}
+    levels = {width: own.value for width, own in held}
     device = next(iter(levels.values())).device
-    tables = torch.zeros(9, 256, device=device)
+    level_tables = torch.zeros(9, 256, device=device)
     for width, own in levels.items():
-        tables[width, : len(own)] = own
-    units = tables.abs().amax(1) / 127
+        level_tables[width, : len(own)] = own
+    units = level_tables.abs().amax(1) / 127
     units = torch.where(units > 0, units, 1.0)
-    return (tables / units[:, None]).half(), units
+    return (level_tables / units[:, None]).half(), units
