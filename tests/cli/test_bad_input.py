@@ -157,7 +157,7 @@ def test_a_prompt_is_judged_before_anything_is_calibrated(refuse: Refuse, monkey
 
 
 def test_errors_are_one_line_on_any_terminal(refuse: Refuse, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cli, "err", Console(stderr=True, width=20))
+    monkeypatch.setattr("kvbench.cli.console.err", Console(stderr=True, width=20))
     told = refuse("show", "[bold]nonsense[/bold]")
     assert told.startswith("unknown compressor '[bold]nonsense[/bold]'; known: asvd, ")
 

@@ -182,7 +182,7 @@ def test_failed_trials_are_told_in_one_line_each(kvbench: Cli, suite: Path, tmp_
         raise ValueError("shape [2, 3] does not fit [/red]\nand a second line that is long " + "x" * 200)
 
     monkeypatch.setattr(Runner, "_measure", broken)
-    monkeypatch.setattr(cli, "err", Console(stderr=True, width=30))
+    monkeypatch.setattr("kvbench.cli.console.err", Console(stderr=True, width=30))
     found = kvbench("run", "--suite", suite, "--out", tmp_path / "r", "--threads", 1)
     assert found.code == 4
     told = [line for line in found.err.splitlines() if " failed " in line]

@@ -1,0 +1,57 @@
+"""``kvbench validate`` and ``kvbench doctor``: is a compressor sound, and is this machine fit to measure on?"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from kvbench.cli.console import out
+from kvbench.cli.options import Json
+from kvbench.errors import EXIT_OK, EXIT_REGRESSION, EXIT_USAGE
+
+if TYPE_CHECKING:
+    from kvbench.conformance.kit import Check
+
+
+def validate(specs: list[str], /, *, json_: Json = False) -> int:
+    """Run the conformance kit on compressors: bytes, no full copy, monotonic error, batches, crop, beams, canary, …
+
+    Exit codes: 0 all checks pass, 1 one fails.
+    """
+    from dataclasses import asdict
+
+    from kvbench.conformance.kit import validate as check
+
+    failed = False
+    for spec in specs:
+        checks = check(spec)
+        failed |= not all(each.passed for each in checks)
+        if json_:
+            print(json.dumps({"compressor": spec, "checks": [asdict(each) for each in checks]}))
+        else:
+            out.print(checks_table(spec, checks))
+    return EXIT_REGRESSION if failed else EXIT_OK
+
+
+def checks_table(spec: str, checks: list[Check]) -> Table:
+    """The verdicts of the conformance kit on one compressor."""
+    table = Table(title=spec, title_justify="left", box=None, pad_edge=False, show_header=False)
+    for check in checks:
+        mark = "[green]✓[/green]" if check.passed else "[bold red]✗ FAILED[/bold red]"
+        table.add_row(mark, check.name, Text(check.detail))
+    return table
+
+
+def doctor(*, json_: Json = False) -> int:
+    """Environment, threads, measured memory bandwidth, decode kernels and an A/A noise check of this machine."""
+    from kvbench.measure.doctor import diagnose, render, to_json
+
+    diagnosis = diagnose()
+    if json_:
+        print(to_json(diagnosis))
+    else:
+        out.print(render(diagnosis))
+    return EXIT_USAGE if diagnosis.problems else EXIT_OK

@@ -1,0 +1,113 @@
+"""``kvbench ls``: what exists. What needs torch is imported where it is used: a list of suites need not wait for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from rich.table import Table
+
+from kvbench.cli.console import out
+from kvbench.cli.options import Json
+from kvbench.errors import EXIT_OK, PluginError, unknown
+
+if TYPE_CHECKING:
+    from kvbench.compressors.part import Part
+
+Rows = list[dict[str, str]]
+
+
+def ls(
+    what: Annotated[str, Parameter(help="compressors, models, texts or suites.")] = "compressors",
+    /,
+    *,
+    json_: Json = False,
+) -> int:
+    """List what exists: compressors, models, texts or suites."""
+    if what not in LISTS:
+        raise unknown("list", what, LISTS)
+    rows = LISTS[what]()
+    if json_:
+        print(json.dumps(rows, indent=1))
+    else:
+        out.print(list_table(rows))
+    return EXIT_OK
+
+
+def _compressors() -> Rows:
+    from kvbench.compressors import registry as compressors
+
+    return [_compressor(name) for name in compressors.names()]
+
+
+def _compressor(name: str) -> dict[str, str]:
+    from kvbench.compressors import registry as compressors
+
+    try:
+        cls = compressors.find(name)
+    except PluginError as error:  # a broken package must not hide the others
+        return {"name": name, "family": "broken", "brings": str(error), "needs": "", "attends": "", "paper": ""}
+    return {
+        "name": name,
+        "family": cls.family,
+        "brings": ", ".join(cls.roles),
+        "needs": "calibration" if cls.needs_calibration else "",
+        "attends": _attends(cls),
+        "paper": cls.paper,
+    }
+
+
+def _attends(cls: type[Part]) -> str:
+    """What attends with default settings, derived from the codec that they are fitted to."""
+    from kvbench.measure.small import attends_on_small, example
+
+    spec = example(cls)
+    return "" if spec is None else attends_on_small(spec) or ""
+
+
+def _models() -> Rows:
+    from kvbench.models import registry as models
+
+    entries = [models.find(name) for name in models.names()]
+    rows = [
+        {"name": entry.name, "source": entry.source, "family": entry.family, "licence": entry.licence}
+        for entry in entries
+    ]
+    return [*rows, {"name": "random:<family>", "source": "random", "family": "any supported", "licence": ""}]
+
+
+def _texts() -> Rows:
+    from kvbench.texts import registry as texts
+
+    entries = [texts.find(name) for name in texts.names()]
+    return [{"name": entry.name, "source": entry.source, "what": entry.description} for entry in entries]
+
+
+def _suites() -> Rows:
+    from kvbench.runs.suites import load_suite, suite_names
+
+    suites = [load_suite(name) for name in suite_names()]
+    return [
+        {"name": suite.name, "models": ", ".join(suite.models), "compressors": ", ".join(suite.compressors)}
+        for suite in suites
+    ]
+
+
+LISTS: dict[str, Callable[[], Rows]] = {
+    "compressors": _compressors,
+    "models": _models,
+    "texts": _texts,
+    "suites": _suites,
+}
+
+
+def list_table(rows: Rows) -> Table:
+    """One column per key."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in rows[0]:
+        table.add_column(column, overflow="fold", no_wrap=column == "name")
+    for row in rows:
+        table.add_row(*row.values())
+    return table

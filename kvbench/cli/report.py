@@ -1,0 +1,43 @@
+"""``kvbench report``: records and benchmarks as pages, charts and tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from kvbench.errors import EXIT_OK
+
+
+def report(
+    results: Annotated[Path, Parameter(help="Results folder, a .jsonl file of records, or a .json of benchmarks.")],
+    /,
+    *,
+    out_dir: Annotated[Path | None, Parameter(name="--out", help="Folder to write to; default: the results'.")] = None,
+    commands: Annotated[bool, Parameter(help="Only print the command that measures each row.")] = False,
+) -> int:
+    """Write one self-contained HTML file and PNG charts of a results folder.
+
+    Of a .json file of `pytest benchmarks/ --benchmark-json=FILE`, print the tables as Markdown.
+    """
+    if results.suffix == ".json":
+        from kvbench.report.benchmarks import markdown, read_benchmarks
+
+        print(markdown(read_benchmarks(results)), end="")
+        return EXIT_OK
+    from kvbench.report.html import write_report
+    from kvbench.runs.store import RunStore, read_records
+
+    records = read_records(results)
+    if commands:
+        from kvbench.report.reproduce import recipes
+
+        for recipe in recipes(records):
+            print("\n".join(f"{compressor}\t{command}" for compressor, command in recipe.rows))
+        return EXIT_OK
+    status = RunStore(results).status() if results.is_dir() else None
+    folder = out_dir or (results if results.is_dir() else results.parent)
+    for path in write_report(records, folder, status):
+        print(path)
+    return EXIT_OK
