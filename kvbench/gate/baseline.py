@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import AwareDatetime, Field, FiniteFloat, ValidationError
+from pydantic import AwareDatetime, Field, FiniteFloat, ValidationError, create_model
 
 from kvbench.errors import UndecidedError
-from kvbench.gate.verdicts import TOLERANCES, Metric, Side, Tolerance, by_key
+from kvbench.gate.metrics import TOLERANCES, MetricName, Tolerance
+from kvbench.gate.verdicts import Side, by_key
 from kvbench.runs.canonical import digest
 from kvbench.runs.records import Record
 from kvbench.runs.trials import Frozen
@@ -26,21 +27,19 @@ BASELINE_SCHEMA = 2
 REFRESH = "make a new one with `kvbench gate RESULTS --baseline FILE --update`"
 
 
-class Entry(Frozen):
-    """One trial key's numbers; ``tolerances`` overrides the baseline's for this entry."""
+_NUMBER: Any = (int | FiniteFloat | None, None)
+_Numbers: Any = create_model("_Numbers", __base__=Frozen, **dict.fromkeys(TOLERANCES, _NUMBER))
+
+
+class Entry(_Numbers, Frozen):
+    """One trial key's numbers, a field for each of :data:`kvbench.gate.metrics.METRICS`.
+
+    ``tolerances`` overrides the baseline's for this entry.
+    """
 
     conditions: dict[str, str]
-    bytes_per_token: int | FiniteFloat | None = None
-    allocated_bytes: int | FiniteFloat | None = None
-    largest_bytes: int | FiniteFloat | None = None
-    predicted_bytes: int | FiniteFloat | None = None
-    model_level_bytes: int | FiniteFloat | None = None
-    kld_mean: int | FiniteFloat | None = None
-    decode_kld_mean: int | FiniteFloat | None = None
-    noise_floor_kld: int | FiniteFloat | None = None
-    perplexity: int | FiniteFloat | None = None
     attention: str = ""
-    tolerances: dict[Metric, Tolerance] = Field(default_factory=dict)
+    tolerances: dict[MetricName, Tolerance] = Field(default_factory=dict)
 
     @property
     def side(self) -> Side:
@@ -58,10 +57,10 @@ class Baseline(Frozen):
     created: AwareDatetime
     count: int
     checksum: str
-    tolerances: dict[Metric, Tolerance]
+    tolerances: dict[MetricName, Tolerance]
     entries: dict[str, Entry]
 
-    def tolerances_of(self, entry: Entry) -> dict[Metric, Tolerance]:
+    def tolerances_of(self, entry: Entry) -> dict[MetricName, Tolerance]:
         """The entry's margins: its own, else the baseline's, else the default."""
         return {**TOLERANCES, **self.tolerances, **entry.tolerances}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from kvbench.gate.verdicts import TOLERANCES, Cell, Row, Side, Verdict, by_key, gravest, judge_result
+from kvbench.gate.metrics import TOLERANCES
+from kvbench.gate.verdicts import Cell, Row, Side, Verdict, by_key, gravest, judge_result
 from kvbench.runs.records import Record, SpeedResult
 
 NOISE = 0.05

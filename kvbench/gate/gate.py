@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 from kvbench.errors import EXIT_OK, EXIT_REGRESSION, EXIT_UNDECIDED
 from kvbench.gate.baseline import REFRESH, Baseline
+from kvbench.gate.metrics import TOLERANCES
 from kvbench.gate.table import plain, verdict_table
-from kvbench.gate.verdicts import TOLERANCES, Row, Side, Verdict, by_key, judge_result
+from kvbench.gate.verdicts import Row, Side, Verdict, by_key, judge_result
 from kvbench.runs.records import Record
 
 _REGRESSION = (Verdict.FAILED, Verdict.GONE, Verdict.WORSE, Verdict.BETTER)

@@ -6,33 +6,15 @@ under other conditions has a verdict of its own, and NaN is worse than anything.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Literal
-
-from pydantic import Field
 
 from kvbench.errors import UndecidedError
-from kvbench.gate.agreement import LEAST, ROUNDING, contradiction, rounding
+from kvbench.gate.agreement import contradiction, rounding
+from kvbench.gate.metrics import METRICS, TOLERANCES, Tolerance, numbers
 from kvbench.runs.canonical import content, digest
 from kvbench.runs.records import Record, Trial
-from kvbench.runs.trials import Frozen
-
-Metric = Literal[
-    "bytes_per_token",
-    "allocated_bytes",
-    "largest_bytes",
-    "predicted_bytes",
-    "model_level_bytes",
-    "kld_mean",
-    "decode_kld_mean",
-    "noise_floor_kld",
-    "perplexity",
-]
-DIVERGENCES: tuple[Metric, ...] = ("kld_mean", "decode_kld_mean")
-"""Numbers that are rounding where nothing is lost."""
 
 
 class Verdict(StrEnum):
@@ -46,36 +28,6 @@ class Verdict(StrEnum):
     """Measured from other weights, texts, workload, dtype, device or seed: the numbers say nothing about each other."""
     GONE = "GONE"
     FAILED = "FAILED"
-
-
-class Tolerance(Frozen):
-    """Within which margin a number counts as unchanged: a share of itself, or rounding on both sides."""
-
-    relative: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    absolute: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    """Numbers that are no larger than this on both sides are rounding, and any of them is as good as another."""
-
-    def allows(self, before: float, after: float) -> bool:
-        """Whether the numbers are equal or within the margin; never for NaN or between finite and infinite."""
-        if before == after or max(abs(before), abs(after)) <= self.absolute:
-            return True
-        return math.isfinite(before) and abs(after - before) <= self.relative * abs(before)
-
-
-EXACT = Tolerance(relative=0.0, absolute=0.0)
-TOLERANCES: dict[Metric, Tolerance] = {
-    "bytes_per_token": EXACT,
-    "allocated_bytes": EXACT,
-    "largest_bytes": EXACT,
-    "predicted_bytes": EXACT,
-    "model_level_bytes": EXACT,
-    # Another processor rounds differently and tips a few quantized values.
-    "kld_mean": Tolerance(relative=0.02, absolute=0.0),
-    "decode_kld_mean": Tolerance(relative=0.02, absolute=0.0),
-    # Rounding itself: its size matters, not its digits.
-    "noise_floor_kld": Tolerance(relative=ROUNDING - 1, absolute=LEAST),
-    "perplexity": Tolerance(relative=0.002, absolute=0.0),
-}
 
 
 @dataclass(frozen=True)
@@ -101,7 +53,7 @@ class Row:
 class Side:
     """What one side knows of a trial key: its exact metrics, or why there are none, and under which conditions."""
 
-    values: dict[Metric, float]
+    values: dict[str, float]
     conditions: dict[str, str]
     failure: str = ""
     attention: str = ""
@@ -113,26 +65,7 @@ class Side:
         decoded = record.quality.decoded if record.quality else None
         failure = f"{record.status}: {record.failure.type}: {record.failure.message}" if record.failure else ""
         attention = decoded.attention if decoded else ""
-        return cls(metrics(record), conditions(record.trial), failure or contradiction(record), attention)
-
-
-def metrics(record: Record) -> dict[Metric, float]:
-    """The record's reproducible numbers; without those its workload did not ask for."""
-    values: dict[Metric, float] = {}
-    if record.memory:
-        values["bytes_per_token"] = record.memory.bytes_per_token
-        values["allocated_bytes"] = record.memory.allocated.total
-        if record.memory.largest_bytes is not None:
-            values["largest_bytes"] = record.memory.largest_bytes
-        values["predicted_bytes"] = record.memory.predicted_bytes
-        values["model_level_bytes"] = record.memory.model_level_bytes
-    if record.quality:
-        values["kld_mean"] = record.quality.kld_mean
-        values["noise_floor_kld"] = record.quality.noise_floor_kld
-        values["perplexity"] = record.quality.perplexity
-        if record.quality.decoded:
-            values["decode_kld_mean"] = record.quality.decoded.kld_mean
-    return values
+        return cls(numbers(record), conditions(record.trial), failure or contradiction(record), attention)
 
 
 def conditions(trial: Trial) -> dict[str, str]:
@@ -170,7 +103,7 @@ def judge(before: float | None, after: float | None, tolerance: Tolerance) -> Ve
     return Verdict.BETTER if after < before else Verdict.WORSE
 
 
-def judge_result(key: str, before: Side | None, after: Side | None, tolerances: Mapping[Metric, Tolerance]) -> Row:
+def judge_result(key: str, before: Side | None, after: Side | None, tolerances: Mapping[str, Tolerance]) -> Row:
     """The row of one key, of which at least one side must be there."""
     if after is None:
         return Row(key, Verdict.GONE, note="no result")
@@ -187,15 +120,13 @@ def judge_result(key: str, before: Side | None, after: Side | None, tolerances: 
     return Row(key, gravest(cell.verdict for cell in cells.values()), cells)
 
 
-def with_rounding(tolerances: Mapping[Metric, Tolerance], before: Mapping[Metric, float]) -> dict[Metric, Tolerance]:
+def with_rounding(tolerances: Mapping[str, Tolerance], before: Mapping[str, float]) -> dict[str, Tolerance]:
     """``tolerances`` with the rounding that a lossless compressor's divergence is allowed: a few noise floors."""
     level = rounding(before.get("noise_floor_kld", 0.0))
-    return {
-        name: tolerance.model_copy(update={"absolute": max(tolerance.absolute, level)})
-        if name in DIVERGENCES
-        else tolerance
-        for name, tolerance in tolerances.items()
-    }
+    allowed = dict(tolerances)
+    for name in (metric.name for metric in METRICS if metric.is_divergence):
+        allowed[name] = allowed[name].model_copy(update={"absolute": max(allowed[name].absolute, level)})
+    return allowed
 
 
 def gravest(verdicts: Iterable[Verdict | None]) -> Verdict:
@@ -205,7 +136,7 @@ def gravest(verdicts: Iterable[Verdict | None]) -> Verdict:
 
 
 def _cells(
-    before: Mapping[Metric, float], after: Mapping[Metric, float], tolerances: Mapping[Metric, Tolerance]
+    before: Mapping[str, float], after: Mapping[str, float], tolerances: Mapping[str, Tolerance]
 ) -> dict[str, Cell]:
     pairs = {name: (before.get(name), after.get(name)) for name in TOLERANCES if name in before or name in after}
     return {name: Cell(*pair, judge(*pair, tolerances[name])) for name, pair in pairs.items()}

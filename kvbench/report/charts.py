@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import TypeGuard
 
 from kvbench.report.axes import Axis
-from kvbench.report.columns import BELOW_NOISE, Cell, is_above_noise
+from kvbench.report.columns import Cell
+from kvbench.report.columns.quality import BELOW_NOISE, is_above_noise
 from kvbench.report.figure import Figure, file_name
 from kvbench.report.groups import Group, bits, is_baseline
 from kvbench.report.numbers import MISSING

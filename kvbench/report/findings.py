@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvbench.report.columns import KLD, TO_HF, TO_NONE, TOP1, Cell
+from kvbench.report.columns import Cell
+from kvbench.report.columns.quality import KLD, TOP1
+from kvbench.report.columns.speed import TO_HF, TO_NONE
 from kvbench.report.groups import Group, bits, distortion
 from kvbench.report.numbers import fixed
 from kvbench.report.pareto import SAME_BITS

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from kvbench.report.columns import BODY_BITS, DETAILS, SUMMARY, Cell, Column, body_bits
+from kvbench.report.columns import DETAILS, SUMMARY, Cell, Column
+from kvbench.report.columns.memory import BODY_BITS, body_bits
 from kvbench.report.numbers import fixed, short
 from kvbench.report.pareto import SAME_BITS, Point, clear_frontier
 from kvbench.report.shift import Shift, shift_columns, shift_remarks, shifts

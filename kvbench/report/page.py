@@ -38,10 +38,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Head:
-    """A column's title and meaning, and what its cells must keep room for so that all numbers stand in line."""
+    """A column's title and description, and what its cells must keep room for so that all numbers stand in line."""
 
     lines: list[str]
-    meaning: str
+    description: str
     spread_width: float
     """Of the widest interval, in digits."""
     trends: bool
@@ -163,7 +163,7 @@ def _head(column: Column, cells: Sequence[Cell | None]) -> Head:
     widths = [sum(1.0 if character.isdigit() else 0.55 for character in cell.spread) for cell in known]
     return Head(
         column.title.split("\n"),
-        column.meaning,
+        column.description,
         round(max(widths, default=0.0), 1),
         any(cell.trend for cell in known),
     )

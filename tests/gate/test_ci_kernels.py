@@ -13,7 +13,7 @@ from torch import Tensor
 from kvbench.codecs.kernel_view import Coded
 from kvbench.compressors.compressor import parse
 from kvbench.kernels.choice import kernels_for
-from kvbench.kernels.cpu.column_layout import layout
+from kvbench.kernels.cpu.column_layout import column_layout
 from kvbench.kernels.cpu.work_split import splits_for
 from kvbench.kernels.reference import Partial
 from kvbench.measure.arms import Arm
@@ -40,18 +40,18 @@ KINDS = {
 
 
 def kinds_of(side: Coded) -> set[str]:
-    own = layout(side)
-    found = {
-        "bytes as they lie": own.direct and not own.nibbles,
-        "nibbles as they lie": own.nibbles,
+    layout = column_layout(side)
+    kinds = {
+        "bytes as they lie": layout.direct and not layout.nibbles,
+        "nibbles as they lie": layout.nibbles,
         "mixed widths": len(set(side.widths)) > 1,
-        "level tables of few bits": own.looked_up and max(side.widths) <= 6,
-        "level tables of 8 bits": own.looked_up and max(side.widths) == 8,
-        "levels of two bytes": own.looked_up and own.columns > -(-len(side.widths) // 16) * 16,
+        "level tables of few bits": layout.looked_up and max(side.widths) <= 6,
+        "level tables of 8 bits": layout.looked_up and max(side.widths) == 8,
+        "levels of two bytes": layout.looked_up and layout.columns > -(-len(side.widths) // 16) * 16,
         "scale and zero": side.zero is not None,
         "scale per channel group": side.scale is not None and side.scale.shape[-1] > 1,
     }
-    return {name for name, holds in found.items() if holds}
+    return {name for name, holds in kinds.items() if holds}
 
 
 def test_two_threads_share_a_sequence_in_one_workload():

@@ -98,7 +98,7 @@ def test_all_rows_numbers_and_definitions_are_there(outline):
         assert outcome.spec in text
     for columns in DETAILS.values():
         for column in columns:
-            assert column.meaning in text
+            assert column.description in text
     for phrase in ("against 16-bit K and V", "50 ok", "1 failed", "1 out of memory", "cannot allocate 1 bit", "faster"):
         assert phrase in text
 
