@@ -28,7 +28,6 @@ PACKAGES = (
     "scipy",
     "numba",
     "triton",
-    "lm-eval",
 )
 """Distributions whose version can change a number. Those not installed are left out of the record."""
 
