@@ -48,8 +48,8 @@ def compress(
     if parsed.needs_calibration:
         statistics = calibration if isinstance(calibration, Statistics) else None
         if statistics is None:
-            found = windows(str(calibration), "calibration", loaded.tokenizer, 1024, 8)
-            statistics = calibrated(loaded, geometry, found)
+            calibration_windows = windows(str(calibration), "calibration", loaded.tokenizer, 1024, 8)
+            statistics = calibrated(loaded, geometry, calibration_windows)
     with attach(loaded.model, parsed.fit(geometry, statistics), geometry) as attached:
         yield attached
 

@@ -83,13 +83,13 @@ def conditions(trial: Trial) -> dict[str, str]:
 
 def by_key(records: Iterable[Record]) -> dict[str, Record]:
     """The latest record under each key. Raises UndecidedError where two were measured under different conditions."""
-    found: dict[str, Record] = {}
+    latest: dict[str, Record] = {}
     for record in records:
         key = record.trial.key
-        if key in found and (differing := _differing(conditions(found[key].trial), conditions(record.trial))):
+        if key in latest and (differing := _differing(conditions(latest[key].trial), conditions(record.trial))):
             raise UndecidedError(f"two results for {key!r} differ in {differing}; keep such runs in separate folders")
-        found[key] = record
-    return found
+        latest[key] = record
+    return latest
 
 
 def judge(before: float | None, after: float | None, tolerance: Tolerance) -> Verdict:

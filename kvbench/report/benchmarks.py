@@ -52,9 +52,11 @@ def read_benchmarks(path: Path) -> Benchmarks:
     """
     try:
         data = json.loads(path.read_text("utf-8"))
-        found = [own for own in data["benchmarks"] if "arm" in own["extra_info"]]
-        groups = dict.fromkeys(own["group"] for own in found)
-        tables = tuple(Table(group, tuple(_arm(own) for own in found if own["group"] == group)) for group in groups)
+        timed = [benchmark for benchmark in data["benchmarks"] if "arm" in benchmark["extra_info"]]
+        tables = tuple(
+            Table(group, tuple(_arm(benchmark) for benchmark in timed if benchmark["group"] == group))
+            for group in dict.fromkeys(benchmark["group"] for benchmark in timed)
+        )
         machine, when = data["machine_info"].get("kvbench", {}), data["datetime"][:10]
     except OSError as error:
         raise KvbenchError(f"cannot read {path} ({error.strerror or error})") from error
@@ -76,18 +78,17 @@ def markdown(benchmarks: Benchmarks) -> str:
 
 
 def _about(benchmarks: Benchmarks) -> str:
-    own = benchmarks.machine
-    lines = [f"Measured {benchmarks.when} by `pytest benchmarks/{_option(own)} --benchmark-json=…`."]
-    if own:
-        commit = f"{own['commit'][:10]}{' with changes' if own['changed'] else ''}" if own["commit"] else "unknown"
+    machine = benchmarks.machine
+    lines = [f"Measured {benchmarks.when} by `pytest benchmarks/{_option(machine)} --benchmark-json=…`."]
+    if machine:
+        changes = " with changes" if machine["changed"] else ""
+        commit = f"{machine['commit'][:10]}{changes}" if machine["commit"] else "unknown"
         lines.append(
-            f"{own['processor']}, {own['threads']} of {own['cores']} cores, kernels {own['kernels']}, commit {commit}, "
-            f"torch {own['packages'].get('torch', 'unknown')}."
+            f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores, kernels {machine['kernels']}, "
+            f"commit {commit}, torch {machine['packages'].get('torch', 'unknown')}."
         )
-        lines.append(
-            f"Memory: {own['read_bandwidth'] / 1e9:.1f} GB/s read, {own['copy_bandwidth'] / 1e9:.1f} GB/s copied "
-            "(read + written)."
-        )
+        read, copied = machine["read_bandwidth"] / 1e9, machine["copy_bandwidth"] / 1e9
+        lines.append(f"Memory: {read:.1f} GB/s read, {copied:.1f} GB/s copied (read + written).")
     lines.append(
         "All arms of a table ran in turns in one process. × is the speed-up, above 1 is faster: the median over rounds "
         "of the ratio within a round, with its 95 % interval."
@@ -116,12 +117,12 @@ def _table(table: Table) -> str:
 
 def _ratio(name: str) -> Callable[[Arm], str]:
     def cell(arm: Arm) -> str:
-        own = arm.facts.get("ratios", {}).get(name)
-        if own is None:
+        ratio = arm.facts.get("ratios", {}).get(name)
+        if ratio is None:
             return MISSING
-        interval = None if own["low"] is None else Interval(low=own["low"], high=own["high"])
-        ratio = own["ratio"]
-        return f"{measured(ratio, interval, decimals=2)} {spread(ratio, interval, decimals=2)}".strip()
+        mean, low, high = ratio["ratio"], ratio["low"], ratio["high"]
+        interval = None if low is None else Interval(low=low, high=high)
+        return f"{measured(mean, interval, decimals=2)} {spread(mean, interval, decimals=2)}".strip()
 
     return cell
 

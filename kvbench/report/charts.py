@@ -56,7 +56,7 @@ def _distortion(group: Group, name: str) -> Figure | None:
             points.append(replace(point, name=f"{point.name} ({BELOW_NOISE})"))
     floor = max(quality.noise_floor_kld for _, _, quality in finite)
     lines = [Line("noise floor", floor)] if floor >= edge else []
-    axis = Axis.over("KLD to the uncompressed model, nats per token", _ends(points, lines), logarithmic=True)
+    axis = Axis.over("KLD to the uncompressed model, nats per token", _extent(points, lines), logarithmic=True)
     return _figure(name, "Accuracy against size", "lower left", group, axis, points, lines)
 
 
@@ -71,7 +71,7 @@ def _speed_up(group: Group, name: str) -> Figure | None:
         return None
     stock = [record.speed.ratio_to_none for record in group.records if record.trial.compressor == "hf" and record.speed]
     lines = [Line("none", 1.0), *(Line("hf", ratio) for ratio in stock if _is_positive(ratio))]
-    axis = Axis.over("decoding speed-up over none", _ends(points, lines), logarithmic=True)
+    axis = Axis.over("decoding speed-up over none", _extent(points, lines), logarithmic=True)
     points = _with_best(points, [(point.x, -point.y) for point in points])
     return _figure(name, "Decoding speed against size", "upper left", group, axis, points, lines)
 
@@ -91,7 +91,7 @@ def _token_time(group: Group, name: str) -> Figure | None:
         if is_baseline(record) and record.speed and _is_positive(record.speed.tpot_s)
     ]
     points = _with_best(points, [(point.x, point.y) for point in points])
-    axis = Axis.over("time per output token, ms", _ends(points, lines))
+    axis = Axis.over("time per output token, ms", _extent(points, lines))
     return _figure(name, "Decoding speed against size", "lower left", group, axis, points, lines)
 
 
@@ -124,7 +124,7 @@ def _with_best(points: Sequence[Point], costs: Sequence[tuple[float, float]]) ->
     return [replace(point, best=index in best) for index, point in enumerate(points)]
 
 
-def _ends(points: Sequence[Point], lines: Sequence[Line]) -> list[float]:
+def _extent(points: Sequence[Point], lines: Sequence[Line]) -> list[float]:
     return [end for point in points for end in (point.low, point.high)] + [line.y for line in lines]
 
 

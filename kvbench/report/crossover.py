@@ -42,13 +42,13 @@ def crossovers(groups: Sequence[Group]) -> list[Figure]:
     for group in groups:
         if group.records[0].trial.workload.speed is not None:
             alike.setdefault(_setting(group), []).extend(_stops(group))
-    found: list[Figure] = []
+    figures: list[Figure] = []
     for (model, setting, batch, _), stops in alike.items():
         if len({stop.tokens for stop in stops}) < 2:
             continue
-        name = file_name(f"{model} batch {batch} crossover", [figure.name for figure in found])
-        found.append(_figure(name, f"{model} · batch {batch} · {setting}", stops))
-    return found
+        name = file_name(f"{model} batch {batch} crossover", [figure.name for figure in figures])
+        figures.append(_figure(name, f"{model} · batch {batch} · {setting}", stops))
+    return figures
 
 
 def _setting(group: Group) -> tuple[Any, ...]:
@@ -75,8 +75,8 @@ def _stops(group: Group) -> list[Stop]:
 
 def _figure(name: str, title: str, stops: Sequence[Stop]) -> Figure:
     last = {stop.name: stop.ratio for stop in sorted(stops, key=lambda stop: stop.tokens)}
-    names = sorted(last, key=lambda own: -last[own])
-    told = "; ".join(f"{own} {_pays([stop for stop in stops if stop.name == own])}" for own in names)
+    names = sorted(last, key=lambda name: -last[name])
+    told = "; ".join(f"{name} {_pays([stop for stop in stops if stop.name == name])}" for name in names)
     description = (
         f"Chart: decoding speed-up over none against the prompt's length in tokens, {title}. "
         f"Above 1 is faster than none: {told}."

@@ -24,11 +24,11 @@ class Environment:
 
 def environments(records: Sequence[Record]) -> list[Environment]:
     """In the order of their first records."""
-    found: dict[tuple[Any, ...], list[Provenance]] = {}
+    groups: dict[tuple[Any, ...], list[Provenance]] = {}
     for record in records:
         where = record.provenance
-        found.setdefault(_identity(where), []).append(where)
-    return [_environment(group) for group in found.values()]
+        groups.setdefault(_identity(where), []).append(where)
+    return [_environment(group) for group in groups.values()]
 
 
 def _identity(where: Provenance) -> tuple[Any, ...]:

@@ -26,8 +26,8 @@ class Finding:
 
 def findings(group: Group) -> list[Finding]:
     """Smallest faithful cache, fastest decoding, the frontier; each only where its numbers were measured."""
-    found = (_smallest(group), _fastest(group), _frontier(group))
-    return [finding for finding in found if finding]
+    findings = (_smallest(group), _fastest(group), _frontier(group))
+    return [finding for finding in findings if finding]
 
 
 def _smallest(group: Group) -> Finding | None:

@@ -236,12 +236,12 @@ def _texts(records: Sequence[Record]) -> list[str]:
 
 
 def _interval_methods(records: Sequence[Record]) -> list[str]:
-    found = {
+    methods = {
         part: sorted({result.interval_method for record in records if (result := getattr(record, part))} - {""})
         for part in ("quality", "speed")
     }
     return [
         f"! {part} intervals were made by different methods ({', '.join(names)}): do not compare them"
-        for part, names in found.items()
+        for part, names in methods.items()
         if len(names) > 1
     ]

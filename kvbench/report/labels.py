@@ -123,7 +123,7 @@ def _covered(box: Box, taken: Sequence[Box], frame: Box) -> float:
     return sum(map(box.overlap, taken)) + 10 * (box.area - box.overlap(frame))
 
 
-def _strays(box: Box, own: tuple[float, float], points: Sequence[tuple[float, float]]) -> bool:
+def _strays(box: Box, labelled: tuple[float, float], points: Sequence[tuple[float, float]]) -> bool:
     """True where a reader could take the name for another point's."""
-    reach = box.distance(*own) + 3
-    return any(box.distance(*other) < reach for other in points if other != own)
+    reach = box.distance(*labelled) + 3
+    return any(box.distance(*other) < reach for other in points if other != labelled)

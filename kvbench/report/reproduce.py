@@ -92,7 +92,7 @@ def _built_in() -> tuple[Suite, ...]:
 
 
 def _holds(suite: Suite, trial: Trial) -> bool:
-    return suite.seed == trial.seed and any(own.plain() == trial.workload for own in suite.workload)
+    return suite.seed == trial.seed and any(workload.plain() == trial.workload for workload in suite.workload)
 
 
 def _setting(trial: Trial) -> tuple[str, int, str, int]:

@@ -27,48 +27,48 @@ def shifts(home: Sequence[Record], elsewhere: Iterable[Record]) -> dict[str, Shi
     Only methods that calibrate have any. The text scored there is among those calibrated on here, and not among those
     calibrated on there; length, prompt and block are the same, and the documents are some of the documents here.
     """
-    found = {}
+    shifts = {}
     known = {record.trial.compressor: record for record in home if record.quality and _calibrates(record)}
     for record in elsewhere:
-        own = known.get(record.trial.compressor)
-        if own is None or record.quality is None or not _is_shift(own, record):
+        unshifted = known.get(record.trial.compressor)
+        if unshifted is None or record.quality is None or not _is_shift(unshifted, record):
             continue
-        assert own.quality is not None and record.trial.workload.quality is not None
-        same = _kld_of(own.quality, record.quality.document_ids)
+        assert unshifted.quality is not None and record.trial.workload.quality is not None
+        same = _kld_of(unshifted.quality, record.quality.document_ids)
         if same is not None:
             wanted = record.trial.workload.quality
-            found[record.trial.compressor] = Shift(
+            shifts[record.trial.compressor] = Shift(
                 record.quality.kld_mean,
                 record.quality.kld_interval,
                 record.quality.kld_mean / same if same > 0 else None,
                 wanted.calibration_text,
                 f"{wanted.documents} documents of {wanted.text}",
             )
-    return found
+    return shifts
 
 
-def shift_columns(found: Mapping[str, Shift]) -> tuple[Column, ...]:
+def shift_columns(shifts: Mapping[str, Shift]) -> tuple[Column, ...]:
     """The shifted KLD, and its ratio to the KLD in the domain."""
     return (
         Column(
             "KLD other\ndomain",
             "KLD of the same compressor calibrated on another text than it is scored on, over some of the documents; "
             "only for methods that calibrate.",
-            lambda record: _kld(found.get(record.trial.compressor)),
+            lambda record: _kld(shifts.get(record.trial.compressor)),
         ),
         Column(
             "× in\ndomain",
             "That KLD over the KLD of the same documents when their domain was calibrated on: 1 is no loss.",
-            lambda record: _ratio(found.get(record.trial.compressor)),
+            lambda record: _ratio(shifts.get(record.trial.compressor)),
         ),
     )
 
 
-def shift_remarks(found: Mapping[str, Shift]) -> list[str]:
+def shift_remarks(shifts: Mapping[str, Shift]) -> list[str]:
     """What the other domain is."""
     return [
         f"KLD other domain: calibrated on {calibration}, {documents}"
-        for calibration, documents in dict.fromkeys((one.calibration, one.documents) for one in found.values())
+        for calibration, documents in dict.fromkeys((one.calibration, one.documents) for one in shifts.values())
     ]
 
 
