@@ -126,9 +126,9 @@ def feed(
     return torch.cat(logits, 1)
 
 
-def worst(found: Tensor, expected: Tensor, mask: Tensor | None = None) -> float:
+def worst(actual: Tensor, expected: Tensor, mask: Tensor | None = None) -> float:
     """Largest absolute difference, over real tokens only if a ``mask`` (rows, tokens) is given; NaN stays NaN."""
-    difference = (found - expected).abs()
+    difference = (actual - expected).abs()
     if mask is not None:
         difference = difference[mask.bool()]
     return float(difference.max())

@@ -1,4 +1,4 @@
-"""Attention in the latents: queries are taken there once and outputs brought back once, so nothing stored is rebuilt.
+"""Attention in the latents: queries are projected into them once and outputs out of them once; nothing is rebuilt.
 
 With keys ``k = D z + μ`` a score is ``q·k = (Dᵀq)·z + q·μ``, and with values ``v = D z + μ`` the output is
 ``D (Σ p z) + μ`` (the absorption of DeepSeek-V2's MLA, arXiv 2405.04434, section 2.1, for any linear transform).
@@ -30,9 +30,9 @@ def into_latents(query: Tensor, side: SideCodec) -> tuple[Tensor, Tensor | None]
     batch, heads, _, dim = query.shape
     if side.transform is None:
         return query.reshape(batch, side.kv_heads, heads // side.kv_heads, dim), None
-    basis, mean, own = _by_head(query, side)
-    latents = torch.matmul(own, basis.transpose(-1, -2))
-    shift = torch.matmul(own, mean.unsqueeze(-1)) if side.transform.shifts else None
+    basis, mean, queries = _by_head(query, side)
+    latents = torch.matmul(queries, basis.transpose(-1, -2))
+    shift = torch.matmul(queries, mean.unsqueeze(-1)) if side.transform.shifts else None
     groups = side.groups
     latents = latents.unflatten(1, (batch, -1)).unflatten(0, (groups, -1)).permute(2, 0, 1, 3, 4)
     if shift is not None:
@@ -45,9 +45,9 @@ def from_latents(output: Tensor, side: SideCodec, heads: int) -> Tensor:
     batch = output.shape[0]
     if side.transform is None:
         return output.reshape(batch, heads, 1, -1)
-    own = output.reshape(batch, side.kv_heads, heads // side.kv_heads, side.rank).transpose(0, 1).flatten(1, 2)
+    sums = output.reshape(batch, side.kv_heads, heads // side.kv_heads, side.rank).transpose(0, 1).flatten(1, 2)
     basis, mean = _basis(side)
-    states = torch.baddbmm(mean.unsqueeze(1), own.to(basis.dtype), basis)
+    states = torch.baddbmm(mean.unsqueeze(1), sums.to(basis.dtype), basis)
     return states.unflatten(1, (batch, -1)).transpose(0, 1).reshape(batch, heads, 1, -1)
 
 
@@ -87,24 +87,24 @@ def _by_head(query: Tensor, side: SideCodec) -> tuple[Tensor, Tensor, Tensor]:
     """Decoder, mean, and the queries of each KV head (kv heads, batch · queries per head, head_dim)."""
     basis, mean = _basis(side)
     batch, heads, _, dim = query.shape
-    own = query.reshape(batch, side.kv_heads, heads // side.kv_heads, dim).transpose(0, 1)
-    return basis, mean, own.flatten(1, 2).to(basis.dtype)
+    queries = query.reshape(batch, side.kv_heads, heads // side.kv_heads, dim).transpose(0, 1)
+    return basis, mean, queries.flatten(1, 2).to(basis.dtype)
 
 
 def _by_whole_kernel(
     codec: Codec, query: Tensor, tokens: int, scaling: float, mask: Tensor | None, chosen: Way
 ) -> Partial | None:
-    """Through a kernel that goes into the latents and back by itself, if there is one."""
+    """Through a kernel that projects the query and finalises the output by itself, if there is one."""
     kernels = chosen.kernels
     if kernels is None or kernels.basis is None or query.dtype not in kernels.dtypes:
         return None
-    coded = [own for own in (chosen.keys, chosen.values) if isinstance(own, Coded)]
+    coded = [view for view in (chosen.keys, chosen.values) if isinstance(view, Coded)]
     if len(coded) < 2 or coded[0].codes.shape[1] != coded[1].codes.shape[1]:
         return None
     bases = []
-    for own in (codec.keys, codec.values):
-        transform = own.transform
-        basis = None if transform is None else kernels.basis(transform.decoder, transform.mean, own.head_dim)
+    for side_codec in (codec.keys, codec.values):
+        transform = side_codec.transform
+        basis = None if transform is None else kernels.basis(transform.decoder, transform.mean, side_codec.head_dim)
         if basis is not None and not basis.usable:
             return None
         bases.append(basis)
@@ -141,7 +141,9 @@ def _in_torch(
     parts = []
     for start, stop in tiles(tokens, codec.block):
         tile = span(stored, tokens, start, stop)
-        keys, values = (own.quantizer.decode(side(tile, name)).to(latents.dtype) for name, own in codec.sides.items())
+        keys, values = (
+            side_codec.quantizer.decode(side(tile, name)).to(latents.dtype) for name, side_codec in codec.sides.items()
+        )
         parts.append(partial_attention(query, keys, values, scaling, None if mask is None else mask[..., start:stop]))
     part = merge(parts)
     return Partial(part.output.view(batch, groups, rows, -1), part.lse.view(batch, groups, rows))

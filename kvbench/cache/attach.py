@@ -153,19 +153,19 @@ class CompressedModel:
         self._tables[self._by_layer[layer].rope_group].fill(positions, rotation)
 
     def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover | None:
-        """Handler of the interception: take over layers of our own caches, leave the rest to stock attention."""
+        """Handler of the interception: take over layers of our caches, leave the rest to stock attention."""
         if isinstance(cache, StaticCompressedCache) and cache.owner is self:
             return cache.takeover(layer, rotation)
         if not isinstance(cache, CompressedCache) or cache.owner is not self:
             return None
-        own = cache.layers[layer]
-        if not isinstance(own, KVLayer):
+        kv_layer = cache.layers[layer]
+        if not isinstance(kv_layer, KVLayer):
             return None
         rotator = self.rotator(layer, cache)
         if rotator is not None and rotation is not None:
-            self.record(layer, cache, own.seen, rotation, positions)
-        own.expected = True
-        return Takeover(_LayerContext(own, rotator), before_rope=rotator is not None)
+            self.record(layer, cache, kv_layer.seen, rotation, positions)
+        kv_layer.expected = True
+        return Takeover(_LayerContext(kv_layer, rotator), before_rope=rotator is not None)
 
 
 def identity_plan(geometry: ModelGeometry, keys_before_rope: bool, spans: Spans | None = None) -> Plan:

@@ -1,4 +1,4 @@
-"""What will attend to a plan's caches, told before there is one: every codec is asked with a few tokens of noise."""
+"""What will attend to a plan's caches, before there is one: every codec encodes a few tokens of noise to find out."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def codec_way(
     reading: Reading = DEFAULT,
     softcap: float | None = None,
 ) -> Way:
-    """How what ``codec`` stores of a layer is read while decoding; ``rotates``: keys are turned when they are read."""
+    """How what ``codec`` stores of a layer is read while decoding; ``rotates``: keys are rotated when they are read."""
     if rotates or not codec.absorbable:
         return REBUILT
     generator = torch.Generator().manual_seed(0)

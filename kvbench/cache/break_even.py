@@ -20,14 +20,14 @@ Saved = Callable[[int], float]
 def break_even_tokens(plan: Plan, geometry: ModelGeometry) -> int | None:
     """The shortest sequence that, like every longer one, takes fewer bytes with ``plan`` than 16-bit keys and values.
 
-    Counted are the predicted bytes of the cache of one sequence, exact spans in their own dtype included, and all that
-    is held at model level. None if it never pays.
+    Counted are the predicted bytes of the cache of one sequence, with exact spans in the dtype they are stored in, and
+    all model-level bytes. None if it never pays.
     """
-    held = plan.model_level_bytes()
+    model_bytes = plan.model_level_bytes()
     layers = [
-        (layer, CompressedLayer(own.codec, plan.spans, own.selector).spans)
+        (layer, CompressedLayer(layer_plan.codec, plan.spans, layer_plan.selector).spans)
         for layer in geometry.compressible
-        if (own := plan.layers.get(layer.layer)) is not None and own.codec is not None
+        if (layer_plan := plan.layers.get(layer.layer)) is not None and layer_plan.codec is not None
     ]
     blocks = [spans.block for _, spans in layers] or [1]
     start = max(
@@ -36,7 +36,7 @@ def break_even_tokens(plan: Plan, geometry: ModelGeometry) -> int | None:
         1,
     )
     return paying_from(
-        lambda tokens: 2 * geometry.elements(tokens) - predict_bytes(plan, geometry, tokens) - held,
+        lambda tokens: 2 * geometry.elements(tokens) - predict_bytes(plan, geometry, tokens) - model_bytes,
         math.lcm(*blocks),
         start,
     )

@@ -117,39 +117,44 @@ class CompressedCache(Cache):
 
 def cache_bytes(cache: CompressedCache) -> CacheBytes:
     """Allocated bytes by kind, from ``untyped_storage`` of every tensor, each storage once."""
-    held = [pair for layer in cache.kv_layers for pair in layer.held()]
+    tensors = [pair for layer in cache.kv_layers for pair in layer.tensors_by_kind()]
     if cache.positions.index is not None:
-        held.append(("positions", cache.positions.index))
-    return count_bytes(held, cache)
+        tensors.append(("positions", cache.positions.index))
+    return count_bytes(tensors, cache)
 
 
 def unused_bytes(cache: CompressedCache) -> int:
     """Bytes of buffers beyond what is stored, of all kinds, each storage once: allocated, and perhaps never touched."""
-    buffers = [held for layer in cache.kv_layers for _, held in layer.held() if isinstance(held, GrowingTensor)]
+    buffers = [
+        buffer
+        for layer in cache.kv_layers
+        for _, buffer in layer.tensors_by_kind()
+        if isinstance(buffer, GrowingTensor)
+    ]
     return sum({buffer.data.untyped_storage().data_ptr(): buffer.slack_bytes for buffer in buffers}.values())
 
 
-def count_bytes(held: Iterable[tuple[str, GrowingTensor | Tensor]], root: object) -> CacheBytes:
-    """Allocated bytes of what is ``held``, by kind; whatever else ``root`` reaches is workspace."""
-    found: dict[str, int] = {}
+def count_bytes(tensors: Iterable[tuple[str, GrowingTensor | Tensor]], root: object) -> CacheBytes:
+    """Allocated bytes of ``tensors``, by kind; whatever else ``root`` reaches is workspace."""
+    sizes: dict[str, int] = {}
     counted: set[int] = set()
 
-    def count(name: str, tensor: Tensor) -> bool:
+    def count(kind: str, tensor: Tensor) -> bool:
         storage = tensor.untyped_storage()
         if storage.nbytes() == 0 or storage.data_ptr() in counted:
             return False
         counted.add(storage.data_ptr())
-        found[name] = found.get(name, 0) + storage.nbytes()
+        sizes[kind] = sizes.get(kind, 0) + storage.nbytes()
         return True
 
-    for name, own in held:
-        tensor = own.data if isinstance(own, GrowingTensor) else own
-        if count(name, tensor) and isinstance(own, GrowingTensor) and name != "exact":
-            found[name] -= own.slack_bytes
-            found["slack"] = found.get("slack", 0) + own.slack_bytes
+    for kind, stored in tensors:
+        tensor = stored.data if isinstance(stored, GrowingTensor) else stored
+        if count(kind, tensor) and isinstance(stored, GrowingTensor) and kind != "exact":
+            sizes[kind] -= stored.slack_bytes
+            sizes["slack"] = sizes.get("slack", 0) + stored.slack_bytes
     for tensor in reachable_tensors(root):
         count("workspace", tensor)
-    return CacheBytes(**found)
+    return CacheBytes(**sizes)
 
 
 def reachable_tensors(root: object) -> Iterator[Tensor]:

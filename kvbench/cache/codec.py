@@ -107,9 +107,9 @@ class Codec:
 
     @property
     def absorbable(self) -> bool:
-        """Whether keys and values are latents of their own, in model-level bases, that queries can be taken into."""
-        bases = [own.transform for own in self.sides.values() if own.transform is not None]
-        online = any(own.online is not None for own in self.sides.values())
+        """Whether keys and values have separate latents, in model-level bases that queries can be projected into."""
+        bases = [side.transform for side in self.sides.values() if side.transform is not None]
+        online = any(side.online is not None for side in self.sides.values())
         in_model = not online and all(basis.encoder.dim() == 3 for basis in bases)
         return len(self.sides) == 2 and not self.decoupled and in_model
 
@@ -124,8 +124,8 @@ class Codec:
         ``real`` (batch, 1 or kv heads, tokens) is False for padding and sinks, which must not count.
         """
         states = {"keys": keys, "values": values}
-        fitted = [prefixed(name, own.fit(states[name], real)) for name, own in self.sides.items()]
-        return {name: tensor for own in fitted for name, tensor in own.items()}
+        fitted = [prefixed(name, side.fit(states[name], real)) for name, side in self.sides.items()]
+        return {name: tensor for stored in fitted for name, tensor in stored.items()}
 
     def bound(self, fitted: Stored) -> Codec:
         """The codec of the sequence that ``fitted`` came from."""
@@ -137,7 +137,7 @@ class Codec:
     @property
     def row_bits(self) -> float:
         """Predicted bits per row, whatever its length: what :meth:`fit` returns."""
-        return sum(own.online.bits for own in self.sides.values() if own.online is not None)
+        return sum(side.online.bits for side in self.sides.values() if side.online is not None)
 
     def encode(self, keys: Tensor, values: Tensor) -> Stored:
         """``keys``, ``values`` (batch, kv heads, tokens, ·), tokens a multiple of ``block``, to one flat dict."""
@@ -162,8 +162,8 @@ class Codec:
 
         A single query attends in the latents where the codec can and ``reading`` does not forbid it; else tiles of
         :data:`kvbench.codecs.stored.TILE` tokens are decoded, attended and dropped. ``mask`` is boolean, broadcastable
-        to (batch, kv heads or 1, queries, tokens). A ``decoupled`` codec takes the rotated and the unrotated query side
-        by side, (batch, heads, queries, 2 · head_dim).
+        to (batch, kv heads or 1, queries, tokens). A ``decoupled`` codec takes the query with and without RoPE, side
+        by side: (batch, heads, queries, 2 · head_dim).
         """
         fast = query.shape[2] == 1 and softcap is None and not query.requires_grad
         chosen = way(self, stored, (query.dtype, query.device), rotate is not None, fast, reading)

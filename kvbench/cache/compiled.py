@@ -95,7 +95,7 @@ def static_cache(compressed: CompressedModel, cache: CompressedCache, max_length
 
     Raises:
         KvbenchError: no prompt or no room; positions that do not count from zero; or a layer that a graph cannot hold:
-            one with a selector, with bases of the prompt's own, shared by several layers, entropy coded, left-padded,
+            one with a selector, with bases fitted to the prompt, shared by several layers, entropy coded, left-padded,
             or without attention.
     """
     tokens = cache.get_seq_length()
@@ -114,13 +114,13 @@ def static_cache(compressed: CompressedModel, cache: CompressedCache, max_length
     writers: dict[int, StaticTable] = {}
     layers: list[StaticLayer] = []
     for index, layer in enumerate(cache.kv_layers):
-        rotator, turning = compressed.rotator(index, cache), None
+        rotator, static_rotator = compressed.rotator(index, cache), None
         if rotator is not None:
             if rotator.table not in tables:
                 tables[rotator.table] = writers[index] = StaticTable(rotator.table, tokens, max_length)
-            turning = StaticRotator(rotator, tables[rotator.table])
+            static_rotator = StaticRotator(rotator, tables[rotator.table])
         if isinstance(layer, CompressedLayer):
-            layers.append(StaticCompressedLayer(layer, seen, max_length, turning, reading))
+            layers.append(StaticCompressedLayer(layer, seen, max_length, static_rotator, reading))
         elif isinstance(layer, ExactLayer):
             layers.append(StaticExactLayer(layer, seen, tokens, max_length))
     return StaticCompressedCache(layers, writers, tokens, seen, max_length, compressed)
@@ -167,5 +167,5 @@ def _obstacle(layer: object) -> str | None:
 
 def _entropy_coded(quantizer: Quantizer) -> bool:
     if isinstance(quantizer, Sections):
-        return any(_entropy_coded(own) for _, own in quantizer.runs)
+        return any(_entropy_coded(part) for _, part in quantizer.runs)
     return isinstance(quantizer, EntropyQuantizer)

@@ -20,7 +20,7 @@ from torch import Tensor
 from kvbench.cache.body import Body, kind
 from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.codec import Codec
-from kvbench.cache.layer import Held, KVLayer, gather_slots, mask_at, require_finite
+from kvbench.cache.layer import KVLayer, TensorsByKind, gather_slots, mask_at, require_finite
 from kvbench.cache.rounding import exact_dtype, stored_as
 from kvbench.cache.spans import Spans
 from kvbench.codecs.quantizers.base import Stored
@@ -176,13 +176,13 @@ class CompressedLayer(KVLayer):
         if limits is not None:
             within = self._body_slots(query.device).unsqueeze(-2) < limits[:, None]
             mask = within if mask is None else mask & within
-        if self.first is not None:  # padding and the rows' own sinks sit among the body's slots
+        if self.first is not None:  # padding and the sinks of padded rows sit among the body's slots
             real = self._body_slots(query.device).unsqueeze(-2) >= (self.first + self.spans.sinks).view(-1, 1, 1, 1)
             mask = real if mask is None else mask & real
-        turn = None
+        rotate_keys = None
         if rotator is not None:
 
-            def turn(keys: Tensor, begin: int, end: int) -> Tensor:
+            def rotate_keys(keys: Tensor, begin: int, end: int) -> Tensor:
                 if slots is None:
                     return rotator.slots(keys, start + begin, start + end)
                 return rotator.at(keys, slots[:, :, begin:end].expand(-1, keys.shape[1], -1))
@@ -190,13 +190,13 @@ class CompressedLayer(KVLayer):
         if self.codec.decoupled:
             query = torch.cat([query, call.query], -1)
         stored = self.body.view()
-        return self._bound.attend(query, stored, entries, turn, call.scaling, mask, call.softcap, self.reading)
+        return self._bound.attend(query, stored, entries, rotate_keys, call.scaling, mask, call.softcap, self.reading)
 
     def _limits(self, past: int, query: Tensor) -> Tensor:
         """(queries,): where the body ended for each new token, had they been decoded one by one."""
-        ends = [self.spans.boundary(past + index, self.first_max) for index in range(query.shape[AXIS])]
-        # After a crop into the body more tokens are encoded than the window asks for, and they stay so.
-        return torch.tensor(ends, device=query.device).clamp_min(self.tail_start)
+        boundaries = [self.spans.boundary(past + index, self.first_max) for index in range(query.shape[AXIS])]
+        # After a crop into the body more tokens are encoded than have left the window, and they stay so.
+        return torch.tensor(boundaries, device=query.device).clamp_min(self.tail_start)
 
     def _tail(self, tail: GrowingTensor | None) -> Tensor:
         """The tail in the model's dtype."""
@@ -256,16 +256,16 @@ class CompressedLayer(KVLayer):
         boundary = self.spans.boundary(seen, self.first_max)
         if boundary <= self.tail_start:
             return
-        held, leaving = seen - self.tail_start, boundary - self.tail_start
-        keys, values = self._tail(self.tail_keys)[:, :, :held], self._tail(self.tail_values)[:, :, :held]
+        in_tail, leaving = seen - self.tail_start, boundary - self.tail_start
+        keys, values = self._tail(self.tail_keys)[:, :, :in_tail], self._tail(self.tail_values)[:, :, :in_tail]
         begin = 0 if self.tail_start else self.spans.sinks
         if begin < leaving and self.selector is None:
             self._append(keys[:, :, begin:leaving], values[:, :, begin:leaving])
         elif begin < leaving:
-            turned = keys if rotator is None else rotator.slots(keys, self.tail_start, seen)
+            rotated = keys if rotator is None else rotator.slots(keys, self.tail_start, seen)
             first = self.first if self.tail_start == 0 else None  # padding leaves with the first block
             observed = query[:, :, -OBSERVED:]
-            candidates = Leaving(turned, values, observed, scaling, self.tail_start, begin, leaving, first)
+            candidates = Leaving(rotated, values, observed, scaling, self.tail_start, begin, leaving, first)
             self._keep(candidates, keys[:, :, begin:leaving], values[:, :, begin:leaving])
         self._leave(boundary)
 
@@ -397,7 +397,7 @@ class CompressedLayer(KVLayer):
         super().reset()
         self._clear()
 
-    def held(self) -> Held:
+    def tensors_by_kind(self) -> TensorsByKind:
         """Sinks and tail are exact; the body's tensors say what they are."""
         if self.tail_keys is not None and self.tail_values is not None:
             yield "exact", self.tail_keys

@@ -54,14 +54,14 @@ class DecoupledCodec(JointCodec):
 
     def decode(self, stored: Stored) -> tuple[Tensor, Tensor]:
         """Whole keys before RoPE, and values."""
-        still, values = super().decode(stored)
-        return self.keys.decode(side(stored, "keys")) + still, values
+        nope, values = super().decode(stored)
+        return self.keys.decode(side(stored, "keys")) + nope, values
 
     def tile(
         self, stored: Stored, rotate: Rotate | None, start: int, stop: int, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Keys (batch, kv heads, tokens, 2 · head_dim) that meet a query's rotated and unrotated halves, and values."""
-        still, values = super().decode(stored)
-        turning = self.keys.decode(side(stored, "keys")).to(dtype)
-        turning = turning if rotate is None else rotate(turning, start, stop)
-        return torch.cat([turning, still.to(dtype)], -1), values.to(dtype)
+        nope, values = super().decode(stored)
+        rope = self.keys.decode(side(stored, "keys")).to(dtype)
+        rope = rope if rotate is None else rotate(rope, start, stop)
+        return torch.cat([rope, nope.to(dtype)], -1), values.to(dtype)

@@ -21,8 +21,8 @@ from kvbench.kernels.decode import attend_exact, fitting_kernels
 from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.kernels.reference import Partial, exact_attention
 
-Held = Iterator[tuple[str, GrowingTensor | Tensor]]
-"""Kinds of bytes (payload, scales, exact, positions) with the tensors that hold them."""
+TensorsByKind = Iterator[tuple[str, GrowingTensor | Tensor]]
+"""Kinds of bytes (payload, scales, exact, positions), each with a tensor of that kind."""
 
 
 class KVLayer(CacheLayerMixin):
@@ -53,7 +53,7 @@ class KVLayer(CacheLayerMixin):
         """Append new tokens (batch, kv heads, tokens, ·) exactly; returns them unchanged.
 
         Raises:
-            KvbenchError: stock attention asks, which would see nothing but the new tokens.
+            KvbenchError: called by stock attention, which would see nothing but the new tokens.
         """
         if not self.expected:
             raise KvbenchError(
@@ -100,12 +100,12 @@ class KVLayer(CacheLayerMixin):
         """Attention output (batch, heads, new tokens, value_dim); may compress afterwards."""
 
     @abstractmethod
-    def held(self) -> Held:
+    def tensors_by_kind(self) -> TensorsByKind:
         """Every tensor this layer keeps, with the kind of its bytes."""
 
     @abstractmethod
     def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Apply a function over the batch axis to every tensor held."""
+        """Apply a function over the batch axis to every cached tensor."""
 
     @abstractmethod
     def truncate(self, length: int) -> None:
@@ -204,9 +204,9 @@ class ExactLayer(KVLayer):
                 tail.drop_front(surplus, self.sliding_window)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Mask over the tokens held plus the new ones, and the slot of the first one held."""
-        held = 0 if self.tail_keys is None else self.tail_keys.length
-        return held + int(query_length), self.seen - held
+        """Mask over the cached tokens plus the new ones, and the slot of the first cached one."""
+        cached = 0 if self.tail_keys is None else self.tail_keys.length
+        return cached + int(query_length), self.seen - cached
 
     def get_max_length(self) -> int:
         """The window, if there is one."""
@@ -230,7 +230,7 @@ class ExactLayer(KVLayer):
         self.seen = length
         self._trim()
 
-    def held(self) -> Held:
+    def tensors_by_kind(self) -> TensorsByKind:
         """All of it is exact."""
         if self.tail_keys is not None and self.tail_values is not None:
             yield "exact", self.tail_keys

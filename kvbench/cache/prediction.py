@@ -26,39 +26,39 @@ def body_bits_per_element(plan: Plan, geometry: ModelGeometry) -> float | None:
     """
     bits = elements = 0.0
     for layer in geometry.compressible:
-        own = plan.layers.get(layer.layer)
-        if own is None or own.codec is None:
+        layer_plan = plan.layers.get(layer.layer)
+        if layer_plan is None or layer_plan.codec is None:
             continue
-        cost = own.codec.cost(geometry.dtype)
-        if own.selector is not None and own.selector.budget.most is not None:
+        cost = layer_plan.codec.cost(geometry.dtype)
+        if layer_plan.selector is not None and layer_plan.selector.budget.most is not None:
             return None
-        kept = 1.0 if own.selector is None else own.selector.budget.share
-        bits += kept * (cost.payload + cost.scales + (32 * layer.kv_heads if own.selector is not None else 0))
+        kept = 1.0 if layer_plan.selector is None else layer_plan.selector.budget.share
+        bits += kept * (cost.payload + cost.scales + (32 * layer.kv_heads if layer_plan.selector is not None else 0))
         elements += layer.elements_per_token
     return bits / elements if elements else None
 
 
 def _layer_bytes(plan: Plan, layer: LayerGeometry, dtype: torch.dtype, tokens: int) -> float:
     uncompressed = layer.elements_per_token * dtype.itemsize
-    own = plan.layers.get(layer.layer)
+    layer_plan = plan.layers.get(layer.layer)
     if layer.sliding_window is not None:
         return uncompressed * (layer.sliding_window if tokens >= layer.sliding_window else tokens)
-    if own is None or own.codec is None:
+    if layer_plan is None or layer_plan.codec is None:
         return uncompressed * tokens
-    spans = CompressedLayer(own.codec, plan.spans, own.selector).spans
+    spans = CompressedLayer(layer_plan.codec, plan.spans, layer_plan.selector).spans
     exact, boundary = layer.elements_per_token * exact_dtype(spans, dtype).itemsize, spans.boundary(tokens)
     if boundary == 0:
         return exact * tokens
     return exact * (spans.sinks + spans.recent + spans.block) + _body_bytes(
-        own, layer, dtype, boundary - spans.sinks, spans
+        layer_plan, layer, dtype, boundary - spans.sinks, spans
     )
 
 
-def _body_bytes(own: LayerPlan, layer: LayerGeometry, dtype: torch.dtype, tokens: int, spans: Spans) -> float:
-    assert own.codec is not None
-    cost = own.codec.cost(dtype)
-    bits, row = cost.payload + cost.scales, own.codec.row_bits / 8 if tokens else 0.0
-    if own.selector is None:
+def _body_bytes(layer_plan: LayerPlan, layer: LayerGeometry, dtype: torch.dtype, tokens: int, spans: Spans) -> float:
+    assert layer_plan.codec is not None
+    cost = layer_plan.codec.cost(dtype)
+    bits, row = cost.payload + cost.scales, layer_plan.codec.row_bits / 8 if tokens else 0.0
+    if layer_plan.selector is None:
         return row + tokens * bits / 8
-    kept = own.selector.budget.kept(tokens, own.codec.block)
+    kept = layer_plan.selector.budget.kept(tokens, layer_plan.codec.block)
     return (row if kept else 0.0) + kept * (bits / 8 + 4 * layer.kv_heads)

@@ -45,11 +45,11 @@ class MemberCodec(Codec):
 
     def bound(self, fitted: Stored) -> Codec:
         """This layer's rows of the bases."""
-        own = {}
+        member_rows = {}
         for name, tensor in fitted.items():  # the channels of all members are the third axis of basis and centre
             width = tensor.shape[2] // len(self.members)
-            own[name] = tensor.narrow(2, self.place * width, width)
-        bound = super().bound(own)
+            member_rows[name] = tensor.narrow(2, self.place * width, width)
+        bound = super().bound(member_rows)
         return replace(bound, keys=self._member(bound.keys), values=self._member(bound.values))
 
     def _member(self, side: SideCodec) -> SideCodec:
@@ -71,7 +71,7 @@ class MemberCodec(Codec):
 
 
 class SharedLayer(CompressedLayer):
-    """A layer of ``group``, whose members so far have the lower layer indices and run before it; it joins them.
+    """A layer of ``group``, to which it adds itself; the members before it have lower layer indices and run earlier.
 
     Their common body belongs to the last member: whatever is done to all layers in turn reaches it last.
     """

@@ -1,10 +1,10 @@
 """Cache layers of fixed shape: what one decode step reads and writes never changes its place or its size.
 
-A growing cache asks Python at every step how long it is, and a graph that was compiled or captured cannot. Here every
-buffer is allocated once, for the longest context, and lengths are tensors on the model's device: a mask made from them
-hides what is not filled yet. The exact tokens stand in one buffer, ``sinks | window``; the encoded body lies between
-the two. A step writes one exact token and reads; encoding the block that has left the window is :meth:`settle`, which
-runs between steps and is no part of the graph.
+The length of a growing cache is a Python number that changes at every step, which a compiled or captured graph cannot
+follow. Here every buffer is allocated once, for the longest context, and lengths are tensors on the model's device: a
+mask made from them leaves out what is not filled yet. The exact tokens stand in one buffer, ``sinks | window``; the
+encoded body lies between the two. A step writes one exact token and reads; encoding the block that has left the window
+is :meth:`settle`, which runs between steps and is no part of the graph.
 
 The price: a step attends over the whole capacity, filled or not, so a maximum length should be no larger than needed.
 """
@@ -20,7 +20,7 @@ from transformers.cache_utils import CacheLayerMixin
 from kvbench.cache.body import kind
 from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.compressed import CompressedLayer
-from kvbench.cache.layer import ExactLayer, Held, require_finite
+from kvbench.cache.layer import ExactLayer, TensorsByKind, require_finite
 from kvbench.cache.rounding import beyond_float16
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.errors import KvbenchError
@@ -53,7 +53,7 @@ class StaticLayer(CacheLayerMixin):
         """Hand the new token (batch, kv heads, 1, ·) through to :meth:`attend`, which stores it.
 
         Raises:
-            KvbenchError: stock attention asks, or more than one token comes.
+            KvbenchError: called by stock attention, or with more than one token.
         """
         if not self.expected or key_states.shape[AXIS] != 1:
             raise KvbenchError(
@@ -68,7 +68,7 @@ class StaticLayer(CacheLayerMixin):
         """Store the new token and attend: (batch, heads, 1, value_dim). Reads no number back from the device."""
 
     @abstractmethod
-    def held(self) -> Held:
+    def tensors_by_kind(self) -> TensorsByKind:
         """Every buffer with the kind of its bytes."""
 
     def settle(self, tokens: int) -> None:
@@ -88,24 +88,24 @@ class StaticLayer(CacheLayerMixin):
         return int(query_length), 0
 
     def get_max_length(self) -> int:
-        """Not what transformers may ask of a layer whose tokens sit in several buffers."""
+        """No maximum, to transformers: the tokens of a layer sit in several buffers."""
         return -1
 
     get_max_cache_shape = get_max_length
 
 
 class StaticExactLayer(StaticLayer):
-    """Keys after RoPE and values as they are, for ``capacity`` tokens; a sliding window is a ring of its own size."""
+    """Keys after RoPE and values as they are, for ``capacity`` tokens; a sliding window is a ring buffer."""
 
     def __init__(self, layer: ExactLayer, seen: Tensor, tokens: int, capacity: int) -> None:
         assert layer.tail_keys is not None and layer.tail_values is not None
         window = capacity if layer.sliding_window is None else min(layer.sliding_window, capacity)
-        held = min(layer.tail_keys.length, window)
-        slots = torch.arange(tokens - held, tokens, device=seen.device) % window
+        filled = min(layer.tail_keys.length, window)
+        slots = torch.arange(tokens - filled, tokens, device=seen.device) % window
         buffers = []
         for tail in (layer.tail_keys.view, layer.tail_values.view):
             buffers.append(zeros(tail, window))
-            buffers[-1][:, :, slots] = tail[:, :, tail.shape[AXIS] - held :]
+            buffers[-1][:, :, slots] = tail[:, :, tail.shape[AXIS] - filled :]
         super().__init__(seen, buffers[0], buffers[1])
         self.window = window
 
@@ -118,7 +118,7 @@ class StaticExactLayer(StaticLayer):
             call.query, self.exact_keys, self.exact_values, call.scaling, mask, call.softcap
         ).output
 
-    def held(self) -> Held:
+    def tensors_by_kind(self) -> TensorsByKind:
         """All of it is exact."""
         yield "exact", self.exact_keys
         yield "exact", self.exact_values
@@ -146,7 +146,7 @@ class StaticCompressedLayer(StaticLayer):
         self.codec, self.dtype = layer.codec, layer.dtype
         for side in self.codec.sides.values():
             if side.transform is not None:
-                _ = side.transform.shifts  # known from here on: a graph cannot ask
+                _ = side.transform.shifts  # cached from here on: a graph cannot read it from the device
         self.spans, self.rotator, self.reading = spans, rotator, reading
         self.encoded = layer.body.entries
         self.start = torch.tensor(self.encoded, device=seen.device)
@@ -186,11 +186,13 @@ class StaticCompressedLayer(StaticLayer):
         if self.codec.decoupled:
             query = torch.cat([query, call.query], -1)
         mask = (torch.arange(self.capacity, device=self.seen.device) < self.start).view(1, 1, 1, -1)
-        turn = None if self.rotator is None else self._turn
-        body = self.codec.attend(query, self.body, self.capacity, turn, call.scaling, mask, call.softcap, self.reading)
+        rotate_keys = None if self.rotator is None else self._rotate_keys
+        body = self.codec.attend(
+            query, self.body, self.capacity, rotate_keys, call.scaling, mask, call.softcap, self.reading
+        )
         return merge([part, body]).output
 
-    def _turn(self, keys: Tensor, begin: int, end: int) -> Tensor:
+    def _rotate_keys(self, keys: Tensor, begin: int, end: int) -> Tensor:
         assert self.rotator is not None
         return self.rotator.span(keys, self.spans.sinks + begin, self.spans.sinks + end)
 
@@ -220,13 +222,13 @@ class StaticCompressedLayer(StaticLayer):
         self.start.add_(count)
 
     def _require_range(self) -> None:
-        """The step itself cannot ask whether its token was rounded to infinity; the first call after it does."""
+        """The step itself cannot check whether its token was rounded to infinity; the first call after it does."""
         if self.exact_keys.dtype == torch.float16 != self.dtype:
             for exact in (self.exact_keys, self.exact_values):
                 if not bool(exact.isfinite().all()):
                     raise beyond_float16()
 
-    def held(self) -> Held:
+    def tensors_by_kind(self) -> TensorsByKind:
         """Sinks and window are exact; of the body's buffers the filled part says what it is, and the rest is slack."""
         yield "exact", self.exact_keys
         yield "exact", self.exact_values

@@ -40,14 +40,14 @@ class StaticCompressedCache(Cache):
         self.owner = owner
         self._fix_addresses()
 
-    def takeover(self, layer: int, rotation: Rotation | None) -> Takeover:
-        """Who attends in ``layer`` of a forward pass that the model gave ``rotation`` for."""
-        own = self.layers[layer]
-        if layer in self.tables and rotation is not None:
-            self.tables[layer].write(self.seen, rotation)
-        own.expected = True
-        before_rope = isinstance(own, StaticCompressedLayer) and own.rotator is not None
-        return Takeover(own, before_rope)
+    def takeover(self, index: int, rotation: Rotation | None) -> Takeover:
+        """Who attends in layer ``index`` of a forward pass that the model gave ``rotation`` for."""
+        layer = self.layers[index]
+        if index in self.tables and rotation is not None:
+            self.tables[index].write(self.seen, rotation)
+        layer.expected = True
+        before_rope = isinstance(layer, StaticCompressedLayer) and layer.rotator is not None
+        return Takeover(layer, before_rope)
 
     def advance(self) -> None:
         """Count the step's token on the device: the end of the graph."""
@@ -76,7 +76,7 @@ class StaticCompressedCache(Cache):
 
     def nbytes(self) -> CacheBytes:
         """Allocated bytes; what is not filled yet counts as slack, or as exact in windows. RoPE tables: workspace."""
-        return count_bytes([pair for layer in self.layers for pair in layer.held()], self)
+        return count_bytes([pair for layer in self.layers for pair in layer.tensors_by_kind()], self)
 
     def _fix_addresses(self) -> None:
         """Tell the compiler that these tensors never move: it may then write them in place and capture the graph."""

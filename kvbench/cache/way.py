@@ -1,4 +1,4 @@
-"""What attends to stored tokens: decided here, once, for the decode step that runs and for whoever asks beforehand."""
+"""What attends to stored tokens: decided here, for the decode step that runs and for predictions before it."""
 
 from __future__ import annotations
 
@@ -64,22 +64,22 @@ def way(
         codec: bound to the sequence, if it is fitted to each.
         stored: any of its tokens.
         query: dtype and device of the queries.
-        rotates: whether keys are turned by RoPE when they are read.
-        fast: False for what no kernel and no latents take: several new tokens at once, or a softcap of the scores.
+        rotates: whether keys are rotated by RoPE when they are read.
+        fast: False where neither a kernel nor the latents will do: several new tokens at once, or capped scores.
         reading: what the caller allows.
     """
     if rotates or not fast or not codec.absorbable or not reading.absorbs:
         return REBUILT
-    turned = any(own.transform is not None for own in codec.sides.values())
-    in_torch = Way(None, "absorbed") if turned else REBUILT
-    keys, values = (kernel_view(own.quantizer, side(stored, name)) for name, own in codec.sides.items())
+    transformed = any(side_codec.transform is not None for side_codec in codec.sides.values())
+    in_torch = Way(None, "absorbed") if transformed else REBUILT
+    keys, values = (kernel_view(side_codec.quantizer, side(stored, name)) for name, side_codec in codec.sides.items())
     dtype, device = query
     if codec.keys.transform is not None:
         dtype = codec.keys.transform.dtype  # queries are multiplied with the basis first
     kernels = kernels_taking(dtype, device) if reading.kernels else None
     if isinstance(keys, Tensor) and isinstance(values, Tensor):
         plain = kernels if keys.dtype == values.dtype == dtype else None
-        return Way(plain, "latents" if turned else "exact", keys, values)
+        return Way(plain, "latents" if transformed else "exact", keys, values)
     if kernels is None or not isinstance(keys, Coded) or not isinstance(values, Coded):
         return in_torch
     if not (kernels.readable(keys) and kernels.readable(values)):

@@ -96,7 +96,7 @@ def bytes_read(cache: Cache) -> int:
     tensors = {
         tensor.data_ptr(): tensor.numel() * tensor.itemsize
         for layer in cache.kv_layers
-        for _, held in layer.held()
+        for _, held in layer.tensors_by_kind()
         for tensor in [held.view if isinstance(held, GrowingTensor) else held]
     }
     return sum(tensors.values())

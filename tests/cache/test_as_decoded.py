@@ -32,16 +32,16 @@ def both_ways(family: str, spec: str, padding: tuple[int, ...], prefix: int = PR
     """Largest difference between blocks and single tokens, and between single tokens and the stock model."""
     one, ids = small(family), token_ids(len(padding), TOKENS)
     mask = left_padding(len(padding), TOKENS, padding) if any(padding) else None
-    rest, found = TOKENS - prefix, []
+    rest, logits = TOKENS - prefix, []
     with one.attach_untested(fitted(one, spec)) as compressed:
         for as_decoded, blocks in ((True, BLOCKS), (False, [1] * rest)):
             cache = compressed.new_cache()
             feed(one.model, cache, ids, [prefix], mask)
             cache.as_decoded = as_decoded
             assert cache.as_decoded == as_decoded
-            found.append(feed(one.model, cache, ids, blocks, mask, start=prefix))
+            logits.append(feed(one.model, cache, ids, blocks, mask, start=prefix))
     stock = feed(one.model, one.stock_cache(), ids, [prefix, rest], mask)[:, prefix:]
-    return worst(found[0], found[1]), worst(found[1], stock)
+    return worst(logits[0], logits[1]), worst(logits[1], stock)
 
 
 @pytest.mark.parametrize("spec", LOSSY_SPECS)
@@ -65,26 +65,26 @@ def test_blocks_equal_single_tokens_in_other_families(family: str, spec: str) ->
 
 
 def test_blocks_that_begin_before_anything_has_left_the_window() -> None:
-    one, ids, found = small("llama"), token_ids(2, TOKENS), []
+    one, ids, logits = small("llama"), token_ids(2, TOKENS), []
     with one.attach_untested(fitted(one, "kivi:bits=2")) as compressed:
         for as_decoded, blocks in ((True, (60, 65)), (False, [1] * 125)):
             cache = compressed.new_cache()
             feed(one.model, cache, ids, [5])
             cache.as_decoded = as_decoded
-            found.append(feed(one.model, cache, ids, blocks, start=5))
-    assert worst(*found) < EXACT
+            logits.append(feed(one.model, cache, ids, blocks, start=5))
+    assert worst(*logits) < EXACT
 
 
 def test_control_blocks_that_do_not_attend_as_decoded_differ() -> None:
     """Otherwise the block size would be a hidden knob of every quality number."""
     one, ids = small("llama"), token_ids(2, TOKENS)
     with one.attach_untested(fitted(one, "kivi:bits=2")) as compressed:
-        found = []
+        logits = []
         for blocks in ((80,), [1] * 80):
             cache = compressed.new_cache()
             feed(one.model, cache, ids, [PREFIX])
-            found.append(feed(one.model, cache, ids, blocks, start=PREFIX))
-    assert worst(*found) > 1e-6
+            logits.append(feed(one.model, cache, ids, blocks, start=PREFIX))
+    assert worst(*logits) > 1e-6
 
 
 def test_the_prompt_is_attended_exactly_whatever_the_codec() -> None:

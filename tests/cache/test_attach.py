@@ -89,8 +89,8 @@ def test_two_attachments_one_after_another() -> None:
     stock = one.model(ids).logits
     for before_rope in (False, True):
         with one.attach(one.identity(before_rope)) as compressed:
-            found = [feed(one.model, compressed.new_cache(), ids, [20, 10]) for _ in range(2)]
-        assert all(worst(logits, stock) < EXACT for logits in found)
+            outputs = [feed(one.model, compressed.new_cache(), ids, [20, 10]) for _ in range(2)]
+        assert all(worst(logits, stock) < EXACT for logits in outputs)
 
 
 def test_two_attachments_at_once_drive_their_own_caches() -> None:
@@ -106,12 +106,12 @@ def test_caches_of_one_attachment_are_independent() -> None:
     stock, stock_others = one.model(ids).logits, one.model(others).logits
     with one.attach(one.identity(True)) as compressed:
         first, second = compressed.new_cache(), compressed.new_cache()
-        found = [feed(one.model, first, ids, [20])]
-        found_others = [feed(one.model, second, others, [25])]
-        found.append(feed(one.model, first, ids, [4, 6], start=20))
-        found_others.append(feed(one.model, second, others, [15], start=25))
-    assert worst(torch.cat(found, 1), stock) < EXACT
-    assert worst(torch.cat(found_others, 1), stock_others) < EXACT
+        logits = [feed(one.model, first, ids, [20])]
+        logits_others = [feed(one.model, second, others, [25])]
+        logits.append(feed(one.model, first, ids, [4, 6], start=20))
+        logits_others.append(feed(one.model, second, others, [15], start=25))
+    assert worst(torch.cat(logits, 1), stock) < EXACT
+    assert worst(torch.cat(logits_others, 1), stock_others) < EXACT
 
 
 @pytest.mark.parametrize("filled", [0, 20])
@@ -247,14 +247,14 @@ def test_some_layers_before_and_some_after_rope() -> None:
 
 def test_geometry_is_measured() -> None:
     """Numbers from the families' configs, by hand."""
-    found = {
+    measured = {
         family: [
             (layer.heads, layer.kv_heads, layer.head_dim, layer.value_dim, layer.rotary_dims, layer.sliding_window)
             for layer in subject(family).geometry.layers
         ]
         for family in ("llama", "qwen3", "phi", "gpt_neox", "gpt2", "mistral", "gemma3", "qwen2_swa")
     }
-    assert found == {
+    assert measured == {
         "llama": [(4, 2, 16, 16, 16, None)] * 2,
         "qwen3": [(4, 2, 32, 32, 32, None)] * 2,
         "phi": [(4, 2, 16, 16, 8, None)] * 2,

@@ -1,4 +1,4 @@
-"""What attends is told before anything is stored, and it is what then attends."""
+"""What will attend is known before anything is stored, and it is what then attends."""
 
 from __future__ import annotations
 

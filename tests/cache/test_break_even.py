@@ -33,15 +33,15 @@ def test_every_length_from_there_on_pays_and_the_one_before_does_not(
     one = subject(family, dtype)
     statistics = calibrated(subject(family, torch.float32))
     plan = parse(spec).fit(one.geometry, statistics)
-    held = plan.model_level_bytes()
+    model_bytes = plan.model_level_bytes()
 
     def pays(tokens: int) -> bool:
-        return predict_bytes(plan, one.geometry, tokens) + held < 2 * one.geometry.elements(tokens)
+        return predict_bytes(plan, one.geometry, tokens) + model_bytes < 2 * one.geometry.elements(tokens)
 
-    found = break_even_tokens(plan, one.geometry)
-    assert found is not None
-    assert all(pays(tokens) for tokens in range(found, found + 200)) and pays(50 * found)
-    assert found == 1 or not pays(found - 1)
+    length = break_even_tokens(plan, one.geometry)
+    assert length is not None
+    assert all(pays(tokens) for tokens in range(length, length + 200)) and pays(50 * length)
+    assert length == 1 or not pays(length - 1)
 
 
 @pytest.mark.parametrize("spec", ["none", "identity", "hadamard", "pca:rank=1"])
@@ -54,12 +54,12 @@ def test_what_is_no_smaller_never_pays(spec: str) -> None:
 def test_larger_bases_take_longer_to_pay() -> None:
     one = subject("llama", torch.float32, hidden=64, heads=4, kv_heads=2, head_dim=32)
     plans = [parse(spec).fit(one.geometry, calibrated(one)) for spec in ("kvtc:bits=3", "ftc:bits=3,basis=split")]
-    found = [break_even_tokens(plan, one.geometry) for plan in plans]
-    assert found[0] is not None and found[1] is not None and found[0] < found[1]
+    lengths = [break_even_tokens(plan, one.geometry) for plan in plans]
+    assert lengths[0] is not None and lengths[1] is not None and lengths[0] < lengths[1]
 
 
 @given(
-    held=st.integers(0, 10**9),
+    fixed=st.integers(0, 10**9),
     saved=st.integers(1, 1000),
     teeth=st.lists(st.integers(-2000, 2000), min_size=1, max_size=40),
     start=st.integers(1, 300),
@@ -67,14 +67,14 @@ def test_larger_bases_take_longer_to_pay() -> None:
 )
 @settings(deadline=None)
 def test_a_sawtooth_is_searched_for_its_last_zero(
-    held: int, saved: int, teeth: list[int], start: int, before: int
+    fixed: int, saved: int, teeth: list[int], start: int, before: int
 ) -> None:
     period = len(teeth)
 
     def gain(tokens: int) -> int:
-        return before - held if tokens < start else tokens * saved + teeth[tokens % period] - held
+        return before - fixed if tokens < start else tokens * saved + teeth[tokens % period] - fixed
 
-    found = paying_from(gain, period, start)
-    assert found is not None
-    assert all(gain(tokens) > 0 for tokens in range(found, found + 2 * period))
-    assert found == 1 or gain(found - 1) <= 0
+    length = paying_from(gain, period, start)
+    assert length is not None
+    assert all(gain(tokens) > 0 for tokens in range(length, length + 2 * period))
+    assert length == 1 or gain(length - 1) <= 0

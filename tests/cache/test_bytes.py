@@ -41,48 +41,48 @@ def test_identity_by_hand() -> None:
     """1,024 tokens: 4 sinks, 928 in the body (29 blocks of 32), a buffer of 64 + 32 for the rest; 2 · 3 · 32 values."""
     per_token = 2 * 3 * 32 * 4
     for rows in (1, 3):
-        _, found, _ = prefilled("identity:keys=before", TOKENS, rows)
+        _, size, _ = prefilled("identity:keys=before", TOKENS, rows)
         body = (TOKENS - 4 - 64) // 32 * 32
         assert body == 928
-        assert found == CacheBytes(
+        assert size == CacheBytes(
             payload=2 * rows * body * per_token, exact=2 * rows * (4 + 96) * per_token, positions=4 * TOKENS
         )
 
 
 def test_integers_by_hand() -> None:
     """4 bits a value; groups of 32 channels with an fp16 scale and zero each: 5 bits."""
-    _, found, plan = prefilled("int:bits=4,group=32", TOKENS, rows=2)
+    _, size, plan = prefilled("int:bits=4,group=32", TOKENS, rows=2)
     values = 2 * 2 * 928 * 2 * 3 * 32
-    assert found.payload == values / 2
-    assert found.scales == values / 32 * 4
+    assert size.payload == values / 2
+    assert size.scales == values / 32 * 4
     assert body_bits_per_element(plan, subject("llama", torch.float32, **WIDE).geometry) == 5
 
 
 def test_per_channel_keys_by_hand() -> None:
     """kivi at group 32 stores a scale and zero per 32 tokens and channel for keys, per token for values."""
-    _, found, _ = prefilled("kivi:bits=2", TOKENS)
+    _, size, _ = prefilled("kivi:bits=2", TOKENS)
     side = 2 * 928 * 3 * 32
-    assert found.payload == 2 * side * 2 / 8
-    assert found.scales == side / 32 * 4 + side / 32 * 4
+    assert size.payload == 2 * side * 2 / 8
+    assert size.scales == side / 32 * 4 + side / 32 * 4
 
 
 def test_latents_by_hand() -> None:
-    _, found, _ = prefilled("pca:rank=0.25", TOKENS, dtype=torch.bfloat16)
-    assert found.payload == 2 * 928 * 2 * (3 * 32 // 4) * 2
-    assert found.exact == 2 * 100 * 2 * 3 * 32 * 2
+    _, size, _ = prefilled("pca:rank=0.25", TOKENS, dtype=torch.bfloat16)
+    assert size.payload == 2 * 928 * 2 * (3 * 32 // 4) * 2
+    assert size.exact == 2 * 100 * 2 * 3 * 32 * 2
 
 
 def test_mixed_widths_by_hand() -> None:
     """kvtc at 4 bits: Σ widths of keys and values is 4 bits a value."""
-    _, found, plan = prefilled("kvtc:bits=4", TOKENS)
-    assert found.payload == 2 * 928 * 2 * 3 * 32 * 4 / 8
-    assert found.scales == 0
+    _, size, plan = prefilled("kvtc:bits=4", TOKENS)
+    assert size.payload == 2 * 928 * 2 * 3 * 32 * 4 / 8
+    assert size.scales == 0
     assert body_bits_per_element(plan, subject("llama", torch.float32, **WIDE).geometry) == 4
 
 
 def test_uncompressed_by_hand() -> None:
-    cache, found, plan = prefilled("none", 100, rows=2)
-    assert found == CacheBytes(exact=2 * 2 * 100 * 2 * 3 * 32 * 4)
+    cache, size, plan = prefilled("none", 100, rows=2)
+    assert size == CacheBytes(exact=2 * 2 * 100 * 2 * 3 * 32 * 4)
     assert plan.model_level_bytes() == 0
     assert body_bits_per_element(plan, subject("llama", torch.float32, **WIDE).geometry) is None
     assert cache.get_seq_length() == 100
@@ -100,9 +100,9 @@ def test_left_padding_adds_positions_per_row() -> None:
 @pytest.mark.parametrize("spec", ALL_SPECS)
 def test_predicted_equals_allocated(spec: str) -> None:
     one = subject("llama", torch.float32, **WIDE)
-    _, found, plan = prefilled(spec, TOKENS, rows=2)
-    assert found.workspace == 0
-    assert predict_bytes(plan, one.geometry, TOKENS, batch=2) == pytest.approx(found.total, rel=0.01)
+    _, size, plan = prefilled(spec, TOKENS, rows=2)
+    assert size.workspace == 0
+    assert predict_bytes(plan, one.geometry, TOKENS, batch=2) == pytest.approx(size.total, rel=0.01)
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "phi3", "gpt2", "gemma3", "mistral", "opt"])
@@ -110,16 +110,16 @@ def test_predicted_equals_allocated(spec: str) -> None:
 def test_predicted_equals_allocated_in_other_families(family: str, spec: str) -> None:
     """Fused projections (gpt_neox, phi3, gpt2) hand over views; a view must not keep the whole of it alive."""
     one = subject(family, torch.float32, layers=2)
-    _, found, plan = prefilled(spec, TOKENS, family=family, layers=2)
-    assert predict_bytes(plan, one.geometry, TOKENS) == pytest.approx(found.total, rel=0.01)
+    _, size, plan = prefilled(spec, TOKENS, family=family, layers=2)
+    assert predict_bytes(plan, one.geometry, TOKENS) == pytest.approx(size.total, rel=0.01)
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 67, 68, 69, 99, 100, 101, 163, 164, 200])
 @pytest.mark.parametrize("spec", ["identity:keys=before", "kivi:bits=2", "knorm:budget=0.3+int:bits=4", "pca:rank=0.3"])
 def test_prediction_is_exact_at_every_boundary(spec: str, tokens: int) -> None:
     one = subject("llama", torch.float32, **WIDE)
-    _, found, plan = prefilled(spec, tokens)
-    assert predict_bytes(plan, one.geometry, tokens) == found.total
+    _, size, plan = prefilled(spec, tokens)
+    assert predict_bytes(plan, one.geometry, tokens) == size.total
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "phi3", "gpt2"])
@@ -130,8 +130,8 @@ def test_no_view_keeps_a_larger_storage_alive(family: str, tokens: int) -> None:
         cache = compressed.new_cache()
         feed(one.model, cache, token_ids(2, tokens + 3), [tokens, 1, 1, 1])
     for layer in cache.kv_layers:
-        for kind, held in layer.held():
-            tensor = held if isinstance(held, Tensor) else held.data
+        for kind, stored in layer.tensors_by_kind():
+            tensor = stored if isinstance(stored, Tensor) else stored.data
             assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize, kind
 
 
@@ -140,10 +140,10 @@ def test_slack_is_counted_and_bounded() -> None:
     with one.attach_untested(one.identity(True, Spans(2, 4, 4))) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, token_ids(1, 400), [300, *[1] * 100])
-    found = cache.nbytes()
+    size = cache.nbytes()
     walked = sum(tensor.untyped_storage().nbytes() for tensor in set_of_storages(cache))
-    assert found.total == walked
-    assert 0 < found.slack <= 0.07 * found.payload
+    assert size.total == walked
+    assert 0 < size.slack <= 0.07 * size.payload
 
 
 def set_of_storages(cache: object) -> list[Tensor]:
@@ -156,7 +156,7 @@ class _Slotted:
 
 
 @pytest.mark.parametrize(
-    "hide",
+    "wrap",
     [
         lambda tensor: tensor,
         lambda tensor: {"a": [(tensor,)]},
@@ -167,10 +167,10 @@ class _Slotted:
     ],
     ids=["attribute", "containers", "set", "deque", "slots", "closure"],
 )
-def test_a_tensor_hidden_on_a_layer_is_found(hide) -> None:
+def test_a_tensor_hidden_on_a_layer_is_found(wrap) -> None:
     cache, before, _ = prefilled("int:bits=4", 200)
     assert before.workspace == 0
-    cache.layers[1].forgotten = hide(torch.zeros(1000))
+    cache.layers[1].forgotten = wrap(torch.zeros(1000))
     assert cache.nbytes() == CacheBytes(**vars(before) | {"workspace": 4000})
 
 
@@ -185,8 +185,8 @@ def test_a_storage_shared_by_two_tensors_counts_once() -> None:
 
 def test_model_level_tensors_are_not_the_caches() -> None:
     """Bases and codebooks are shared by all caches and have a column of their own."""
-    cache, found, plan = prefilled("kvtc:bits=4", 200)
-    assert found.workspace == 0
+    cache, size, plan = prefilled("kvtc:bits=4", 200)
+    assert size.workspace == 0
     wanted = {tensor.untyped_storage().data_ptr() for layer in plan.layers.values() for tensor in layer.codec.tensors()}
     assert wanted.isdisjoint(tensor.untyped_storage().data_ptr() for tensor in reachable_tensors(cache))
     layers, sides, channels, itemsize = 2, 2, 96, 2  # one matrix serves both ways

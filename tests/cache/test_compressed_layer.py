@@ -1,4 +1,4 @@
-"""One compressed layer alone: what a model family cannot be asked for, and how spans divide a context."""
+"""One compressed layer alone: what no model family has, and how spans divide a context."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def test_any_spans_and_chunks_give_exact_attention(
     start = 0
     for size in chunks:
         stop = start + size
-        found = attend(layer, *(part[:, :, start:stop] for part in (query, keys, values)), softcap)
+        output = attend(layer, *(part[:, :, start:stop] for part in (query, keys, values)), softcap)
         expected = exact_attention(
             query[:, :, start:stop], keys[:, :, :stop], values[:, :, :stop], SCALING, None, softcap
         )
-        assert found.shape == (2, HEADS, size, VALUE_DIM)
-        assert torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
+        assert output.shape == (2, HEADS, size, VALUE_DIM)
+        assert torch.allclose(output, expected, rtol=1e-10, atol=1e-12)
         start = stop
     sinks = layer.spans.sinks if layer.tail_start else 0
     assert sinks + layer.body.entries + layer.tail_keys.length == layer.seen == start
@@ -89,11 +89,11 @@ def test_where_the_body_ends(spans: Spans, tokens: int, first: int) -> None:
     assert spans.boundary(tokens + 1, first) >= boundary
 
 
-@pytest.mark.parametrize(("asked", "used"), [(1, 32), (32, 32), (33, 64)])
-def test_a_block_is_what_the_codec_can_encode(asked: int, used: int) -> None:
+@pytest.mark.parametrize(("requested", "used"), [(1, 32), (32, 32), (33, 64)])
+def test_a_block_is_what_the_codec_can_encode(requested: int, used: int) -> None:
     keys = SideCodec(KV_HEADS, HEAD_DIM, None, IntegerQuantizer(4, 32, "token"))
     values = SideCodec(KV_HEADS, HEAD_DIM, None, IntegerQuantizer(4, 32))
-    assert CompressedLayer(Codec(keys, values), Spans(4, 64, asked)).spans.block == used
+    assert CompressedLayer(Codec(keys, values), Spans(4, 64, requested)).spans.block == used
 
 
 def test_what_leaves_the_window_is_really_gone() -> None:
@@ -108,10 +108,10 @@ def test_what_leaves_the_window_is_really_gone() -> None:
     query, keys, values = context(1, 61)
     query, keys = query.abs(), keys.abs()  # so that the forgotten keys score low
     attend(layer, query[:, :, :60], keys[:, :, :60], values[:, :, :60])
-    found = attend(layer, *(part[:, :, 60:] for part in (query, keys, values)))
+    output = attend(layer, *(part[:, :, 60:] for part in (query, keys, values)))
     seen = [0, 1, *range(54, 61)]
     expected = exact_attention(query[:, :, 60:], keys[:, :, seen], values[:, :, seen], SCALING)
-    assert torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(output, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_a_loaded_prompt_equals_an_attended_one() -> None:

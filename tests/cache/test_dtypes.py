@@ -25,12 +25,14 @@ def test_identity_in_every_dtype(family: str, before_rope: bool, dtype: torch.dt
     stock = one.model(ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False).logits
     with one.attach(one.identity(before_rope)) as compressed:
         cache = compressed.new_cache()
-        found = feed(one.model, cache, ids, (13, 9, *[1] * 12), mask)
-    assert found.dtype == dtype
-    assert worst(found.float(), stock.float(), mask) < TOLERANCE[dtype]
-    assert found.isfinite().all()
+        logits = feed(one.model, cache, ids, (13, 9, *[1] * 12), mask)
+    assert logits.dtype == dtype
+    assert worst(logits.float(), stock.float(), mask) < TOLERANCE[dtype]
+    assert logits.isfinite().all()
     for layer in cache.kv_layers:
-        assert all(held.data.dtype == dtype for kind, held in layer.held() if kind in ("exact", "payload"))
+        assert all(
+            tensor.data.dtype == dtype for kind, tensor in layer.tensors_by_kind() if kind in ("exact", "payload")
+        )
 
 
 @dtypes
@@ -42,17 +44,17 @@ def test_fine_codecs_in_every_dtype(spec: str, dtype: torch.dtype) -> None:
     plan = compressor.fit(one.geometry, statistics)
     stock = one.model(ids).logits.float()
     with one.attach(plan) as compressed:
-        found = feed(one.model, compressed.new_cache(), ids, (120, *[1] * 30)).float()
+        logits = feed(one.model, compressed.new_cache(), ids, (120, *[1] * 30)).float()
     lossless = spec in ("none", "pca:rank=1")
-    assert worst(found, stock) < TOLERANCE[dtype] + (0 if lossless else 0.02)
+    assert worst(logits, stock) < TOLERANCE[dtype] + (0 if lossless else 0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_long_padding_stays_finite(dtype: torch.dtype) -> None:
     one, ids, mask = subject("gemma2", dtype), token_ids(2, 600), left_padding(2, 600, (550, 0))
     with one.attach(parse("kivi:bits=4").fit(one.geometry)) as compressed:
-        found = feed(one.model, compressed.new_cache(), ids, (500, 97, 1, 1, 1), mask)
-    assert found.isfinite().all()
+        logits = feed(one.model, compressed.new_cache(), ids, (500, 97, 1, 1, 1), mask)
+    assert logits.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -45,15 +45,15 @@ def fitted(one: Subject, spec: str, spans: Spans = SPANS) -> Plan:
 def test_half_the_exact_bytes_as_predicted(spec: str, tokens: int, exact: str) -> None:
     """40 tokens all fit the exact spans; of 1,000 these are 4 sinks and a buffer of 64 + the block."""
     one = subject("llama", torch.float32, **WIDE)
-    found = []
+    sizes = []
     for spans in (Spans(), Spans(exact=exact)):
         plan = fitted(one, spec, spans)
         with one.attach_untested(plan) as compressed:
             cache = compressed.new_cache()
             feed(one.model, cache, token_ids(2, tokens), [tokens])
-        found.append(cache.nbytes())
-        assert found[-1].total == pytest.approx(predict_bytes(plan, one.geometry, tokens, 2), rel=1e-3)
-    wide, narrow = found
+        sizes.append(cache.nbytes())
+        assert sizes[-1].total == pytest.approx(predict_bytes(plan, one.geometry, tokens, 2), rel=1e-3)
+    wide, narrow = sizes
     assert narrow.exact * 2 == wide.exact
     assert (narrow.payload, narrow.scales) == (wide.payload, wide.scales)
 
@@ -69,8 +69,8 @@ def test_every_method_stores_exact_tokens_in_16_bit(spec: str) -> None:
     with one.attach_untested(plan) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, token_ids(1, 200), [150, *[1] * 50])
-    held = [tensor for layer in cache.kv_layers for kind, tensor in layer.held() if kind == "exact"]
-    assert held and all(tensor.dtype == torch.float16 for tensor in (getattr(own, "data", own) for own in held))
+    exact = [tensor for layer in cache.kv_layers for kind, tensor in layer.tensors_by_kind() if kind == "exact"]
+    assert exact and all(getattr(tensor, "data", tensor).dtype == torch.float16 for tensor in exact)
 
 
 @pytest.mark.usefixtures("fp64")
@@ -80,14 +80,14 @@ def test_blocks_as_decoded_see_what_single_tokens_see(spec: str, padding: tuple[
     """Were tokens rounded only once they had been attended to, this would fail at 1e-4."""
     one, ids = subject("llama", layers=1), token_ids(len(padding), 130)
     mask = left_padding(len(padding), 130, padding) if any(padding) else None
-    found = []
+    logits = []
     with one.attach_untested(fitted(one, spec)) as compressed:
         for as_decoded, blocks in ((True, (1, 7, 40, 32)), (False, [1] * 80)):
             cache = compressed.new_cache()
             feed(one.model, cache, ids, [50], mask)
             cache.as_decoded = as_decoded
-            found.append(feed(one.model, cache, ids, blocks, mask, start=50))
-    assert worst(*found) < EXACT
+            logits.append(feed(one.model, cache, ids, blocks, mask, start=50))
+    assert worst(*logits) < EXACT
 
 
 @pytest.mark.usefixtures("fp64")
@@ -133,8 +133,8 @@ def test_crop_copy_and_reorder(family: str) -> None:
         twin = deepcopy(cache)
         feed(one.model, cache, ids, [1], start=40)
         twin.reorder_cache(torch.tensor([1, 0]))
-        found = feed(one.model, twin, ids.flip(0), [1] * 5, start=40).flip(0)
-    assert worst(found, expected) < EXACT
+        logits = feed(one.model, twin, ids.flip(0), [1] * 5, start=40).flip(0)
+    assert worst(logits, expected) < EXACT
 
 
 @pytest.mark.parametrize("length", [1, 5, 17, 30])
@@ -145,9 +145,9 @@ def test_crop_into_sinks_and_body(length: int) -> None:
         cache = compressed.new_cache()
         feed(one.model, cache, ids, [40], mask)
         cache.crop(length - 40)
-        found = feed(one.model, cache, ids, [1] * (60 - length), mask, start=length)
+        logits = feed(one.model, cache, ids, [1] * (60 - length), mask, start=length)
     stock = one.model(ids, attention_mask=mask, position_ids=position_ids(mask)).logits[:, length:]
-    assert worst(found, stock, mask[:, length:]) < ROUNDED
+    assert worst(logits, stock, mask[:, length:]) < ROUNDED
     assert {tail.data.dtype for layer in cache.kv_layers for tail in (layer.tail_keys,) if tail} == {torch.float16}
 
 
@@ -160,9 +160,9 @@ def test_static_caches_do_the_same(before_rope: bool, exact: str) -> None:
         feed(one.model, growing, ids, [21])
         expected = feed(one.model, growing, ids, [1] * 39, start=21)
         decode = compiled_decode(compressed, ids[:, :21], 60, backend=None)
-        found = torch.stack([decode(ids[:, at : at + 1]) for at in range(21, 60)], 1)
+        logits = torch.stack([decode(ids[:, at : at + 1]) for at in range(21, 60)], 1)
         assert {layer.exact_keys.dtype for layer in decode.cache.layers} == {getattr(torch, exact)}
-    assert worst(found, expected) < EXACT
+    assert worst(logits, expected) < EXACT
 
 
 def test_values_beyond_float16_are_refused_with_the_way_out() -> None:
@@ -197,12 +197,12 @@ def test_a_static_cache_refuses_what_overflows() -> None:
 
 def test_nothing_changes_in_a_model_of_that_dtype() -> None:
     one, ids = subject("llama", torch.float16), token_ids(2, 60)
-    found = []
+    logits = []
     for exact in ("model", "float16"):
         with one.attach_untested(one.identity(True, replace(SPANS, exact=exact))) as compressed:
             cache = compressed.new_cache()
-            found.append(feed(one.model, cache, ids, [40, *[1] * 20]))
-    assert torch.equal(*found)
+            logits.append(feed(one.model, cache, ids, [40, *[1] * 20]))
+    assert torch.equal(*logits)
 
 
 def test_a_saved_plan_keeps_its_dtype(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ def test_prefill_in_chunks_and_decode(family: str, before_rope: bool) -> None:
     stock = one.model(ids, use_cache=False).logits
     with one.attach(one.identity(before_rope)) as compressed:
         cache = compressed.new_cache()
-        found = feed(one.model, cache, ids, CHUNKS)
-    assert worst(found, stock) < EXACT
+        logits = feed(one.model, cache, ids, CHUNKS)
+    assert worst(logits, stock) < EXACT
     assert all(entries >= 24 for entries in bodies(cache)), "most tokens must have gone through encode and decode"
 
 
@@ -59,9 +59,9 @@ def test_left_padded_batch(family: str, before_rope: bool) -> None:
     one, ids, mask = subject(family), token_ids(3, TOKENS), left_padding(3, TOKENS, PADDING)
     stock = one.model(ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False).logits
     with one.attach(one.identity(before_rope)) as compressed:
-        found = feed(one.model, compressed.new_cache(), ids, CHUNKS, mask)
-    assert worst(found, stock, mask) < EXACT
-    assert found.isfinite().all(), "padding rows must stay finite"
+        logits = feed(one.model, compressed.new_cache(), ids, CHUNKS, mask)
+    assert worst(logits, stock, mask) < EXACT
+    assert logits.isfinite().all(), "padding rows must stay finite"
 
 
 @frames
@@ -73,8 +73,8 @@ def test_blocks_as_decoded(family: str, before_rope: bool) -> None:
         cache = compressed.new_cache()
         prefill = feed(one.model, cache, ids, [5])
         cache.as_decoded = True
-        found = feed(one.model, cache, ids, (17, 12), start=5)
-    assert worst(torch.cat([prefill, found], 1), stock) < EXACT
+        logits = feed(one.model, cache, ids, (17, 12), start=5)
+    assert worst(torch.cat([prefill, logits], 1), stock) < EXACT
 
 
 @frames
@@ -90,8 +90,8 @@ def test_crop_at_every_depth(removed: int, variant: str, before_rope: bool) -> N
         cache.crop(-removed)
         left = TOKENS - removed
         assert cache.get_seq_length() == left
-        found = feed(one.model, cache, ids, (9, 1, 1, TOKENS + removed - 11), start=left)
-    assert worst(found, stock[:, left:]) < EXACT
+        logits = feed(one.model, cache, ids, (9, 1, 1, TOKENS + removed - 11), start=left)
+    assert worst(logits, stock[:, left:]) < EXACT
 
 
 @frames
@@ -104,8 +104,8 @@ def test_crop_in_every_family(family: str, before_rope: bool) -> None:
             cache = compressed.new_cache()
             feed(one.model, cache, ids, [TOKENS])
             cache.crop(-removed)
-            found = feed(one.model, cache, ids, (9, 1, TOKENS + removed - 10), start=TOKENS - removed)
-            assert worst(found, stock[:, TOKENS - removed :]) < EXACT
+            logits = feed(one.model, cache, ids, (9, 1, TOKENS + removed - 10), start=TOKENS - removed)
+            assert worst(logits, stock[:, TOKENS - removed :]) < EXACT
 
 
 @frames
@@ -121,8 +121,8 @@ def test_crop_a_left_padded_batch(removed: int, variant: str, before_rope: bool)
         feed(one.model, cache, ids, [TOKENS], mask)
         cache.crop(-removed)
         left = TOKENS - removed
-        found = feed(one.model, cache, ids, (1, 8, 1, TOKENS + removed - 10), mask, start=left)
-    assert worst(found, stock[:, left:], mask[:, left:]) < EXACT
+        logits = feed(one.model, cache, ids, (1, 8, 1, TOKENS + removed - 10), mask, start=left)
+    assert worst(logits, stock[:, left:], mask[:, left:]) < EXACT
 
 
 @variants
@@ -138,8 +138,8 @@ def test_crop_and_go_on_as_decoded(removed: int, variant: str) -> None:
         cache.crop(-removed)
         cache.as_decoded = True
         left = TOKENS - removed
-        found = feed(one.model, cache, ids, (3, 11, TOKENS + removed - 14), start=left)
-    assert worst(found, stock[:, left:]) < EXACT
+        logits = feed(one.model, cache, ids, (3, 11, TOKENS + removed - 14), start=left)
+    assert worst(logits, stock[:, left:]) < EXACT
 
 
 @variants
@@ -148,12 +148,12 @@ def test_every_way_of_storing_a_padded_batch(variant: str, before_rope: bool) ->
     one, ids, mask = subject("qwen3"), token_ids(3, TOKENS), left_padding(3, TOKENS, PADDING)
     stock = one.model(ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False).logits
     with one.attach_untested(one.lossless(before_rope, variant)) as compressed:
-        found = feed(one.model, compressed.new_cache(), ids, CHUNKS, mask)
+        logits = feed(one.model, compressed.new_cache(), ids, CHUNKS, mask)
         cache = compressed.new_cache()
         start = feed(one.model, cache, ids, [15], mask)
         cache.as_decoded = True
         rest = feed(one.model, cache, ids, [9, 10], mask, start=15)
-    assert worst(found, stock, mask) < EXACT
+    assert worst(logits, stock, mask) < EXACT
     assert worst(torch.cat([start, rest], 1), stock, mask) < EXACT
 
 
@@ -181,18 +181,18 @@ def test_padding_longer_than_the_first_chunk() -> None:
     stock = one.model(ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False).logits
     with one.attach_untested(one.identity(True)) as compressed:
         cache = compressed.new_cache()
-        found = feed(one.model, cache, ids, (5, 5, 8, *[1] * 16), mask)
+        logits = feed(one.model, cache, ids, (5, 5, 8, *[1] * 16), mask)
         layer = cache.layers[0]
         assert layer.first.tolist() == [0, 11]
-    assert worst(found, stock, mask) < EXACT
+    assert worst(logits, stock, mask) < EXACT
 
 
 def test_prefill_whose_first_chunk_would_settle_while_a_row_is_all_padding() -> None:
     one, ids, mask = subject("llama"), token_ids(2, TOKENS), left_padding(2, TOKENS, (0, 20))
     stock = one.model(ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False).logits
     with one.attach_untested(one.identity(True)) as compressed:
-        found = feed(one.model, compressed.new_cache(), ids, (16, 18), mask)
-    assert worst(found, stock, mask) < EXACT
+        logits = feed(one.model, compressed.new_cache(), ids, (16, 18), mask)
+    assert worst(logits, stock, mask) < EXACT
 
 
 @dataclass(frozen=True)
@@ -235,8 +235,8 @@ def test_control_rotating_at_wrong_positions_is_seen(family: str, before_rope: b
         feed(one.model, cache, ids, [TOKENS - 1])
         if before_rope:
             cache.positions.index += torch.arange(TOKENS - 1, dtype=torch.int32) % 2
-        found = feed(one.model, cache, ids, [1], start=TOKENS - 1)
-    assert (worst(found, stock[:, -1:]) > 1e4 * EXACT) == before_rope
+        logits = feed(one.model, cache, ids, [1], start=TOKENS - 1)
+    assert (worst(logits, stock[:, -1:]) > 1e4 * EXACT) == before_rope
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -27,9 +27,9 @@ def generate(one: Subject, ids: Tensor, cache: CompressedCache | None = None, **
     return one.model.generate(ids, attention_mask=mask, past_key_values=cache, **options)
 
 
-def assert_same(found: Any, stock: Any) -> None:
-    assert torch.equal(found.sequences, stock.sequences)
-    for ours, theirs in zip(found.scores, stock.scores, strict=True):
+def assert_same(output: Any, stock: Any) -> None:
+    assert torch.equal(output.sequences, stock.sequences)
+    for ours, theirs in zip(output.scores, stock.scores, strict=True):
         finite = theirs.isfinite()
         assert torch.equal(ours.isfinite(), finite)
         assert (ours - theirs)[finite].abs().max() < EXACT
@@ -41,8 +41,8 @@ def test_greedy_with_left_padding(family: str, before_rope: bool) -> None:
     one, ids, mask = subject(family), token_ids(3, 15), left_padding(3, 15, (6, 0, 1))
     stock = generate(one, ids, attention_mask=mask)
     with one.attach_untested(one.identity(before_rope)) as compressed:
-        found = generate(one, ids, compressed.new_cache(), attention_mask=mask)
-    assert_same(found, stock)
+        output = generate(one, ids, compressed.new_cache(), attention_mask=mask)
+    assert_same(output, stock)
 
 
 @frames
@@ -51,9 +51,9 @@ def test_beams(family: str, before_rope: bool) -> None:
     one, ids = subject(family), token_ids(2, 11)
     stock = generate(one, ids, num_beams=3)
     with one.attach_untested(one.identity(before_rope)) as compressed:
-        found = generate(one, ids, compressed.new_cache(), num_beams=3)
-    assert_same(found, stock)
-    assert (found.sequences_scores - stock.sequences_scores).abs().max() < EXACT
+        output = generate(one, ids, compressed.new_cache(), num_beams=3)
+    assert_same(output, stock)
+    assert (output.sequences_scores - stock.sequences_scores).abs().max() < EXACT
 
 
 @few
@@ -70,10 +70,10 @@ def test_sampling_with_a_seed(family: str) -> None:
     one, ids, options = subject(family), token_ids(2, 9), {"do_sample": True, "num_return_sequences": 2, "top_k": 20}
     with torch.random.fork_rng(devices=[]), one.attach_untested(one.identity(True)) as compressed:
         torch.manual_seed(3)
-        found = generate(one, ids, compressed.new_cache(), **options)
+        output = generate(one, ids, compressed.new_cache(), **options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        assert_same(found, generate(one, ids, **options))
+        assert_same(output, generate(one, ids, **options))
 
 
 @few

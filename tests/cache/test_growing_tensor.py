@@ -68,8 +68,8 @@ class AgainstAList(RuleBasedStateMachine):
 
     @invariant()
     def slack_is_what_the_storage_holds_beyond_the_entries(self) -> None:
-        held = self.buffer.data.untyped_storage().nbytes()
-        assert self.buffer.slack_bytes == held - len(self.tokens) * 2 * 3 * 2 * 4 >= 0
+        allocated = self.buffer.data.untyped_storage().nbytes()
+        assert self.buffer.slack_bytes == allocated - len(self.tokens) * 2 * 3 * 2 * 4 >= 0
 
 
 TestAgainstAList = AgainstAList.TestCase

@@ -42,8 +42,8 @@ def logits(one: Subject, spec: str, reading: Reading, mask: Tensor | None = None
     ids = token_ids(2, TOKENS)
     with CompressedModel(one.model, plan, one.geometry, reading) as compressed:
         cache = compressed.new_cache()
-        found = feed(one.model, cache, ids, [TOKENS - STEPS] + [1] * STEPS, mask)
-        return found[:, -STEPS:], cache.attended_by
+        outputs = feed(one.model, cache, ids, [TOKENS - STEPS] + [1] * STEPS, mask)
+        return outputs[:, -STEPS:], cache.attended_by
 
 
 def differs(a: Tensor, b: Tensor) -> float:
@@ -57,8 +57,8 @@ def test_every_way_of_reading_says_the_same(one: Subject, spec: str, padding: li
     plain, by = logits(one, spec, Reading("reference", "reconstruct"), mask)
     assert "numba" not in by
     for reading in (Reading(), Reading("reference", "absorb"), Reading("auto", "reconstruct")):
-        found, _ = logits(one, spec, reading, mask)
-        assert differs(found, plain) < 2e-3, reading
+        actual, _ = logits(one, spec, reading, mask)
+        assert differs(actual, plain) < 2e-3, reading
 
 
 @pytest.mark.parametrize("spec", [*DEFAULT_SPECS.values(), *COMBINED_SPECS])
@@ -67,8 +67,8 @@ def test_kernels_change_nothing_for_any_method(spec: str) -> None:
         pytest.skip("attends in transformers")
     llama = subject("llama", torch.float32)
     plain, _ = logits(llama, spec, Reading("reference"))
-    found, _ = logits(llama, spec, Reading())
-    assert differs(found, plain) < 2e-3
+    actual, _ = logits(llama, spec, Reading())
+    assert differs(actual, plain) < 2e-3
 
 
 def test_what_attended_is_told() -> None:
@@ -84,9 +84,9 @@ def test_what_attended_is_told() -> None:
 
 
 def test_fp64_never_goes_through_a_kernel() -> None:
-    found = logits(subject("llama"), "int:bits=4", Reading())
-    assert found[1] == "torch rebuilt"
-    assert differs(found[0], logits(subject("llama"), "int:bits=4", Reading("reference", "reconstruct"))[0]) < 1e-6
+    actual, by = logits(subject("llama"), "int:bits=4", Reading())
+    assert by == "torch rebuilt"
+    assert differs(actual, logits(subject("llama"), "int:bits=4", Reading("reference", "reconstruct"))[0]) < 1e-6
 
 
 @pytest.mark.parametrize("text", ["auto", "reference", "absorb", "reference+reconstruct"])

@@ -21,17 +21,17 @@ def test_a_table_gives_back_what_it_was_shown_and_grows() -> None:
     for begin, end in ((0, 5), (5, 6), (6, 90), (3, 7)):
         positions = torch.arange(begin, end)[None]
         table.fill(positions, rotation(positions))
-    asked = torch.tensor([[0, 89, 4, 4], [6, 5, 1, 88]])
-    for found, expected in zip(table.lookup(asked), rotation(asked), strict=True):
-        assert torch.equal(found, expected)
+    positions = torch.tensor([[0, 89, 4, 4], [6, 5, 1, 88]])
+    for actual, expected in zip(table.lookup(positions), rotation(positions), strict=True):
+        assert torch.equal(actual, expected)
     assert 90 * 2 * 4 * 8 <= table.nbytes <= 1.07 * 90 * 2 * 4 * 8
 
 
 def test_a_table_takes_rows_of_their_own() -> None:
     table, positions = RotaryTable(), torch.tensor([[0, 0, 1, 2], [0, 1, 2, 3]])
     table.fill(positions, rotation(positions))
-    for found, expected in zip(table.lookup(positions), rotation(positions), strict=True):
-        assert torch.equal(found, expected)
+    for actual, expected in zip(table.lookup(positions), rotation(positions), strict=True):
+        assert torch.equal(actual, expected)
 
 
 def test_a_table_does_not_keep_the_prompts_rotation_alive() -> None:

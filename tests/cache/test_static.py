@@ -129,8 +129,8 @@ def test_made_from_a_cropped_cache(removed: int, fp64: None) -> None:
         feed(one.model, cache, ids, [40])
         cache.crop(-removed)
         decode = CompiledDecode(one.model, static_cache(compressed, cache, TOKENS), ids)
-        found = torch.stack([decode(ids[:, at : at + 1]) for at in range(left, TOKENS)], 1)
-        assert worst(found, feed(one.model, cache, ids, [1] * (TOKENS - left), start=left)) < EXACT
+        logits = torch.stack([decode(ids[:, at : at + 1]) for at in range(left, TOKENS)], 1)
+        assert worst(logits, feed(one.model, cache, ids, [1] * (TOKENS - left), start=left)) < EXACT
 
 
 def test_control_one_token_too_many_is_seen(fp64: None) -> None:
@@ -160,8 +160,8 @@ def one_graph(family: str, plan: Plan, backend: str, tolerance: float) -> None:
     with one.attach_untested(plan) as compressed:
         decode = compiled_decode(compressed, ids[:, :PROMPT], TOKENS, backend)
         first = encoded(decode)
-        found = steps(decode, ids)
-        assert worst(found, growing(compressed, ids)) < tolerance
+        logits = steps(decode, ids)
+        assert worst(logits, growing(compressed, ids)) < tolerance
         assert all(after - before > 2 * SPANS.block for before, after in zip(first, encoded(decode), strict=True))
     counted = torch._dynamo.utils.counters
     assert counted["stats"]["unique_graphs"] == 1

@@ -55,8 +55,8 @@ def check_rows(one: Subject, operation: str, variant: str, before_rope: bool, pa
         if operation == "deepcopy":
             cache = copied_and_disturbed(one, cache, ids)
         act(cache)
-        found = feed(one.model, cache, rows, (1, 1, MORE - 2), kept, start=TOKENS)
-    assert worst(found, stock[:, TOKENS:]) < EXACT
+        logits = feed(one.model, cache, rows, (1, 1, MORE - 2), kept, start=TOKENS)
+    assert worst(logits, stock[:, TOKENS:]) < EXACT
 
 
 def copied_and_disturbed(one: Subject, cache: CompressedCache, ids: Tensor) -> CompressedCache:
@@ -75,8 +75,8 @@ def test_a_copy_shares_codecs_but_no_tokens() -> None:
     assert twin.nbytes() == cache.nbytes()
     for ours, theirs in zip(cache.layers, twin.layers, strict=True):
         assert ours.codec is theirs.codec
-        ours_held = {held.data.data_ptr() for _, held in ours.held()}
-        assert ours_held.isdisjoint(held.data.data_ptr() for _, held in theirs.held())
+        addresses = {tensor.data.data_ptr() for _, tensor in ours.tensors_by_kind()}
+        assert addresses.isdisjoint(tensor.data.data_ptr() for _, tensor in theirs.tensors_by_kind())
     assert twin.owner is cache.owner
 
 
@@ -138,8 +138,8 @@ def test_drafts_taken_back_from_a_sliding_window(family: str, drafted: int) -> N
         cache.activate_past_recording()
         feed(one.model, cache, wrong, [drafted], start=TOKENS)
         cache.crop(-drafted)
-        found = feed(one.model, cache, ids, (1, 3, MORE - 4), start=TOKENS)
-    assert worst(found, stock[:, TOKENS:]) < EXACT
+        logits = feed(one.model, cache, ids, (1, 3, MORE - 4), start=TOKENS)
+    assert worst(logits, stock[:, TOKENS:]) < EXACT
 
 
 @pytest.mark.parametrize("recording", [False, True], ids=["never", "too late"])

@@ -51,7 +51,7 @@ def stored(cache: CompressedCache) -> list[tuple[str, Tensor]]:
     return [
         (name, held.view if isinstance(held, GrowingTensor) else held)
         for layer in cache.kv_layers
-        for name, held in layer.held()
+        for name, held in layer.tensors_by_kind()
     ]
 
 
