@@ -87,5 +87,5 @@ class Arm:
     def forward(self, ids: Tensor, cache: Cache, **kwargs: Any) -> Tensor:
         """Logits (batch, tokens, vocabulary) of ``ids`` (batch, tokens) on top of ``cache``."""
         pieces = cache.pieces(ids) if isinstance(cache, CompressedCache) else (ids,)
-        found = [self.model(piece, past_key_values=cache, use_cache=True, **kwargs).logits for piece in pieces]
-        return found[0] if len(found) == 1 else torch.cat(found, 1)
+        logits = [self.model(piece, past_key_values=cache, use_cache=True, **kwargs).logits for piece in pieces]
+        return logits[0] if len(logits) == 1 else torch.cat(logits, 1)

@@ -188,19 +188,19 @@ class ModelBench:
         return windows(text, split, self.loaded.tokenizer, length, count)
 
     def _collect(self, source: CalibrationSource) -> Statistics:
-        found = self.calibration_windows(source)
+        sample = self.calibration_windows(source)
         return calibrated(
-            self.loaded, self.geometry, found, lambda done, total: self.report("calibrating", done, total)
+            self.loaded, self.geometry, sample, lambda done, total: self.report("calibrating", done, total)
         )
 
     def _quality_bench(
         self, text: str, documents: int, length: int, prefix: int, block: int, split: Split, decode: int
     ) -> QualityBench:
-        found = self.evaluation_windows(text, length, documents, split)
-        ids = found.ids.to(self.loaded.model.device)
+        scored = self.evaluation_windows(text, length, documents, split)
+        ids = scored.ids.to(self.loaded.model.device)
         depends_on = (self.code, self.loaded.weights_sha256, str(self.loaded.model.dtype), self.device)
         identity = " ".join(depends_on) if self.code else ""
-        return QualityBench(self._none(), ids, prefix, block, found.document_ids, decode, identity)
+        return QualityBench(self._none(), ids, prefix, block, scored.document_ids, decode, identity)
 
     def _speed_bench(
         self, text: str, batch: int, prompt: int, steps: int, rounds: int, warmup: int, seed: int, split: Split

@@ -115,9 +115,9 @@ def _half_width(residuals: NDArray[np.float64], kinds: NDArray[np.int_]) -> floa
     """Half of the interval of the residuals' mean, stratified by ``kinds``."""
     squares = 0.0
     for kind in np.unique(kinds):
-        own = residuals[kinds == kind]
-        if len(own) < 2:
+        stratum = residuals[kinds == kind]
+        if len(stratum) < 2:
             return None
-        quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(own) - 1))
-        squares += (quantile * len(own) / len(residuals)) ** 2 * float(own.var(ddof=1)) / len(own)
+        quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(stratum) - 1))
+        squares += (quantile * len(stratum) / len(residuals)) ** 2 * float(stratum.var(ddof=1)) / len(stratum)
     return math.sqrt(squares)

@@ -65,7 +65,7 @@ def score_decoded(arm: Arm, prompt: ExactPrompt, fed: Tensor, baseline: Tensor, 
         logits = torch.cat([arm.forward(fed[:, [step]], cache)[0] for step in range(fed.shape[1])]).float()
     if not bool(logits.isfinite().all()):
         raise KvbenchError(f"{arm.name}: the logits of decoded tokens are not finite; check the decode kernels")
-    found = torch.log_softmax(logits, -1)
+    decoded = torch.log_softmax(logits, -1)
     return DecodedScores(
-        divergence(baseline, found), divergence(baseline, blocks), divergence(blocks, found), arm.attended_by(cache)
+        divergence(baseline, decoded), divergence(baseline, blocks), divergence(blocks, decoded), arm.attended_by(cache)
     )

@@ -86,9 +86,9 @@ def _doubts(environment: dict[str, Any], noise: Noise, kernels: tuple[KernelStat
         yield f"times of identical work vary by {noise.variation:.1%} (above {LARGEST_VARIATION:.0%}): use more rounds"
     if ratio.low is not None and ratio.high is not None and not ratio.low <= 1 <= ratio.high:
         yield f"identical work differs from itself, {_interval(noise)}: do not trust smaller differences; run it again"
-    for own in kernels:
-        if own.missing is not None:
-            yield f"no decode kernels for {own.device} ({own.missing}): speeds are those of plain torch"
+    for state in kernels:
+        if state.missing is not None:
+            yield f"no decode kernels for {state.device} ({state.missing}): speeds are those of plain torch"
 
 
 def _failures(folder: Path, existing: Path) -> Iterator[str]:
@@ -97,20 +97,20 @@ def _failures(folder: Path, existing: Path) -> Iterator[str]:
 
 
 def _rows(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
-    found, bandwidth, noise = diagnosis.environment, diagnosis.bandwidth, diagnosis.noise
-    yield "kvbench", f"{found['kvbench']}, commit {_commit(found)}"
-    yield "python", f"{found['python']} on {found['platform']}"
-    yield "torch", found["torch_build"]
-    yield "packages", ", ".join(f"{name} {version}" for name, version in found["packages"].items() if name != "torch")
-    yield "processor", f"{found['cpu']}, governor {diagnosis.governor or 'unknown'}"
-    yield "threads", f"{found['threads']} of {found['cores']} usable cores, load {found['load_average'][0]:.2f}"
-    yield "memory", f"{found['memory_total'] / 2**30:.1f} GiB"
+    env, bandwidth, noise = diagnosis.environment, diagnosis.bandwidth, diagnosis.noise
+    yield "kvbench", f"{env['kvbench']}, commit {_commit(env)}"
+    yield "python", f"{env['python']} on {env['platform']}"
+    yield "torch", env["torch_build"]
+    yield "packages", ", ".join(f"{name} {version}" for name, version in env["packages"].items() if name != "torch")
+    yield "processor", f"{env['cpu']}, governor {diagnosis.governor or 'unknown'}"
+    yield "threads", f"{env['threads']} of {env['cores']} usable cores, load {env['load_average'][0]:.2f}"
+    yield "memory", f"{env['memory_total'] / 2**30:.1f} GiB"
     yield "cache folder", f"{diagnosis.cache_folder}, {diagnosis.cache_free_bytes / 2**30:.1f} GiB free"
     yield "memory read", _speeds(bandwidth.read_single, bandwidth.read, bandwidth.threads)
     yield "memory copy", f"{_speeds(bandwidth.copy_single, bandwidth.copy, bandwidth.threads)} (read + written)"
     yield "A/A test", f"{_interval(noise)}, variation {noise.variation:.1%}"
-    for own in diagnosis.kernels:
-        yield f"kernels, {own.device}", str(own)
+    for state in diagnosis.kernels:
+        yield f"kernels, {state.device}", str(state)
 
 
 def _commit(environment: dict[str, Any]) -> str:

@@ -54,15 +54,15 @@ def _state(device: str) -> KernelState:
 
 
 def _from_disk() -> bool | None:
-    """Whether numba found all kernels that it was asked for in its cache; None if it was asked for none."""
-    stats = [own.stats for own in _dispatchers()]
-    if not any(own.cache_hits or own.cache_misses for own in stats):
+    """Whether numba loaded all requested kernels from its cache; None if none was requested."""
+    stats = [dispatcher.stats for dispatcher in _dispatchers()]
+    if not any(stat.cache_hits or stat.cache_misses for stat in stats):
         return None
-    return not any(own.cache_misses for own in stats)
+    return not any(stat.cache_misses for stat in stats)
 
 
 def _dispatchers() -> Iterator[Any]:
     """The functions of the attention modules that numba compiles and keeps."""
     modules = [module for name, module in sys.modules.items() if name.startswith("kvbench.attention.")]
     for module in modules:
-        yield from (own for own in vars(module).values() if hasattr(getattr(own, "stats", None), "cache_misses"))
+        yield from (value for value in vars(module).values() if hasattr(getattr(value, "stats", None), "cache_misses"))

@@ -107,7 +107,9 @@ def _peak_of_prefill(arm: Arm, ids: Tensor, chunk: int | None) -> _Prefilled:
     with peak_memory(str(arm.model.device)) as peak:
         logits = _prefill(arm, cache, ids, chunk)
     phase = "prefill" if chunk is None else f"prefill in chunks of {chunk}"
-    return _Prefilled(cache, logits, peak.baseline_bytes, _possible(phase, peak, peak.baseline_bytes, _held(cache)[1]))
+    return _Prefilled(
+        cache, logits, peak.baseline_bytes, _possible(phase, peak, peak.baseline_bytes, _cache_bytes(cache)[1])
+    )
 
 
 def measure_filled(arm: Arm, prompt: ExactPrompt, steps: int) -> Memory:
@@ -135,14 +137,14 @@ def _decode(arm: Arm, cache: Cache, logits: Tensor, steps: int) -> tuple[int, in
 
     Blocks of tokens leave the recent window all at once, so the bytes rise and fall within a cycle.
     """
-    held = [_held(cache)]
+    sizes = [_cache_bytes(cache)]
     for _ in range(steps):
         logits = arm.forward(logits.argmax(-1, keepdim=True), cache)[:, -1]
-        held.append(_held(cache))
-    return max(allocated for allocated, _ in held), max(written for _, written in held)
+        sizes.append(_cache_bytes(cache))
+    return max(allocated for allocated, _ in sizes), max(written for _, written in sizes)
 
 
-def _held(cache: Cache) -> tuple[int, int]:
+def _cache_bytes(cache: Cache) -> tuple[int, int]:
     """Bytes allocated, and those of them that must be resident: room kept for tokens to come need not be."""
     total = walk(cache).total
     return total, total - (unused_bytes(cache) if isinstance(cache, CompressedCache) else 0)
@@ -150,14 +152,14 @@ def _held(cache: Cache) -> tuple[int, int]:
 
 def _possible(phase: str, peak: Peak, baseline: int, written: int) -> int:
     """Bytes of ``peak`` above ``baseline``; never less than what the cache had ``written`` by then."""
-    found = peak.bytes - baseline
-    if found + peak.resolution_bytes < written:
+    above = peak.bytes - baseline
+    if above + peak.resolution_bytes < written:
         raise KvbenchError(
-            f"the peak of {phase} came out at {found / 2**20:.1f} MiB above the baseline, and the cache itself holds "
+            f"the peak of {phase} came out at {above / 2**20:.1f} MiB above the baseline, and the cache itself holds "
             f"{written / 2**20:.1f}: the system swaps, or counts memory in its own way; free memory and run again, or "
             "set peaks = false under [workload.memory]"
         )
-    return max(found, written)
+    return max(above, written)
 
 
 def walk(cache: Cache) -> CacheBytes:
@@ -169,11 +171,11 @@ def walk(cache: Cache) -> CacheBytes:
     if isinstance(cache, CompressedCache):
         return cache.nbytes()
     floats = "scales" if isinstance(cache, QuantizedCache) else "exact"
-    found: dict[str, dict[int, int]] = {"payload": {}, floats: {}}
+    sizes: dict[str, dict[int, int]] = {"payload": {}, floats: {}}
     for tensor in reachable_tensors(cache):
         storage = tensor.untyped_storage()
-        found[floats if tensor.is_floating_point() else "payload"][storage.data_ptr()] = storage.nbytes()
-    return CacheBytes(**{name: sum(storages.values()) for name, storages in found.items()})
+        sizes[floats if tensor.is_floating_point() else "payload"][storage.data_ptr()] = storage.nbytes()
+    return CacheBytes(**{name: sum(storages.values()) for name, storages in sizes.items()})
 
 
 def _summary(arm: Arm, allocated: CacheBytes, batch: int, tokens: int, **measured: int | None) -> Memory:

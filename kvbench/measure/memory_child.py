@@ -68,7 +68,7 @@ def measure(folder: Path) -> dict[str, Any]:
     request = Request(**json.loads((folder / REQUEST).read_text()))
     torch.set_num_threads(request.threads)
     loaded = load(request.model, getattr(torch, request.dtype), request.device)
-    _take_in(loaded.model)
+    _copy_weights(loaded.model)
     geometry = probe_geometry(loaded.model)
     warm_up(loaded.model.device)  # a compiler's memory is not the cache's
     stock = parse(request.compressor).stock
@@ -78,7 +78,7 @@ def measure(folder: Path) -> dict[str, Any]:
     return as_plain(measure_memory(arm, ids, request.steps, request.chunk))
 
 
-def _take_in(model: PreTrainedModel) -> None:
+def _copy_weights(model: PreTrainedModel) -> None:
     """Copy weights that are pages of a mapped file: the system may drop those at any time, and the peak with them."""
     if model.device.type == "cpu":
         for parameter in model.parameters():

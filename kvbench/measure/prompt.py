@@ -2,7 +2,7 @@
 
 A prefill's attention is exact whatever the compressor: it encodes afterwards. So the keys and values of one prefill
 serve all of them, and nobody pays for the prompt twice; a cache loaded from here equals one that sat in the model
-during the prefill (a test holds the two together).
+during the prefill (a test compares the two).
 """
 
 from __future__ import annotations
@@ -89,17 +89,17 @@ class _Recorder:
     """Attends exactly and keeps what it saw."""
 
     geometry: LayerGeometry
-    found: dict[int, LayerPrompt]
+    prompts: dict[int, LayerPrompt]
 
     def attend(self, call: AttentionCall) -> Tensor:
         query, rotated = call.query, call.keys
         if call.rotation is not None:
             query = rotate(call.module, query, call.rotation, self.geometry.rotary_dims)
             rotated = rotate(call.module, rotated, call.rotation, self.geometry.rotary_dims)
-        self.found[self.geometry.layer] = LayerPrompt(
-            keys=_own(call.keys),
-            rotated=rotated if rotated is not call.keys else _own(rotated),
-            values=_own(call.values),
+        self.prompts[self.geometry.layer] = LayerPrompt(
+            keys=_compact(call.keys),
+            rotated=rotated if rotated is not call.keys else _compact(rotated),
+            values=_compact(call.values),
             query=query[:, :, -OBSERVED:].clone(),
             scaling=call.scaling,
             rotation=call.rotation,
@@ -109,12 +109,12 @@ class _Recorder:
 
 class _Handler:
     def __init__(self, geometry: ModelGeometry) -> None:
-        self.found: dict[int, LayerPrompt] = {}
+        self.prompts: dict[int, LayerPrompt] = {}
         self._layers = {layer.layer: layer for layer in geometry.layers}
 
     def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover:
         geometry = self._layers[layer]
-        return Takeover(_Recorder(geometry, self.found), before_rope=geometry.rotary_dims > 0)
+        return Takeover(_Recorder(geometry, self.prompts), before_rope=geometry.rotary_dims > 0)
 
 
 @torch.no_grad()
@@ -123,10 +123,10 @@ def exact_prompt(model: PreTrainedModel, geometry: ModelGeometry, ids: Tensor) -
     handler = _Handler(geometry)
     with Interception(model, handler):
         logits = model(ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1).logits[:, -1]
-    return ExactPrompt(handler.found, ids.shape[1], logits)
+    return ExactPrompt(handler.prompts, ids.shape[1], logits)
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """Views into a fused projection would keep all of it alive."""
+def _compact(tensor: Tensor) -> Tensor:
+    """``tensor``, copied if it is a view: a view into a fused projection would keep all of it alive."""
     whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
     return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)

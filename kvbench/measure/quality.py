@@ -25,8 +25,8 @@ from kvbench.measure.document import Document, nll_of, predictions, prepare, tar
 from kvbench.measure.statistics import MEAN_METHOD, mean_interval
 from kvbench.storage.kept import kept
 
-HELD_BYTES = 4 << 30
-"""Distributions of the uncompressed model held in memory; those of further documents are made from their states for
+DISTRIBUTION_BYTES = 4 << 30
+"""Distributions of the uncompressed model kept in memory; those of further documents are made from their states for
 each compressor."""
 
 
@@ -63,7 +63,7 @@ class Quality:
     document_ids: tuple[str, ...]
     """The documents, in the order of ``per_document_kld``; empty where the bench was given none."""
     decoded: Decoded | None = None
-    """The first tokens of every document decoded one by one, where that was asked for."""
+    """The first tokens of every document decoded one by one, where requested."""
 
 
 @dataclass
@@ -100,7 +100,7 @@ class QualityBench:
             size = 4 * scored * self.none.model.config.get_text_config().vocab_size
             for row in self.ids:
                 document = self._document(row[None])
-                if (len(self._documents) + 1) * size <= HELD_BYTES:
+                if (len(self._documents) + 1) * size <= DISTRIBUTION_BYTES:
                     document = replace(document, states=tuple(document.baseline()), output=None)
                 self._documents.append(document)
         return self._documents

@@ -28,8 +28,8 @@ class Roofline:
 
     ``bound_s`` and ``none_bound_s`` are the least times with this cache and with an uncompressed one in the model's
     dtype; ``ceiling`` is their ratio and ``achieved`` the share of ``bound_s`` in the measured step. ``operations``
-    count a multiplication and an addition as two and are held against the peak of the model's dtype, which kernels that
-    multiply 8-bit integers may exceed.
+    count a multiplication and an addition as two and are compared with the peak of the model's dtype, which kernels
+    that multiply 8-bit integers may exceed.
     """
 
     read_bandwidth: float
@@ -86,7 +86,7 @@ def weights_read(model: PreTrainedModel) -> tuple[int, int]:
     tied = None if output is None else output.weight
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)} - {id(tied)}
     read = [parameter for parameter in model.parameters() if id(parameter) not in tables]
-    return sum(own.numel() for own in read), sum(own.numel() * own.itemsize for own in read)
+    return sum(weight.numel() for weight in read), sum(weight.numel() * weight.itemsize for weight in read)
 
 
 def bytes_read(cache: Cache) -> int:
@@ -96,8 +96,8 @@ def bytes_read(cache: Cache) -> int:
     tensors = {
         tensor.data_ptr(): tensor.numel() * tensor.itemsize
         for layer in cache.kv_layers
-        for _, held in layer.tensors_by_kind()
-        for tensor in [held.view if isinstance(held, GrowingTensor) else held]
+        for _, buffer in layer.tensors_by_kind()
+        for tensor in [buffer.view if isinstance(buffer, GrowingTensor) else buffer]
     }
     return sum(tensors.values())
 
@@ -116,7 +116,7 @@ def bases_read(cache: Cache) -> int:
         for side in layer.codec.sides.values()
     ]
     tensors = [tensor for side in sides for tensor in side.decoding_tensors()]
-    return sum({own.data_ptr(): _distinct(own) * own.itemsize for own in tensors}.values())
+    return sum({tensor.data_ptr(): _distinct(tensor) * tensor.itemsize for tensor in tensors}.values())
 
 
 def _distinct(tensor: Tensor) -> int:
@@ -138,28 +138,28 @@ def _attention(arm: Arm, cache: Cache, tokens: int) -> int:
     attends does that (:mod:`kvbench.cache.way`). Unpacking codes is not counted."""
     total = 0
     for layer in arm.geometry.layers:
-        own = cache.layers[layer.layer]
-        if not isinstance(own, CompressedLayer):
+        cached = cache.layers[layer.layer]
+        if not isinstance(cached, CompressedLayer):
             total += _over(layer, min(tokens, layer.sliding_window or tokens))
             continue
-        exact = own.seen - own.tail_start + (own.spans.sinks if own.tail_start else 0)
-        total += _over(layer, exact) + _body(arm, layer, own)
+        exact = cached.seen - cached.tail_start + (cached.spans.sinks if cached.tail_start else 0)
+        total += _over(layer, exact) + _body(arm, layer, cached)
     return total
 
 
-def _body(arm: Arm, layer: LayerGeometry, own: CompressedLayer) -> int:
-    """Multiplications of one row's attention over the body of ``own``."""
-    codec, entries = own.codec, own.body.entries
+def _body(arm: Arm, layer: LayerGeometry, cached: CompressedLayer) -> int:
+    """Multiplications of one row's attention over the body of ``cached``."""
+    codec, entries = cached.codec, cached.body.entries
     rotates = codec.keys_before_rope and layer.rotary_dims > 0
-    if codec_way(codec, layer, arm.geometry, rotates, own.reading).in_latents:
+    if codec_way(codec, layer, arm.geometry, rotates, cached.reading).in_latents:
         into = sum(
             layer.heads * side.head_dim * side.rank for side in codec.sides.values() if side.transform is not None
         )
         return layer.heads * entries * (codec.keys.rank + codec.values.rank) + into
     bases = [side for side in codec.sides.values() if side.transform is not None or side.online is not None]
     rebuilt = sum(side.rank * side.kv_heads * side.head_dim for side in bases)
-    turned = 2 * layer.kv_heads * layer.rotary_dims if rotates else 0
-    return _over(layer, entries) + entries * (rebuilt + turned)
+    rotation = 2 * layer.kv_heads * layer.rotary_dims if rotates else 0
+    return _over(layer, entries) + entries * (rebuilt + rotation)
 
 
 def _over(layer: LayerGeometry, tokens: int) -> int:

@@ -1,7 +1,7 @@
 """The cheapest setting of a method that stays within a measured divergence.
 
 Every step is a real measurement, so steps are few: log KLD is close to linear in the number of bits and in the rank,
-and the line through both ends of the bracket aims well.
+and the line through both bounds of the bracket aims well.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CLOSE = 0.05
 _STEPS = 6
 _LEAST = 1 / 64
 _NARROW = 1 / 256
-"""Shares of the knob's range: its lowest setting, and a bracket that is not worth another measurement."""
+"""Shares of the knob's range: its lowest setting, and a bracket too narrow for another measurement."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Search:
 
     method: str
     measure: Callable[[Compressor], float]
-    _found: dict[float, float] = field(default_factory=dict)
+    _klds: dict[float, float] = field(default_factory=dict)
     _refused: KvbenchError | None = None
 
     def __post_init__(self) -> None:
@@ -53,14 +53,14 @@ class Search:
             self._walk_choices(target)
         else:
             self._walk_numbers(target)
-        reached = [value for value, kld in self._found.items() if kld <= target]
+        reached = [value for value, kld in self._klds.items() if kld <= target]
         if reached:
             return self._make(min(reached))
-        if self._refused is not None and not any(map(math.isfinite, self._found.values())):
+        if self._refused is not None and not any(map(math.isfinite, self._klds.values())):
             raise self._refused
-        nearest = min(self._found, key=lambda value: self._found[value])
+        nearest = min(self._klds, key=lambda value: self._klds[value])
         raise KvbenchError(
-            f"{self.method} does not get down to a KLD of {target:g}; the nearest is {self._found[nearest]:.2g} with "
+            f"{self.method} does not get down to a KLD of {target:g}; the nearest is {self._klds[nearest]:.2g} with "
             f"{self._make(nearest)}"
         )
 
@@ -92,20 +92,20 @@ class Search:
         return value, value
 
     def _share(self, low: float, high: float, target: float) -> float:
-        """Where log KLD meets the target between both ends, 0…1."""
-        ends = [math.log(max(self._kld(value), 1e-12)) for value in (low, high)]
-        if not math.isfinite(ends[0]) or ends[0] <= ends[1]:
+        """Where log KLD meets the target between ``low`` (0) and ``high`` (1)."""
+        logs = [math.log(max(self._kld(value), 1e-12)) for value in (low, high)]
+        if not math.isfinite(logs[0]) or logs[0] <= logs[1]:
             return 0.5
-        return min(max((ends[0] - math.log(target)) / (ends[0] - ends[1]), 0.1), 0.9)
+        return min(max((logs[0] - math.log(target)) / (logs[0] - logs[1]), 0.1), 0.9)
 
     def _make(self, value: float) -> Compressor:
         return self.open.at(value)
 
     def _kld(self, value: float) -> float:
         """Measured KLD; infinite where the method refuses the setting."""
-        if value not in self._found:
+        if value not in self._klds:
             try:
-                self._found[value] = self.measure(self._make(value))
+                self._klds[value] = self.measure(self._make(value))
             except KvbenchError as error:
-                self._found[value], self._refused = math.inf, error
-        return self._found[value]
+                self._klds[value], self._refused = math.inf, error
+        return self._klds[value]

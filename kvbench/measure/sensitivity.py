@@ -42,21 +42,21 @@ Progress = Callable[[int, int], None]
 
 
 def calibrated(
-    loaded: LoadedModel, geometry: ModelGeometry, found: Windows, progress: Progress | None = None
+    loaded: LoadedModel, geometry: ModelGeometry, windows: Windows, progress: Progress | None = None
 ) -> Statistics:
-    """Statistics over the windows ``found``, from disk or collected, that can measure sensitivity when it is asked for.
+    """Statistics over ``windows``, from disk or collected, that can measure sensitivity on request.
 
     The sensitivity is kept in a folder beside them. ``progress`` is called with (windows or probes done, in all).
 
     Raises:
         FetchError: the cache folder is full or cannot be written.
     """
-    statistics = calibrate(loaded, geometry, found, progress=progress)
-    beside = statistics_folder(loaded, found, fisher=True)
+    statistics = calibrate(loaded, geometry, windows, progress=progress)
+    beside = statistics_folder(loaded, windows, fisher=True)
 
     def measure() -> Sensitivity:
         def build(partial: Path) -> None:
-            measured = measure_sensitivity(loaded.model, geometry, statistics, found.ids, progress)
+            measured = measure_sensitivity(loaded.model, geometry, statistics, windows.ids, progress)
             (partial / _FILE).write_text(measured.to_json(), "utf-8")
 
         return _read(build_folder(beside.with_name(f"{beside.name}-sensitivity-{_RECIPE}"), build))
@@ -85,7 +85,7 @@ def measure_sensitivity(
     bench = QualityBench(none, ids, ids.shape[1] // 3, ids.shape[1])
     plan = parse(PROBE).fit(geometry, statistics)
     prompt = bench.documents()[0].prompt
-    found: dict[tuple[int, str], SideSensitivity] = {}
+    sides: dict[tuple[int, str], SideSensitivity] = {}
     probes = [(layer, side) for layer in geometry.compressible for side in ("key", "value")]
     for done, (layer, side) in enumerate(probes):
         codec = _only(plan, layer, side, geometry.dtype)
@@ -94,10 +94,10 @@ def measure_sensitivity(
         )
         kld = bench.score(arm).kld_mean
         error = _error(codec.keys if side == "key" else codec.values, prompt.layers[layer.layer], side)
-        found[layer.layer, side] = SideSensitivity(kld, error)
+        sides[layer.layer, side] = SideSensitivity(kld, error)
         if progress is not None:
             progress(done + 1, len(probes))
-    return Sensitivity(found)
+    return Sensitivity(sides)
 
 
 def _only(plan: Plan, layer: LayerGeometry, side: str, dtype: torch.dtype) -> Codec:

@@ -34,13 +34,13 @@ def predicted_sizes(bench: ModelBench, compressor: Compressor, source: Calibrati
     if compressor.stock is not None:
         raise KvbenchError(f"{compressor} is transformers' own cache: its bytes are measured, not predicted; run it")
     plan = bench.fit(compressor, source)
-    held = plan.model_level_bytes()
-    taken = {tokens: predict_bytes(plan, bench.geometry, tokens) for tokens in LENGTHS}
+    bases = plan.model_level_bytes()
+    sizes = {tokens: predict_bytes(plan, bench.geometry, tokens) for tokens in LENGTHS}
     return Sizes(
         bench.name,
         bench.dtype,
-        held,
+        bases,
         break_even_tokens(plan, bench.geometry),
-        {tokens: 8 * own / bench.geometry.elements(tokens) for tokens, own in taken.items()},
-        {tokens: 8 * (own + held) / bench.geometry.elements(tokens) for tokens, own in taken.items()},
+        {tokens: 8 * size / bench.geometry.elements(tokens) for tokens, size in sizes.items()},
+        {tokens: 8 * (size + bases) / bench.geometry.elements(tokens) for tokens, size in sizes.items()},
     )

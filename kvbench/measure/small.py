@@ -29,7 +29,9 @@ _OPEN = ("rank", "budget")
 
 def example(cls: type[Part]) -> str | None:
     """A spec of ``cls`` with its defaults, and a middling value for what has none; None if that cannot be guessed."""
-    needed = [own.name for own in fields(cls) if own.default is MISSING or (own.default is None and own.name in _OPEN)]
+    needed = [
+        item.name for item in fields(cls) if item.default is MISSING or (item.default is None and item.name in _OPEN)
+    ]
     if any(name not in _REQUIRED for name in needed):
         return None
     settings = ",".join(f"{name}={_REQUIRED[name]}" for name in needed)

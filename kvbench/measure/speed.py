@@ -64,9 +64,9 @@ class Speed:
     attention: str
     """What attended to the stored tokens, read back from the live cache."""
     allocated: CacheBytes
-    """What the cache that was timed held right after the prompt."""
+    """Bytes of the timed cache right after the prompt."""
     largest_bytes: int
-    """The most that it held from then on, walked between turns."""
+    """Its most bytes from then on, walked between turns."""
     kld_mean: float | None = None
     """KLD of the timed steps against ``none``, which decoded the same tokens in the same rounds, first row; None
     without it."""
@@ -125,9 +125,9 @@ class SpeedBench:
             arm, ids = self.model_arm, self.ids[:, : self.prompt_tokens]
             exact_prompt(arm.model, arm.geometry, ids[:, :256])
             start = _now(arm)
-            found = exact_prompt(arm.model, arm.geometry, ids)
+            prompt = exact_prompt(arm.model, arm.geometry, ids)
             self._prefill_s = _now(arm) - start
-            self._prompt = found.repeat(self.batch)
+            self._prompt = prompt.repeat(self.batch)
         return self._prompt
 
     def run(self, arm: Arm, baselines: Sequence[Arm]) -> Speed:
@@ -140,9 +140,9 @@ class SpeedBench:
         require_whole_cycles(arm.name, cycle, self.steps, self.rounds)
         prompt = self.prompt()
         compress = sorted(self._time_fill(arm, prompt) for _ in range(FILLS))[FILLS // 2]
-        held: list[CacheBytes] = []
+        sizes: list[CacheBytes] = []
         arms = {other.name: other for other in [*baselines, arm]}
-        times = self.interleave(arms, {arm.name: lambda cache: held.append(walk(cache))})
+        times = self.interleave(arms, {arm.name: lambda cache: sizes.append(walk(cache))})
         flat = [step for turn in times.steps[arm.name] for step in turn]
         encoded = [did for turn in times.encoded[arm.name] for did in turn]
         spread, mean, kld = percentiles(flat), sum(flat) / len(flat), times.kld.get(arm.name)
@@ -163,8 +163,8 @@ class SpeedBench:
             raw_step_s=tuple(flat),
             ratios={other.name: _ratio(times, other.name, arm.name) for other in baselines},
             attention=times.attention(arm.name),
-            allocated=held[0],
-            largest_bytes=max(own.total for own in held),
+            allocated=sizes[0],
+            largest_bytes=max(size.total for size in sizes),
             kld_mean=None if kld is None else sum(kld) / len(kld),
             roofline=roofline(arm, times.caches[arm.name], self.batch, mean),
         )
@@ -199,8 +199,8 @@ class SpeedBench:
                     times.encoded[name].append(encoded)
             if turn >= 0 and "none" in arms:
                 before = torch.log_softmax(logits["none"], -1)
-                for name, own in logits.items():
-                    times.kld.setdefault(name, []).extend(divergence(before, torch.log_softmax(own, -1)).tolist())
+                for name, after in logits.items():
+                    times.kld.setdefault(name, []).extend(divergence(before, torch.log_softmax(after, -1)).tolist())
         return times
 
     def _turn(self, arm: Arm, cache: Cache, tokens: Tensor) -> tuple[list[float], list[bool], Tensor]:
@@ -209,9 +209,9 @@ class SpeedBench:
         with arm.entered():
             for token in tokens.split(1, 1):
                 start = _now(arm)
-                found = arm.forward(token, cache)
+                output = arm.forward(token, cache)
                 seconds.append(_now(arm) - start)
-                logits.append(found[0, -1].float())  # read and counted off the clock
+                logits.append(output[0, -1].float())  # read and counted off the clock
                 counts.append(encoded_tokens(cache))
         return seconds, grew(counts), torch.stack(logits)
 

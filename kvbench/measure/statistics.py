@@ -76,7 +76,7 @@ def mean_interval(values: ArrayLike) -> Interval | None:
 
 
 def hall_interval(samples: Floats, level: float) -> tuple[Floats, Floats]:
-    """Ends of the two-sided interval of the mean for each of ``samples`` (..., n): two arrays (...).
+    """Bounds of the two-sided interval of the mean for each of ``samples`` (..., n): two arrays (...).
 
     The t interval after Hall's cubic transformation (Hall 1992, "On the removal of skewness by transformation"), which
     takes the skewness out of the studentized mean and, being monotone, always has an inverse. Of symmetric samples it

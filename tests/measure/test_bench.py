@@ -72,8 +72,8 @@ def test_speed_knows_both_baselines(bench: ModelBench):
 
 
 def test_memory_without_a_process_has_no_peaks(bench: ModelBench):
-    found = bench.memory(bench.arm(parse("int:bits=4"), SOURCE), "pydoc", batch=2, prompt=200)
-    assert (found.tokens, found.batch, found.flagged, found.peak_prefill_bytes) == (200, 2, False, None)
+    memory = bench.memory(bench.arm(parse("int:bits=4"), SOURCE), "pydoc", batch=2, prompt=200)
+    assert (memory.tokens, memory.batch, memory.flagged, memory.peak_prefill_bytes) == (200, 2, False, None)
 
 
 @pytest.mark.parametrize(

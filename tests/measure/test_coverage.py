@@ -60,8 +60,8 @@ def coverage(family: str, n: int) -> float:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_intervals_of_means_cover_them_for_every_number_of_documents(family: str):
-    found = {n: round(coverage(family, n), 3) for n in (*range(LEAST_FOR_MEAN, 17), 20, 24, 32, 64, 100)}
-    assert min(found.values()) >= 0.92, found
+    covered = {n: round(coverage(family, n), 3) for n in (*range(LEAST_FOR_MEAN, 17), 20, 24, 32, 64, 100)}
+    assert min(covered.values()) >= 0.92, covered
 
 
 def test_the_printed_interval_is_the_simulated_one():

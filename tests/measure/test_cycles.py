@@ -80,14 +80,14 @@ def test_encoding_is_the_mean_of_all_steps_above_that_of_steps_without_it():
 
 
 def test_a_ratio_of_means_weighs_every_step_alike():
-    found = speed_up([2.0, 2.0, 2.0, 2.0], [1.0, 1.0, 1.0, 5.0], [0, 0, 0, 1])
-    assert found.ratio == pytest.approx(1.0) and found.n == 4
-    assert found.low is None, "one round with encoding says nothing of how such rounds differ"
+    ratio = speed_up([2.0, 2.0, 2.0, 2.0], [1.0, 1.0, 1.0, 5.0], [0, 0, 0, 1])
+    assert ratio.ratio == pytest.approx(1.0) and ratio.n == 4
+    assert ratio.low is None, "one round with encoding says nothing of how such rounds differ"
 
 
 def test_a_ratio_without_noise_has_no_width():
-    found = speed_up([2.0] * 8, [1.0, 1.0, 1.0, 5.0] * 2, [0, 0, 0, 1] * 2)
-    assert (found.low, found.high) == pytest.approx((1.0, 1.0))
+    ratio = speed_up([2.0] * 8, [1.0, 1.0, 1.0, 5.0] * 2, [0, 0, 0, 1] * 2)
+    assert (ratio.low, ratio.high) == pytest.approx((1.0, 1.0))
 
 
 def rounds(noise: str, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
@@ -112,9 +112,9 @@ def test_intervals_hold_the_ratio_in_at_least_92_per_cent(cycles: int, extra: in
     candidate[:, encodes, 0] *= 1 + extra
     drift = generator.lognormal(0, 0.1, (*shape[:2], 1))
     truth = 1 / (slower * (1 + extra / (per_cycle * steps)))
-    held = 0
+    covered = 0
     for before, after in zip((baseline * drift).mean(2), (candidate * drift).mean(2), strict=True):
-        found = speed_up(before, after, encodes.astype(int))
-        assert found.low is not None and found.high is not None
-        held += found.low <= truth <= found.high
-    assert held / trials >= 0.92
+        ratio = speed_up(before, after, encodes.astype(int))
+        assert ratio.low is not None and ratio.high is not None
+        covered += ratio.low <= truth <= ratio.high
+    assert covered / trials >= 0.92

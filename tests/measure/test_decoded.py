@@ -32,9 +32,9 @@ def arm_of(one: Subject, spec: str) -> Arm:
 
 def decoded(one: Subject, spec: str, decode: int = DECODE, block: int = 32) -> Decoded:
     with torch.no_grad():
-        found = QualityBench(arm_of(one, "none"), IDS, PREFIX, block, decode=decode).score(arm_of(one, spec)).decoded
-    assert found is not None
-    return found
+        result = QualityBench(arm_of(one, "none"), IDS, PREFIX, block, decode=decode).score(arm_of(one, spec)).decoded
+    assert result is not None
+    return result
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
@@ -42,17 +42,17 @@ def decoded(one: Subject, spec: str, decode: int = DECODE, block: int = 32) -> D
     "spec", [f"int:bits=4,{SMALL}", f"fp8:{SMALL}", f"ftc:bits=3,keys=after,{SMALL}", f"kvtc:bits=3,{SMALL}"]
 )
 def test_decoding_agrees_with_blocks(family: str, spec: str):
-    found = decoded(subject(family, torch.float32), spec)
-    assert found.tokens == 2 * DECODE
-    assert found.block_kld_mean > 1e-9, "otherwise there is nothing to agree on"
-    assert found.kld_mean == pytest.approx(found.block_kld_mean, rel=0.01)
-    assert 0 <= found.from_blocks_kld < 1e-3 * found.block_kld_mean
+    result = decoded(subject(family, torch.float32), spec)
+    assert result.tokens == 2 * DECODE
+    assert result.block_kld_mean > 1e-9, "otherwise there is nothing to agree on"
+    assert result.kld_mean == pytest.approx(result.block_kld_mean, rel=0.01)
+    assert 0 <= result.from_blocks_kld < 1e-3 * result.block_kld_mean
 
 
 @pytest.mark.parametrize("spec", ["none", "hf"])
 def test_lossless_arms_differ_from_blocks_by_rounding(spec: str):
-    found = decoded(subject("llama", torch.float32), spec)
-    assert found.block_kld_mean == 0 and 0 < found.kld_mean == found.from_blocks_kld < 1e-11
+    result = decoded(subject("llama", torch.float32), spec)
+    assert result.block_kld_mean == 0 and 0 < result.kld_mean == result.from_blocks_kld < 1e-11
 
 
 def test_the_tokens_are_the_first_that_are_scored():
@@ -93,8 +93,8 @@ def test_a_kernel_that_returns_zeros_is_seen(monkeypatch: pytest.MonkeyPatch):
 
     broken = dataclasses.replace(kernels, coded=zeros)
     monkeypatch.setattr("kvbench.kernels.decode.kernels_for", lambda device: broken)
-    found = decoded(one, f"int:bits=4,{SMALL}")
-    assert found.from_blocks_kld > 10 * found.block_kld_mean
+    result = decoded(one, f"int:bits=4,{SMALL}")
+    assert result.from_blocks_kld > 10 * result.block_kld_mean
 
 
 def test_logits_that_are_not_finite_are_the_kernels_doing(monkeypatch: pytest.MonkeyPatch):

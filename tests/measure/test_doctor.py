@@ -18,18 +18,18 @@ QUIET = Noise(PairedRatio(1.001, 0.998, 1.004, 31), variation=0.01)
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """A quiet machine, and a function that changes what the doctor finds on it."""
-    found = {"noise": QUIET, "load": 0.5, "kernels": (READY,)}
+    settings = {"noise": QUIET, "load": 0.5, "kernels": (READY,)}
     real = doctor.provenance
 
     def provenance(device, started):
-        return real(device, started) | {"load_average": (found["load"], 0.0, 0.0), "cores": 2}
+        return real(device, started) | {"load_average": (settings["load"], 0.0, 0.0), "cores": 2}
 
     monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path / "not" / "made" / "yet"))
     monkeypatch.setattr(doctor, "provenance", provenance)
-    monkeypatch.setattr(doctor, "measure_noise", lambda: found["noise"])
-    monkeypatch.setattr(doctor, "kernel_states", lambda: found["kernels"])
+    monkeypatch.setattr(doctor, "measure_noise", lambda: settings["noise"])
+    monkeypatch.setattr(doctor, "kernel_states", lambda: settings["kernels"])
     monkeypatch.setattr(doctor, "measure_bandwidth", lambda: Bandwidth(20e9, 40e9, 18e9, 36e9, 2))
-    return found.update
+    return settings.update
 
 
 def text(diagnosis):
@@ -92,10 +92,10 @@ def test_json_holds_everything(machine):
 
 
 def test_every_device_says_what_attends():
-    (own, *_) = kernel_state.kernel_states()
-    assert own.device == "cpu" and own.ready_s > 0
-    assert (own.implementation is None) == (own.missing is not None)
-    assert kernel_state.kernel_states()[0].implementation == own.implementation
+    (state, *_) = kernel_state.kernel_states()
+    assert state.device == "cpu" and state.ready_s > 0
+    assert (state.implementation is None) == (state.missing is not None)
+    assert kernel_state.kernel_states()[0].implementation == state.implementation
 
 
 def test_missing_kernels_are_told_once_and_without_a_warning(monkeypatch, recwarn):

@@ -29,9 +29,9 @@ def both_ways(family: str, spec: str, rows: int) -> tuple[float, object, object,
     with one.attach_untested(plan) as compressed:
         attended, filled = compressed.new_cache(), prompt.fill(compressed)
         feed(one.model, attended, many, [PROMPT])
-        held = filled.nbytes(), attended.nbytes()
-        found = [feed(one.model, cache, many, [2, *[1] * (NEW - 2)], start=PROMPT) for cache in (filled, attended)]
-    return worst(*found), *held, predict_bytes(plan, one.geometry, PROMPT, rows)
+        sizes = filled.nbytes(), attended.nbytes()
+        logits = [feed(one.model, cache, many, [2, *[1] * (NEW - 2)], start=PROMPT) for cache in (filled, attended)]
+    return worst(*logits), *sizes, predict_bytes(plan, one.geometry, PROMPT, rows)
 
 
 @pytest.mark.parametrize("spec", ATTACHED_SPECS)

@@ -34,18 +34,18 @@ def compare(loaded: LoadedModel, spec: str, tokens: int = 12) -> SideBySide:
 
 def test_lossless_completions_never_part(loaded: LoadedModel):
     for spec in ("none", "hf", "identity:recent=4,block=4"):
-        found = compare(loaded, spec)
-        assert found.diverges_at is None and found.compressed.tokens == found.uncompressed.tokens
-        assert found.prompt_tokens == len(PROMPT) and len(found.compressed.tokens) == 12
+        pair = compare(loaded, spec)
+        assert pair.diverges_at is None and pair.compressed.tokens == pair.uncompressed.tokens
+        assert pair.prompt_tokens == len(PROMPT) and len(pair.compressed.tokens) == 12
 
 
 def test_lossy_completion_parts_at_the_first_different_token(loaded: LoadedModel):
-    found = compare(loaded, "int:bits=2,sinks=0,recent=0,block=4", tokens=40)
-    plain, packed = found.uncompressed.tokens, found.compressed.tokens
-    at = found.diverges_at
+    pair = compare(loaded, "int:bits=2,sinks=0,recent=0,block=4", tokens=40)
+    plain, packed = pair.uncompressed.tokens, pair.compressed.tokens
+    at = pair.diverges_at
     assert at is not None and plain[:at] == packed[:at] and plain[at] != packed[at]
-    assert found.compressed.cache_bytes < found.uncompressed.cache_bytes
-    assert found.compressed.body_tokens > 60 and found.uncompressed.body_tokens == 0
+    assert pair.compressed.cache_bytes < pair.uncompressed.cache_bytes
+    assert pair.compressed.body_tokens > 60 and pair.uncompressed.body_tokens == 0
 
 
 def test_uncompressed_completion_is_greedy_decoding_of_the_stock_model(loaded: LoadedModel):
@@ -54,14 +54,14 @@ def test_uncompressed_completion_is_greedy_decoding_of_the_stock_model(loaded: L
     for _ in range(8):
         with torch.no_grad():
             expected = torch.cat([expected, loaded.model(expected).logits[:, -1:].argmax(-1)], 1)
-    found = complete(loaded, arm_of("none"), ids, 8)
-    assert list(found.tokens) == expected[0, ids.shape[1] :].tolist()
-    assert found.text == loaded.tokenizer.decode(list(found.tokens))
+    completion = complete(loaded, arm_of("none"), ids, 8)
+    assert list(completion.tokens) == expected[0, ids.shape[1] :].tolist()
+    assert completion.text == loaded.tokenizer.decode(list(completion.tokens))
 
 
 def test_short_prompts_stay_exact(loaded: LoadedModel):
-    found = compare(loaded, "int:bits=2")
-    assert found.compressed.body_tokens == 0 and found.diverges_at is None
+    pair = compare(loaded, "int:bits=2")
+    assert pair.compressed.body_tokens == 0 and pair.diverges_at is None
 
 
 def test_an_early_end_of_one_completion_is_where_they_part(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch):
@@ -108,6 +108,6 @@ def test_default_model_completes_sensibly_with_4_bits(smollm2: LoadedModel):
         for spec in ("none", "int:bits=8,recent=8,block=8")
     ]
     ids = prompt_ids(smollm2, "What is the capital of France?", 12, chat=True)
-    found = side_by_side(smollm2, *arms, ids, 12)
-    assert "Paris" in found.uncompressed.text and "Paris" in found.compressed.text
-    assert found.compressed.body_tokens > 0
+    pair = side_by_side(smollm2, *arms, ids, 12)
+    assert "Paris" in pair.uncompressed.text and "Paris" in pair.compressed.text
+    assert pair.compressed.body_tokens > 0

@@ -34,44 +34,44 @@ def arm_of(one: Subject, spec: str) -> Arm:
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_walked_bytes_are_the_predicted_ones(family: str, spec: str, batch: int):
-    found = measure_memory(arm_of(subject(family, torch.float32), spec), token_ids(batch, TOKENS), steps=2)
-    assert abs(found.prediction_error) < 0.01 and not found.flagged
-    assert (found.tokens, found.batch, found.dtype) == (TOKENS, batch, "float32")
-    MemoryResult.model_validate(as_plain(found))
+    memory = measure_memory(arm_of(subject(family, torch.float32), spec), token_ids(batch, TOKENS), steps=2)
+    assert abs(memory.prediction_error) < 0.01 and not memory.flagged
+    assert (memory.tokens, memory.batch, memory.dtype) == (TOKENS, batch, "float32")
+    MemoryResult.model_validate(as_plain(memory))
 
 
-def ratios(found: Memory) -> tuple[float, float, float]:
-    return found.ratio_allocated, found.ratio_predicted, found.bits_per_element
+def ratios(memory: Memory) -> tuple[float, float, float]:
+    return memory.ratio_allocated, memory.ratio_predicted, memory.bits_per_element
 
 
 def test_ratios_are_against_16_bit_keys_and_values():
     one = subject("llama", torch.float32)
     elements = sum(2 * layer.kv_heads * layer.head_dim for layer in one.geometry.layers)
     for spec in ("none", "hf"):
-        found = measure_memory(arm_of(one, spec), token_ids(1, TOKENS), steps=0)
-        assert ratios(found) == pytest.approx((0.5, 0.5, 32)), "fp32 takes twice the reference"
-        assert found.bytes_per_token == 4 * elements and found.ratio_claimed is None
+        memory = measure_memory(arm_of(one, spec), token_ids(1, TOKENS), steps=0)
+        assert ratios(memory) == pytest.approx((0.5, 0.5, 32)), "fp32 takes twice the reference"
+        assert memory.bytes_per_token == 4 * elements and memory.ratio_claimed is None
     half = measure_memory(arm_of(subject("llama", torch.bfloat16), "none"), token_ids(1, TOKENS), steps=0)
     assert ratios(half) == pytest.approx((1, 1, 16)) and half.dtype == "bfloat16"
 
 
 def test_claimed_ratio_is_the_bodys_and_the_allocated_one_pays_for_everything():
-    found = measure_memory(arm_of(subject("llama", torch.float32), "int:bits=4"), token_ids(1, TOKENS), steps=0)
-    assert found.body_bits_per_element is not None and 4 < found.body_bits_per_element <= 6
-    assert found.ratio_claimed == pytest.approx(16 / found.body_bits_per_element)
-    assert found.ratio_allocated < found.ratio_claimed
-    assert found.allocated.exact > 0 and found.allocated.payload > 0 and found.allocated.scales > 0
+    memory = measure_memory(arm_of(subject("llama", torch.float32), "int:bits=4"), token_ids(1, TOKENS), steps=0)
+    assert memory.body_bits_per_element is not None and 4 < memory.body_bits_per_element <= 6
+    assert memory.ratio_claimed == pytest.approx(16 / memory.body_bits_per_element)
+    assert memory.ratio_allocated < memory.ratio_claimed
+    assert memory.allocated.exact > 0 and memory.allocated.payload > 0 and memory.allocated.scales > 0
 
 
 def test_a_body_that_keeps_nothing_claims_no_ratio():
-    found = measure_memory(arm_of(subject("llama", torch.float32), "streaming"), token_ids(1, TOKENS), steps=0)
-    assert found.ratio_claimed is None and found.body_bits_per_element == 0
+    memory = measure_memory(arm_of(subject("llama", torch.float32), "streaming"), token_ids(1, TOKENS), steps=0)
+    assert memory.ratio_claimed is None and memory.body_bits_per_element == 0
 
 
 def test_bases_are_model_level_and_not_in_the_cache():
     one = subject("llama", torch.float32)
-    found = measure_memory(arm_of(one, "pca:rank=0.5,keys=before"), token_ids(1, TOKENS), steps=0)
-    assert found.model_level_bytes > 0 and found.rope_table_bytes > 0 and found.allocated.workspace == 0
+    memory = measure_memory(arm_of(one, "pca:rank=0.5,keys=before"), token_ids(1, TOKENS), steps=0)
+    assert memory.model_level_bytes > 0 and memory.rope_table_bytes > 0 and memory.allocated.workspace == 0
     assert measure_memory(arm_of(one, "int:bits=4"), token_ids(1, TOKENS), steps=0).model_level_bytes == 0
 
 
@@ -79,10 +79,10 @@ def test_bases_are_model_level_and_not_in_the_cache():
 def test_a_filled_cache_has_the_same_bytes_as_a_prefilled_one(spec: str):
     one, ids = subject("llama", torch.float32), token_ids(1, TOKENS)
     arm = arm_of(one, spec)
-    found = measure_filled(arm, exact_prompt(one.model, one.geometry, ids), steps=40)
-    assert found.peak_prefill_bytes is None
+    memory = measure_filled(arm, exact_prompt(one.model, one.geometry, ids), steps=40)
+    assert memory.peak_prefill_bytes is None
     prefilled = measure_memory(arm, ids, steps=40)
-    assert (found.allocated, found.largest_bytes) == (prefilled.allocated, prefilled.largest_bytes)
+    assert (memory.allocated, memory.largest_bytes) == (prefilled.allocated, prefilled.largest_bytes)
 
 
 def test_the_largest_bytes_are_those_of_the_fullest_moment_of_a_cycle():
@@ -114,8 +114,8 @@ def fake_peak(above: int, method: str) -> Peak:
 @pytest.mark.parametrize("phase", ["prefill", "decoding"])
 def test_a_peak_below_the_caches_bytes_is_no_result(phase: str, monkeypatch: pytest.MonkeyPatch):
     arm, ids = arm_of(subject("llama", torch.float32), "none"), token_ids(1, TOKENS)
-    held = measure_memory(arm, ids, steps=0).allocated.total
-    peaks = iter([held, held - 1] if phase == "decoding" else [held - 1, held])
+    size = measure_memory(arm, ids, steps=0).allocated.total
+    peaks = iter([size, size - 1] if phase == "decoding" else [size - 1, size])
 
     @contextmanager
     def measured(device: str) -> Iterator[Peak]:
@@ -134,8 +134,8 @@ def test_within_the_counters_resolution_the_bytes_themselves_are_the_peak(monkey
         yield fake_peak(0, "kernel")
 
     monkeypatch.setattr(memory_module, "peak_memory", measured)
-    found = measure_memory(arm, ids, steps=0)
-    assert found.peak_prefill_bytes == found.peak_decode_bytes == found.allocated.total
+    memory = measure_memory(arm, ids, steps=0)
+    assert memory.peak_prefill_bytes == memory.peak_decode_bytes == memory.allocated.total
 
 
 def test_measuring_leaves_the_model_stock():

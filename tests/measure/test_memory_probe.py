@@ -47,21 +47,21 @@ def arm_of(spec: str, name: str = TINY) -> Arm:
     return Arm.of(spec, model.model, geometry, plan, compressor.stock)
 
 
-def peaks(found: Memory) -> tuple[int, int]:
-    assert found.peak_prefill_bytes is not None and found.peak_decode_bytes is not None
-    return found.peak_prefill_bytes, found.peak_decode_bytes
+def peaks(memory: Memory) -> tuple[int, int]:
+    assert memory.peak_prefill_bytes is not None and memory.peak_decode_bytes is not None
+    return memory.peak_prefill_bytes, memory.peak_decode_bytes
 
 
 def test_the_child_measures_the_plan_that_it_is_given():
     arm, ids = arm_of("ftc:bits=3"), token_ids(2, 200)
-    found = probe(arm, TINY, ids, steps=2)
-    MemoryResult.model_validate(as_plain(found))
-    assert (found.tokens, found.batch, found.dtype, found.flagged) == (200, 2, "float32", False)
-    assert found.baseline_rss_bytes is not None and found.baseline_rss_bytes > 50 << 20, "an interpreter with torch"
+    memory = probe(arm, TINY, ids, steps=2)
+    MemoryResult.model_validate(as_plain(memory))
+    assert (memory.tokens, memory.batch, memory.dtype, memory.flagged) == (200, 2, "float32", False)
+    assert memory.baseline_rss_bytes is not None and memory.baseline_rss_bytes > 50 << 20, "an interpreter with torch"
     here = measure_memory(arm, ids, 2)
-    assert (found.allocated, found.largest_bytes) == (here.allocated, here.largest_bytes)
-    assert found.model_level_bytes == here.model_level_bytes
-    assert min(peaks(found)) >= found.allocated.total and found.peak_prefill_chunked_bytes is None
+    assert (memory.allocated, memory.largest_bytes) == (here.allocated, here.largest_bytes)
+    assert memory.model_level_bytes == here.model_level_bytes
+    assert min(peaks(memory)) >= memory.allocated.total and memory.peak_prefill_chunked_bytes is None
 
 
 def test_stock_caches_need_no_plan_and_files_in_the_current_folder_are_not_imported(
@@ -70,8 +70,8 @@ def test_stock_caches_need_no_plan_and_files_in_the_current_folder_are_not_impor
     for name in ("random", "torch", "kvbench"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the current folder')")
     monkeypatch.chdir(tmp_path)
-    found = probe(arm_of("hf"), TINY, token_ids(1, 20), steps=0)
-    assert (found.tokens, found.largest_bytes) == (20, None)
+    memory = probe(arm_of("hf"), TINY, token_ids(1, 20), steps=0)
+    assert (memory.tokens, memory.largest_bytes) == (20, None)
 
 
 def test_peaks_repeat_whatever_has_run_before_and_hold_the_cache():
@@ -84,9 +84,9 @@ def test_peaks_repeat_whatever_has_run_before_and_hold_the_cache():
 
 def test_a_prompt_in_chunks_has_a_peak_of_its_own():
     arm, ids = arm_of("int:bits=4", WIDE), token_ids(1, 2000)
-    found = probe(arm, WIDE, ids, steps=0, chunk=256)
-    assert found.peak_prefill_chunked_bytes is not None
-    assert found.allocated.total < found.peak_prefill_chunked_bytes != found.peak_prefill_bytes
+    memory = probe(arm, WIDE, ids, steps=0, chunk=256)
+    assert memory.peak_prefill_chunked_bytes is not None
+    assert memory.allocated.total < memory.peak_prefill_chunked_bytes != memory.peak_prefill_bytes
 
 
 def test_a_machine_that_is_too_small_is_told_before_a_child_starts(monkeypatch: pytest.MonkeyPatch):

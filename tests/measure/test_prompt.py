@@ -49,9 +49,9 @@ def arm_of(one: Subject, spec: str) -> Arm:
 def stored(cache: CompressedCache) -> list[tuple[str, Tensor]]:
     """What every layer holds, without the memory kept for growth."""
     return [
-        (name, held.view if isinstance(held, GrowingTensor) else held)
+        (name, buffer.view if isinstance(buffer, GrowingTensor) else buffer)
         for layer in cache.kv_layers
-        for name, held in layer.tensors_by_kind()
+        for name, buffer in layer.tensors_by_kind()
     ]
 
 
@@ -72,8 +72,8 @@ def test_filling_equals_a_prefill_through_the_attached_model(family: str, spec: 
     fast = arm.fill(exact_prompt(one.model, one.geometry, ids))
     assert isinstance(slow, CompressedCache) and isinstance(fast, CompressedCache)
     assert fast.nbytes() == slow.nbytes() and fast.get_seq_length() == slow.get_seq_length() == TOKENS
-    for (name, found), (expected_name, expected) in zip(stored(fast), stored(slow), strict=True):
-        assert name == expected_name and torch.equal(found, expected), name
+    for (name, tensor), (expected_name, expected) in zip(stored(fast), stored(slow), strict=True):
+        assert name == expected_name and torch.equal(tensor, expected), name
     with arm.entered():
         assert torch.equal(feed(one.model, fast, NEXT, [1, 1, 1]), feed(one.model, slow, NEXT, [1, 1, 1]))
 
@@ -84,11 +84,11 @@ def test_filling_a_stock_cache_equals_a_stock_prefill(family: str):
     ids, arm = token_ids(1, TOKENS), arm_of(one, "hf")
     slow, fast = prefilled(arm, ids), arm.fill(exact_prompt(one.model, one.geometry, ids))
     assert fast.get_seq_length() == TOKENS
-    for found, expected in zip(fast.layers, slow.layers, strict=True):
-        torch.testing.assert_close(found.keys, expected.keys, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(found.values, expected.values, atol=1e-5, rtol=1e-5)
-    found, expected = (feed(one.model, cache, NEXT, [1, 2]) for cache in (fast, slow))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for layer, expected in zip(fast.layers, slow.layers, strict=True):
+        torch.testing.assert_close(layer.keys, expected.keys, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(layer.values, expected.values, atol=1e-5, rtol=1e-5)
+    logits, expected = (feed(one.model, cache, NEXT, [1, 2]) for cache in (fast, slow))
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_logits_are_those_after_the_last_token():

@@ -44,17 +44,17 @@ def score(one: Subject, spec: str, block: int = 32, ids: Tensor = IDS, prefix: i
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 def test_uncompressed_is_no_distance_from_itself(family: str):
-    found = score(subject(family, torch.float32), "none")
-    assert found.kld_max == found.kld_mean == found.delta_nll == 0 and found.same_top1 == 1
-    assert found.perplexity == found.baseline_perplexity
-    assert found.documents == 2 and found.tokens == 2 * (LENGTH - PREFIX - 1)
-    assert found.per_document_kld == (0, 0) and found.kld_interval is found.delta_nll_interval is None
+    scored = score(subject(family, torch.float32), "none")
+    assert scored.kld_max == scored.kld_mean == scored.delta_nll == 0 and scored.same_top1 == 1
+    assert scored.perplexity == scored.baseline_perplexity
+    assert scored.documents == 2 and scored.tokens == 2 * (LENGTH - PREFIX - 1)
+    assert scored.per_document_kld == (0, 0) and scored.kld_interval is scored.delta_nll_interval is None
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 def test_stock_path_is_within_the_noise_floor_which_is_tiny(family: str):
-    found = score(subject(family, torch.float32), "hf")
-    assert 0 <= found.noise_floor_kld < 1e-9 and 0 <= found.kld_mean < 1e-9 and found.same_top1 == 1
+    scored = score(subject(family, torch.float32), "hf")
+    assert 0 <= scored.noise_floor_kld < 1e-9 and 0 <= scored.kld_mean < 1e-9 and scored.same_top1 == 1
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -65,27 +65,27 @@ def test_perplexity_is_that_of_the_stock_model_over_the_tokens_after_the_prefix(
         logits = one.model(row[None]).logits[0].double()
         for position in range(PREFIX, LENGTH - 1):  # the token at `position` predicts the next one
             losses.append(float(torch.logsumexp(logits[position], 0) - logits[position, row[position + 1]]))
-    found = score(one, "none")
-    assert found.tokens == len(losses)
-    assert found.baseline_perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-6)
+    scored = score(one, "none")
+    assert scored.tokens == len(losses)
+    assert scored.baseline_perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-6)
 
 
 def test_divergence_is_that_of_two_full_distributions():
     one = subject("llama", torch.float32)
-    found = score(one, LOSSY, block=1, ids=IDS[:1])
+    scored = score(one, LOSSY, block=1, ids=IDS[:1])
     none, arm = (arm_of(one, spec) for spec in ("none", LOSSY))
     logits = []
-    for own in (none, arm):
-        with own.entered():
-            cache = own.new_cache()
-            own.forward(IDS[:1, :PREFIX], cache)
-            logits.append(torch.cat([own.forward(IDS[:1, i : i + 1], cache)[0] for i in range(PREFIX, LENGTH - 1)]))
-    p, q = (torch.log_softmax(own.double(), -1) for own in logits)
+    for each in (none, arm):
+        with each.entered():
+            cache = each.new_cache()
+            each.forward(IDS[:1, :PREFIX], cache)
+            logits.append(torch.cat([each.forward(IDS[:1, i : i + 1], cache)[0] for i in range(PREFIX, LENGTH - 1)]))
+    p, q = (torch.log_softmax(scores.double(), -1) for scores in logits)
     kld = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1)
-    assert found.kld_mean == pytest.approx(float(kld.mean()), rel=1e-4)
-    assert found.kld_max == pytest.approx(float(kld.max()), rel=1e-4)
-    assert found.same_top1 == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
-    assert found.kld_interval is None, "one document says nothing about how documents differ"
+    assert scored.kld_mean == pytest.approx(float(kld.mean()), rel=1e-4)
+    assert scored.kld_max == pytest.approx(float(kld.max()), rel=1e-4)
+    assert scored.same_top1 == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
+    assert scored.kld_interval is None, "one document says nothing about how documents differ"
 
 
 @pytest.mark.parametrize("spec", [LOSSY, "kvtc:bits=2,sinks=2,recent=4,block=4", "snapkv:budget=0.5,recent=4,block=4"])
@@ -107,7 +107,7 @@ def test_documents_are_pooled_by_token_and_shown_one_by_one():
     one = subject("llama", torch.float32)
     both = score(one, LOSSY)
     alone = [score(one, LOSSY, ids=row[None]) for row in IDS]
-    assert both.per_document_kld == pytest.approx([own.kld_mean for own in alone])
+    assert both.per_document_kld == pytest.approx([single.kld_mean for single in alone])
     assert both.kld_mean == pytest.approx(sum(both.per_document_kld) / 2)
     assert both.kld_interval is None and both.interval_method == "hall-t97", "two documents say little of others"
 
@@ -115,16 +115,16 @@ def test_documents_are_pooled_by_token_and_shown_one_by_one():
 def test_intervals_are_made_of_one_value_a_document():
     one = subject("llama", torch.float32)
     ids = torch.randint(0, one.model.config.vocab_size, (12, 20), generator=torch.Generator().manual_seed(1))
-    found = score(one, LOSSY, ids=ids, prefix=12)
-    assert found.kld_interval == mean_interval(found.per_document_kld)
-    assert found.kld_interval[0] < found.kld_mean < found.kld_interval[1]
-    assert found.delta_nll_interval[0] < found.delta_nll < found.delta_nll_interval[1]
+    scored = score(one, LOSSY, ids=ids, prefix=12)
+    assert scored.kld_interval == mean_interval(scored.per_document_kld)
+    assert scored.kld_interval[0] < scored.kld_mean < scored.kld_interval[1]
+    assert scored.delta_nll_interval[0] < scored.delta_nll < scored.delta_nll_interval[1]
 
 
 def test_baselines_too_large_to_keep_are_computed_again_with_the_same_result(monkeypatch: pytest.MonkeyPatch):
     one = subject("llama", torch.float32)
     kept = score(one, LOSSY)
-    monkeypatch.setattr(quality, "HELD_BYTES", 4 * (LENGTH - PREFIX - 1) * one.model.config.vocab_size)
+    monkeypatch.setattr(quality, "DISTRIBUTION_BYTES", 4 * (LENGTH - PREFIX - 1) * one.model.config.vocab_size)
     bench = QualityBench(arm_of(one, "none"), IDS, PREFIX, 32)
     assert bench.score(arm_of(one, LOSSY)) == kept
     assert [document.output is None for document in bench.documents()] == [True, False]
@@ -195,6 +195,6 @@ def test_default_model_reads_essays_as_well_as_ever(smollm2: LoadedModel):
         Arm.of(spec, smollm2.model, geometry, parse(spec).fit(geometry)) for spec in ("none", "int:bits=8,recent=16")
     )
     ids = windows("essays", "test", smollm2.tokenizer, 192, 1).ids
-    found = QualityBench(none, ids, 96, 96).score(int8)
-    assert 10 < found.baseline_perplexity < 100, "a wrong alignment of targets would give thousands"
-    assert found.noise_floor_kld < 1e-7 < found.kld_mean < 2e-3 and found.same_top1 > 0.95
+    scored = QualityBench(none, ids, 96, 96).score(int8)
+    assert 10 < scored.baseline_perplexity < 100, "a wrong alignment of targets would give thousands"
+    assert scored.noise_floor_kld < 1e-7 < scored.kld_mean < 2e-3 and scored.same_top1 > 0.95

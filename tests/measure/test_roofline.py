@@ -18,7 +18,7 @@ TOKENS, BATCH, STEP_S = 200, 2, 1.0
 INT4 = "int:bits=4,sinks=2,recent=4,block=4"
 
 
-def found(monkeypatch: pytest.MonkeyPatch, spec: str, limits: Peaks, family: str = "llama") -> Roofline | None:
+def roofline_of(monkeypatch: pytest.MonkeyPatch, spec: str, limits: Peaks, family: str = "llama") -> Roofline | None:
     monkeypatch.setattr(floor, "peaks", lambda device, dtype: limits)
     one = subject(family, torch.float32)
     arm = Arm.of(spec, one.model, one.geometry, None if spec == "hf" else parse(spec).fit(one.geometry))
@@ -29,12 +29,12 @@ def found(monkeypatch: pytest.MonkeyPatch, spec: str, limits: Peaks, family: str
 
 @pytest.mark.parametrize("spec", ["none", "hf"])
 def test_an_uncompressed_cache_has_no_ceiling_above_one(monkeypatch, spec):
-    own = found(monkeypatch, spec, Peaks(read=1e9, operations=1e15))
+    bounds = roofline_of(monkeypatch, spec, Peaks(read=1e9, operations=1e15))
     geometry = subject("llama", torch.float32).geometry
-    assert own is not None and own.cache_bytes == own.none_cache_bytes == BATCH * 4 * geometry.elements(TOKENS)
-    assert own.operations == own.none_operations and own.ceiling == 1
-    assert own.bound_s == pytest.approx((own.weight_bytes + own.cache_bytes) / 1e9)
-    assert own.achieved == pytest.approx(own.bound_s / STEP_S)
+    assert bounds is not None and bounds.cache_bytes == bounds.none_cache_bytes == BATCH * 4 * geometry.elements(TOKENS)
+    assert bounds.operations == bounds.none_operations and bounds.ceiling == 1
+    assert bounds.bound_s == pytest.approx((bounds.weight_bytes + bounds.cache_bytes) / 1e9)
+    assert bounds.achieved == pytest.approx(bounds.bound_s / STEP_S)
 
 
 def test_unused_capacity_is_not_read():
@@ -47,33 +47,33 @@ def test_unused_capacity_is_not_read():
 
 
 def test_fewer_bytes_raise_the_ceiling_where_reading_is_the_limit(monkeypatch):
-    own = found(monkeypatch, INT4, Peaks(read=1e9, operations=1e15))
-    assert own is not None and own.cache_bytes < own.none_cache_bytes / 4
-    whole, less = own.weight_bytes + own.none_cache_bytes, own.weight_bytes + own.cache_bytes
-    assert own.ceiling == pytest.approx(whole / less) and own.ceiling > 1
+    bounds = roofline_of(monkeypatch, INT4, Peaks(read=1e9, operations=1e15))
+    assert bounds is not None and bounds.cache_bytes < bounds.none_cache_bytes / 4
+    whole, less = bounds.weight_bytes + bounds.none_cache_bytes, bounds.weight_bytes + bounds.cache_bytes
+    assert bounds.ceiling == pytest.approx(whole / less) and bounds.ceiling > 1
 
 
 def test_fewer_bytes_are_no_faster_where_arithmetic_is_the_limit(monkeypatch):
-    own = found(monkeypatch, INT4, Peaks(read=1e15, operations=1e6))
-    assert own is not None and own.bound_s == own.operations / 1e6 and own.ceiling == 1
+    bounds = roofline_of(monkeypatch, INT4, Peaks(read=1e15, operations=1e6))
+    assert bounds is not None and bounds.bound_s == bounds.operations / 1e6 and bounds.ceiling == 1
 
 
 def test_operations_are_two_for_every_weight_and_every_dimension_of_every_token(monkeypatch):
-    own, one = found(monkeypatch, "none", Peaks(1e9, 1e9)), subject("llama", torch.float32)
+    bounds, one = roofline_of(monkeypatch, "none", Peaks(1e9, 1e9)), subject("llama", torch.float32)
     attention = sum(layer.heads * TOKENS * (layer.head_dim + layer.value_dim) for layer in one.geometry.layers)
-    assert own is not None and own.operations == 2 * BATCH * (weights_read(one.model)[0] + attention)
+    assert bounds is not None and bounds.operations == 2 * BATCH * (weights_read(one.model)[0] + attention)
 
 
 @pytest.mark.parametrize(("spec", "rebuilds"), [("pca:rank=0.5,heads=each,keys=after", False), ("pca:rank=0.5", True)])
 def test_rebuilding_keys_and_values_is_counted(monkeypatch, spec, rebuilds):
-    one, exact = subject("llama", torch.float32), found(monkeypatch, "none", Peaks(1e9, 1e9))
+    one, exact = subject("llama", torch.float32), roofline_of(monkeypatch, "none", Peaks(1e9, 1e9))
     monkeypatch.setattr(floor, "peaks", lambda device, dtype: Peaks(1e9, 1e9))
     arm = Arm.of(spec, one.model, one.geometry, parse(spec).fit(one.geometry, calibrated(one)))
     prompt = exact_prompt(one.model, one.geometry, token_ids(1, TOKENS)).repeat(BATCH)
     with arm.entered():
-        own = roofline(arm, arm.fill(prompt), BATCH, STEP_S)
-    assert exact is not None and own is not None
-    assert (own.operations > exact.operations) == rebuilds, "half the rank is half the work, unless it is rebuilt"
+        bounds = roofline(arm, arm.fill(prompt), BATCH, STEP_S)
+    assert exact is not None and bounds is not None
+    assert (bounds.operations > exact.operations) == rebuilds, "half the rank is half the work, unless it is rebuilt"
 
 
 def test_looked_up_tables_are_not_read():
@@ -86,7 +86,7 @@ def test_looked_up_tables_are_not_read():
 
 
 def test_experts_have_no_roofline(monkeypatch):
-    assert found(monkeypatch, "none", Peaks(1e9, 1e9), family="mixtral") is None
+    assert roofline_of(monkeypatch, "none", Peaks(1e9, 1e9), family="mixtral") is None
 
 
 def test_peaks_are_measured_once(monkeypatch):
@@ -103,11 +103,11 @@ def test_peaks_are_measured_once(monkeypatch):
 @pytest.mark.parametrize("spec", ["hadamard+int:bits=4", "random-projection:rank=0.5", "int:bits=4"])
 def test_bases_are_read_once_a_step(monkeypatch, spec):
     """Decoder and mean in fp16, whatever the batch; one storage for all heads and layers here."""
-    own = found(monkeypatch, spec, Peaks(read=1e9, operations=1e15))
+    bounds = roofline_of(monkeypatch, spec, Peaks(read=1e9, operations=1e15))
     dim = subject("llama", torch.float32).geometry.layers[0].head_dim
     rank = {"hadamard+int:bits=4": dim, "random-projection:rank=0.5": dim // 2, "int:bits=4": None}[spec]
-    assert own is not None and own.basis_bytes == (0 if rank is None else 2 * dim * rank + 2 * dim)
-    assert own.bound_s == pytest.approx((own.weight_bytes + own.cache_bytes + own.basis_bytes) / 1e9)
+    assert bounds is not None and bounds.basis_bytes == (0 if rank is None else 2 * dim * rank + 2 * dim)
+    assert bounds.bound_s == pytest.approx((bounds.weight_bytes + bounds.cache_bytes + bounds.basis_bytes) / 1e9)
 
 
 def test_encoders_are_not_read_while_decoding():

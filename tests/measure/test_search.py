@@ -14,13 +14,13 @@ from kvbench.measure.search import CLOSE, Search
 
 
 class Curve:
-    """A KLD that falls exponentially in the bits of a spec's first part, and counts how often it is asked."""
+    """A KLD that falls exponentially in the bits of a spec's first part, and counts how often it is measured."""
 
     def __init__(self, slope: float = 1.3, refused_below: float = 0.0) -> None:
-        self.slope, self.refused_below, self.asked = slope, refused_below, 0
+        self.slope, self.refused_below, self.calls = slope, refused_below, 0
 
     def __call__(self, compressor: Compressor) -> float:
-        self.asked += 1
+        self.calls += 1
         part = compressor.parts[0]
         bits = part.bits if hasattr(part, "bits") else 8 * part.rank
         if bits < self.refused_below:
@@ -34,7 +34,7 @@ def test_numbers_meet_the_target_in_few_measurements(slope: float, bits: float, 
     curve, target = Curve(slope), math.exp(-slope * bits)
     reached = curve(Search(method, curve).solve(target))
     assert (1 - 2 * CLOSE) * target <= reached <= target
-    assert curve.asked <= 10
+    assert curve.calls <= 10
 
 
 def test_choices_are_the_smallest_that_meets_it() -> None:
@@ -48,8 +48,8 @@ def test_a_lax_target_takes_the_least_setting() -> None:
 
 
 def test_settings_that_a_method_refuses_are_stepped_around() -> None:
-    found = Search("kvtc", Curve(refused_below=3)).solve(math.exp(-1.3 * 2.9))
-    assert 3 <= found.parts[0].bits < 3.2
+    solved = Search("kvtc", Curve(refused_below=3)).solve(math.exp(-1.3 * 2.9))
+    assert 3 <= solved.parts[0].bits < 3.2
 
 
 def test_unreachable_targets_say_the_nearest() -> None:

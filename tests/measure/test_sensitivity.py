@@ -45,7 +45,7 @@ def knowing(model: Subject, weights: dict[tuple[int, str], float]) -> Statistics
 def test_every_side_of_every_layer_is_measured(model: Subject, measured: Sensitivity) -> None:
     layers = [layer.layer for layer in model.geometry.compressible]
     assert list(measured.sides) == [(layer, side) for layer in layers for side in ("key", "value")]
-    assert all(own.kld > 0 and own.error > 0 for own in measured.sides.values())
+    assert all(each.kld > 0 and each.error > 0 for each in measured.sides.values())
     assert measured.of(layers[0], "rotated_key") == measured.of(layers[0], "key")
 
 
@@ -53,9 +53,9 @@ def test_a_side_that_nothing_reads_costs_nothing(model: Subject) -> None:
     silenced = subject("llama", torch.float32, hidden=64, heads=4, kv_heads=2, head_dim=16, vocab=300)
     with torch.no_grad():
         silenced.model.model.layers[1].self_attn.o_proj.weight.zero_()
-    found = measure_sensitivity(silenced.model, silenced.geometry, calibrated(silenced), token_ids(1, 96))
-    assert found.of(1, "key").kld < 1e-9 and found.of(1, "value").kld < 1e-9
-    assert found.of(0, "value").kld > 100 * found.of(1, "value").kld
+    silent = measure_sensitivity(silenced.model, silenced.geometry, calibrated(silenced), token_ids(1, 96))
+    assert silent.of(1, "key").kld < 1e-9 and silent.of(1, "value").kld < 1e-9
+    assert silent.of(0, "value").kld > 100 * silent.of(1, "value").kld
 
 
 def test_progress_counts_the_probes(model: Subject) -> None:

@@ -89,30 +89,30 @@ def seconds(name: str, turn: int) -> float:
 
 
 def test_ratios_are_speed_ups_over_both_baselines(measure: Callable[..., Speed]):
-    found = measure(Stopwatch(seconds))
-    assert found.ratios["none"].ratio == pytest.approx(2) and found.ratios["hf"].ratio == pytest.approx(4)
-    assert (found.tpot_s, found.tpot_p50_s) == pytest.approx((0.1, 0.1)) and found.tokens_per_s == pytest.approx(10)
+    timed = measure(Stopwatch(seconds))
+    assert timed.ratios["none"].ratio == pytest.approx(2) and timed.ratios["hf"].ratio == pytest.approx(4)
+    assert (timed.tpot_s, timed.tpot_p50_s) == pytest.approx((0.1, 0.1)) and timed.tokens_per_s == pytest.approx(10)
 
 
 def test_drift_that_all_arms_share_cancels(measure: Callable[..., Speed]):
-    found = measure(Stopwatch(lambda name, turn: seconds(name, turn) * 3**turn))
-    assert found.ratios["none"].ratio == pytest.approx(2)
-    assert (found.ratios["none"].low, found.ratios["none"].high) == pytest.approx((2, 2))
-    assert found.tpot_p99_s > 10 * found.tpot_p50_s
+    timed = measure(Stopwatch(lambda name, turn: seconds(name, turn) * 3**turn))
+    assert timed.ratios["none"].ratio == pytest.approx(2)
+    assert (timed.ratios["none"].low, timed.ratios["none"].high) == pytest.approx((2, 2))
+    assert timed.tpot_p99_s > 10 * timed.tpot_p50_s
 
 
 def test_what_now_and_then_takes_long_is_paid_for_by_every_token(measure: Callable[..., Speed]):
     slow = WARMUP + 1
-    found = measure(Stopwatch(lambda name, turn: 0.9 if (name, turn) == (INT4, slow) else seconds(name, turn)))
-    assert found.tpot_s == pytest.approx(0.2) and found.tpot_p50_s == pytest.approx(0.1)
-    assert found.tokens_per_s == pytest.approx(5) and found.ratios["none"].ratio == pytest.approx(1)
+    timed = measure(Stopwatch(lambda name, turn: 0.9 if (name, turn) == (INT4, slow) else seconds(name, turn)))
+    assert timed.tpot_s == pytest.approx(0.2) and timed.tpot_p50_s == pytest.approx(0.1)
+    assert timed.tokens_per_s == pytest.approx(5) and timed.ratios["none"].ratio == pytest.approx(1)
 
 
 def test_encoding_has_a_figure_of_its_own(measure: Callable[..., Speed]):
-    found = measure(Stopwatch(seconds, encode_s=0.8))
-    assert found.cycle == BLOCK and found.tpot_s == pytest.approx(0.2)
-    assert found.tpot_p50_s == pytest.approx(0.1) and found.encode_s_per_token == pytest.approx(0.1)
-    assert found.ratios["none"].ratio == pytest.approx(1)
+    timed = measure(Stopwatch(seconds, encode_s=0.8))
+    assert timed.cycle == BLOCK and timed.tpot_s == pytest.approx(0.2)
+    assert timed.tpot_p50_s == pytest.approx(0.1) and timed.encode_s_per_token == pytest.approx(0.1)
+    assert timed.ratios["none"].ratio == pytest.approx(1)
     assert measure(Stopwatch(seconds), spec="none").encode_s_per_token is None
 
 
@@ -140,16 +140,16 @@ def test_bytes_are_those_of_the_cache_that_is_timed(measure: Callable[..., Speed
         cache = alone.fill(
             exact_prompt(one.model, one.geometry, token_ids(1, PROMPT + STEPS * (ROUNDS + WARMUP))[:, :PROMPT])
         )
-    found = measure(Stopwatch(seconds))
-    assert found.allocated == walk(cache) and found.largest_bytes >= found.allocated.total
-    assert measure(Stopwatch(seconds), spec="none").largest_bytes > found.largest_bytes
+    timed = measure(Stopwatch(seconds))
+    assert timed.allocated == walk(cache) and timed.largest_bytes >= timed.allocated.total
+    assert measure(Stopwatch(seconds), spec="none").largest_bytes > timed.largest_bytes
 
 
 def test_warm_up_rounds_do_not_count(measure: Callable[..., Speed]):
     watch = Stopwatch(lambda name, turn: 1000 if turn < WARMUP else seconds(name, turn))
-    found = measure(watch)
-    assert len(found.raw_step_s) == STEPS * ROUNDS and found.raw_step_s == pytest.approx([0.1] * STEPS * ROUNDS)
-    assert found.ratios["none"].ratio == pytest.approx(2)
+    timed = measure(watch)
+    assert len(timed.raw_step_s) == STEPS * ROUNDS and timed.raw_step_s == pytest.approx([0.1] * STEPS * ROUNDS)
+    assert timed.ratios["none"].ratio == pytest.approx(2)
     assert Counter(name for name, _ in watch.steps) == dict.fromkeys(("none", "hf", INT4), STEPS * (ROUNDS + WARMUP))
 
 
@@ -164,20 +164,22 @@ def orders(watch: Stopwatch) -> list[tuple[str, ...]]:
 
 
 def test_arms_take_turns_in_an_order_that_the_seed_shuffles(measure: Callable[..., Speed]):
-    found = []
+    runs = []
     for seed in (0, 0, 1):
         watch = Stopwatch(seconds)
         measure(watch, seed=seed)
-        found.append(orders(watch))
-    assert all(sorted(turn) == sorted(("none", "hf", INT4)) for turn in found[0])
-    assert len(set(found[0])) > 1, "a fixed order would give one arm the others' warm caches every time"
-    assert found[0] == found[1] != found[2]
+        runs.append(orders(watch))
+    assert all(sorted(turn) == sorted(("none", "hf", INT4)) for turn in runs[0])
+    assert len(set(runs[0])) > 1, "a fixed order would give one arm the others' warm caches every time"
+    assert runs[0] == runs[1] != runs[2]
 
 
 def test_all_arms_decode_the_same_tokens(measure: Callable[..., Speed]):
     watch = Stopwatch(seconds)
     measure(watch, batch=2)
-    by_arm = {name: torch.cat([ids for own, ids in watch.steps if own == name], 1) for name in ("none", "hf", INT4)}
+    by_arm = {
+        name: torch.cat([ids for arm_name, ids in watch.steps if arm_name == name], 1) for name in ("none", "hf", INT4)
+    }
     assert by_arm["none"].shape == (2, STEPS * (ROUNDS + WARMUP))
     text = token_ids(1, PROMPT + STEPS * (ROUNDS + WARMUP))[:, PROMPT:]
     assert torch.equal(by_arm["none"], text.expand(2, -1)), "what follows the prompt in the document"
@@ -186,27 +188,27 @@ def test_all_arms_decode_the_same_tokens(measure: Callable[..., Speed]):
 
 def test_a_baseline_is_not_timed_twice_when_it_is_the_arm_itself(measure: Callable[..., Speed]):
     watch = Stopwatch(seconds)
-    found = measure(watch, spec="none")
+    timed = measure(watch, spec="none")
     assert {name for name, _ in watch.steps} == {"none", "hf"}
-    assert found.ratios["none"].ratio == 1 and found.ratios["hf"].ratio == pytest.approx(2)
+    assert timed.ratios["none"].ratio == 1 and timed.ratios["hf"].ratio == pytest.approx(2)
 
 
 def test_time_to_first_token_is_prefill_and_compression(measure: Callable[..., Speed]):
     watch = Stopwatch(seconds, fill_s=0.5, prefill_s=2)
-    found = measure(watch)
-    assert (found.prefill_s, found.compress_s, found.ttft_s) == pytest.approx((2, 0.5, 2.5))
+    timed = measure(watch)
+    assert (timed.prefill_s, timed.compress_s, timed.ttft_s) == pytest.approx((2, 0.5, 2.5))
     assert watch.prefills[-1] == PROMPT and len(watch.prefills) == 2, "one untimed prefill warms up"
-    assert (found.batch, found.prompt, found.steps) == (1, PROMPT, STEPS)
+    assert (timed.batch, timed.prompt, timed.steps) == (1, PROMPT, STEPS)
 
 
 def test_rates_count_all_rows(measure: Callable[..., Speed]):
-    found = measure(Stopwatch(seconds), batch=4)
-    assert found.batch == 4 and found.tpot_s == pytest.approx(0.1) and found.tokens_per_s == pytest.approx(40)
+    timed = measure(Stopwatch(seconds), batch=4)
+    assert timed.batch == 4 and timed.tpot_s == pytest.approx(0.1) and timed.tokens_per_s == pytest.approx(40)
 
 
 def test_one_round_has_a_ratio_and_no_interval(measure: Callable[..., Speed]):
-    found = measure(Stopwatch(seconds), spec="hf", rounds=1)
-    assert found.ratios["none"].ratio == pytest.approx(0.5) and found.ratios["none"].low is None
+    timed = measure(Stopwatch(seconds), spec="hf", rounds=1)
+    assert timed.ratios["none"].ratio == pytest.approx(0.5) and timed.ratios["none"].low is None
 
 
 def test_the_prompt_is_prefilled_once_for_all_compressors():

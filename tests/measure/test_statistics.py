@@ -38,7 +38,7 @@ def test_symmetric_samples_have_students_interval():
 
 
 def test_halls_transformation_is_undone():
-    """The ends of the interval, put into the transformation itself, are the quantiles of t."""
+    """The bounds of the interval, put into the transformation itself, are the quantiles of t."""
     sample = np.random.default_rng(0).lognormal(0, 1, 15)
     n, mean, spread = 15, sample.mean(), sample.std(ddof=1)
     g = ((sample - mean) ** 3).mean() / sample.std() ** 3
