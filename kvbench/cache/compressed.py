@@ -20,6 +20,7 @@ from torch import Tensor
 from kvbench.cache.body import Body, kind
 from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.codec import Codec
+from kvbench.cache.crop import crop
 from kvbench.cache.layer import KVLayer, TensorsByKind, gather_slots, mask_at, require_finite
 from kvbench.cache.rounding import exact_dtype, stored_as
 from kvbench.cache.spans import Spans
@@ -158,9 +159,9 @@ class CompressedLayer(KVLayer):
             return self.attend_exact(query, *tail, call, tail_mask)
         keys, values = self.sink_keys.to(self.dtype), self.sink_values.to(self.dtype)
         if rotator is not None:
-            keys = rotator.at(keys, self._sink_slots(query.device).expand(query.shape[0], -1))
+            keys = rotator.at(keys, self.sink_slots(query.device).expand(query.shape[0], -1))
         if mask is not None and tail_mask is not None:
-            sink_mask = mask_at(mask, self._sink_slots(query.device))
+            sink_mask = mask_at(mask, self.sink_slots(query.device))
             if limits is not None:
                 sink_mask = sink_mask & (limits > 0)[:, None]  # earlier queries still see the sinks in the tail
             tail_mask = torch.cat([sink_mask, tail_mask], -1)
@@ -174,10 +175,10 @@ class CompressedLayer(KVLayer):
         if mask is not None:
             mask = mask[..., start : start + entries] if slots is None else mask_at(mask, slots)
         if limits is not None:
-            within = self._body_slots(query.device).unsqueeze(-2) < limits[:, None]
+            within = self.body_slots(query.device).unsqueeze(-2) < limits[:, None]
             mask = within if mask is None else mask & within
         if self.first is not None:  # padding and the sinks of padded rows sit among the body's slots
-            real = self._body_slots(query.device).unsqueeze(-2) >= (self.first + self.spans.sinks).view(-1, 1, 1, 1)
+            real = self.body_slots(query.device).unsqueeze(-2) >= (self.first + self.spans.sinks).view(-1, 1, 1, 1)
             mask = real if mask is None else mask & real
         rotate_keys = None
         if rotator is not None:
@@ -207,12 +208,12 @@ class CompressedLayer(KVLayer):
         keys = self._tail(self.tail_keys)
         return keys if rotator is None else rotator.slots(keys, self.tail_start, self.seen)
 
-    def _sink_slots(self, device: torch.device) -> Tensor:
+    def sink_slots(self, device: torch.device) -> Tensor:
         """(1 or batch, sinks): the slots of the sink tokens."""
         slots = torch.arange(self.spans.sinks, device=device)[None]
         return slots if self.first is None else slots + self.first[:, None]
 
-    def _body_slots(self, device: torch.device) -> Tensor:
+    def body_slots(self, device: torch.device) -> Tensor:
         """(1 or batch, 1 or kv heads, entries): the slots of the body's entries."""
         if self.body.slots is not None:
             return self.body.slots.view
@@ -274,7 +275,7 @@ class CompressedLayer(KVLayer):
         assert self.tail_keys is not None and self.tail_values is not None
         tails = self.tail_keys, self.tail_values
         if self.tail_start == 0:
-            slots = self._sink_slots(tails[0].data.device).expand(tails[0].data.shape[0], -1)
+            slots = self.sink_slots(tails[0].data.device).expand(tails[0].data.shape[0], -1)
             self.sink_keys, self.sink_values = (gather_slots(tail.view, slots) for tail in tails)
         for tail in tails:
             tail.drop_front(boundary - self.tail_start, self.spans.recent + self.spans.block)
@@ -319,76 +320,21 @@ class CompressedLayer(KVLayer):
     # ---- cache surgery ---------------------------------------------------------------------------------------------
 
     def truncate(self, length: int) -> None:
-        """Forget slots from ``length`` on.
+        """Forget slots from ``length`` on (:mod:`kvbench.cache.crop`)."""
+        crop(self, length)
 
-        Inside the body the cut falls on a block: the rest of that block is decoded back into the tail. With a selector
-        the tokens it had kept of the cut block are forgotten too.
-        """
-        start, block = self.spans.sinks, self.codec.block
-        keep = length if self.selector is not None else start + (length - start) // block * block
-        if length >= self.tail_start:
-            self._cut_tail(length - self.tail_start)
-        elif keep < start + self.first_max:
-            self._rebuild(length)
-        else:
-            self._cut_body(length, keep)
-        self.seen = length
-
-    def _cut_tail(self, length: int) -> None:
-        for tail in (self.tail_keys, self.tail_values):
-            assert tail is not None
-            tail.truncate(length)
-
-    def _cut_body(self, length: int, keep: int) -> None:
-        """Slots from ``keep`` to ``length`` move from the body to the tail."""
-        start, block = self.spans.sinks, self.codec.block
-        if self.selector is None:
-            whole = keep - start
-            keys, values = self._decode_body()
-            keys, values = keys[:, :, whole : length - start], values[:, :, whole : length - start]
-        else:
-            slots = self.body.slots  # None while nothing was kept
-            before = 0 if slots is None else int((slots.view < length).sum(-1).min())
-            whole = before // block * block
-            assert self.tail_keys is not None and self.tail_values is not None
-            keys, values = self.tail_keys.view[:, :, :0], self.tail_values.view[:, :, :0]
-        self._cut(whole)
-        self.tail_start = keep
-        self._set_tail(keys, values)
-
-    def _rebuild(self, length: int) -> None:
-        """Cut inside or next to some row's sinks: everything left goes back to an exact tail.
-
-        Rows with less padding than others have tokens in the body by then. Padding, and what a selector dropped, come
-        back as zeros.
-        """
-        assert self.sink_keys is not None and self.sink_values is not None
-        device = self.sink_keys.device
-        rebuilt = []
-        sinks = self.sink_keys.to(self.dtype), self.sink_values.to(self.dtype)
-        for exact, decoded in zip(sinks, self._decode_body(), strict=True):
-            whole = exact.new_zeros(*exact.shape[:2], self.tail_start, exact.shape[-1])
-            for slots, states in ((self._body_slots(device), decoded), (self._sink_slots(device)[:, None], exact)):
-                whole.scatter_(2, slots.long().unsqueeze(-1).expand_as(states), states)
-            rebuilt.append(whole[:, :, :length])
-        self._cut(0)
-        self.sink_keys = self.sink_values = None
-        self.tail_start = 0
-        self._set_tail(rebuilt[0], rebuilt[1])
-
-    def _cut(self, entries: int) -> None:
-        if self.owns_body:
-            self.body.truncate(entries)
-
-    def _decode_body(self) -> tuple[Tensor, Tensor]:
+    def decoded_body(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of the body, decoded, in the codec's frame; empty tensors without a body."""
         if not self.body.entries:
             assert self.sink_keys is not None and self.sink_values is not None
             return self.sink_keys[:, :, :0].to(self.dtype), self.sink_values[:, :, :0].to(self.dtype)
         keys, values = self._bound.decode(self.body.view())
         return keys.to(self.dtype), values.to(self.dtype)
 
-    def _set_tail(self, keys: Tensor, values: Tensor) -> None:
+    def begin_tail(self, slot: int, keys: Tensor, values: Tensor) -> None:
+        """Make these the exact tail, from ``slot`` on."""
         capacity = self.spans.recent + self.spans.block
+        self.tail_start = slot
         self.tail_keys = GrowingTensor.with_capacity(stored_as(keys, self.exact_dtype), capacity)
         self.tail_values = GrowingTensor.with_capacity(stored_as(values, self.exact_dtype), capacity)
 
