@@ -1,8 +1,8 @@
-"""Which code a trial runs, as a hash of its meaning: a trial is measured anew when this changes, and only then.
+"""Which code a trial runs, as a hash of its syntax: a trial is measured anew when this changes, and only then.
 
 From the modules that a trial enters, imports are followed through the sources of kvbench and of the packages that bring
 its parts, so a new module is covered by being imported. What is hashed of each is its syntax tree: comments, docstrings
-and layout are not in it. Left out are code that only shows, stores or chooses, the parts of a workload that are not
+and layout are not in it. Left out are code that only displays, stores or chooses, the parts of a workload that are not
 measured, and the kernels of other devices.
 """
 
@@ -27,7 +27,7 @@ ROOT = Path(kvbench.__file__).parents[1]
 SHARED = ("kvbench.runs.runner", "kvbench.runs.resolve", "kvbench.measure.bench")
 """What every trial enters."""
 ALWAYS_MEASURED = ("kvbench.compressors.methods.none", "kvbench.compressors.methods.hf")
-"""The baselines that every trial is compared with; the registry imports methods by name, which no import tells."""
+"""The baselines that every trial is compared with; the registry imports methods by their names, at run time."""
 PARTS = {
     "quality": ("kvbench.measure.quality",),
     "speed": ("kvbench.measure.speed",),
@@ -35,7 +35,7 @@ PARTS = {
 }
 """What ``SHARED`` enters for each part of a workload, and not for the others."""
 CHOOSING = ("kvbench.compressors.equal_bytes",)
-"""What ``SHARED`` has to choose settings by; a trial's are chosen."""
+"""What ``SHARED`` imports only to choose settings; those of a trial are chosen already."""
 QUIET = {
     "kvbench.cli",
     "kvbench.errors",
@@ -44,7 +44,7 @@ QUIET = {
     "kvbench.report",
     "kvbench.runs",
 }
-"""Modules and packages that show, say or store numbers and make none. The schema's version is in the id by itself."""
+"""Modules and packages that display or store numbers and compute none. The schema's version is in the id by itself."""
 
 KERNELS = "kvbench.kernels.choice"
 LOADERS = {"cpu": "_cpu", "cuda": "_cuda"}
@@ -64,7 +64,7 @@ class Import:
 
 @dataclass(frozen=True)
 class Source:
-    """One module: the hash of its meaning, and what it imports."""
+    """One module: the hash of its syntax tree, and what it imports."""
 
     sha256: str
     imports: tuple[Import, ...]
@@ -88,20 +88,20 @@ class Walk:
             if root is None or name in self.sources or (source := _read(root, name)) is None:
                 continue
             self.sources[name] = source
-            waiting += [found.name for found in source.imports if self._follows(name, found)]
+            waiting += [imported.name for imported in source.imports if self._follows(name, imported)]
 
-    def _follows(self, importer: str, found: Import) -> bool:
-        if not QUIET.isdisjoint(_with_parents(found.name)):
+    def _follows(self, importer: str, imported: Import) -> bool:
+        if not QUIET.isdisjoint(_with_parents(imported.name)):
             return False
         if importer in SHARED:
             unmeasured = {module for part, modules in PARTS.items() if part not in self.parts for module in modules}
-            return found.name not in {*unmeasured, *CHOOSING}
+            return imported.name not in {*unmeasured, *CHOOSING}
         others = {function for device, function in LOADERS.items() if device != self.device}
-        return importer != KERNELS or found.within not in others
+        return importer != KERNELS or imported.within not in others
 
 
 def code_sha256(compressor: Compressor, parts: tuple[str, ...], device: str, root: Path = ROOT) -> str:
-    """Hash of the meaning of all code that measuring ``parts`` (keys of :data:`PARTS`) of ``compressor`` runs.
+    """Hash of the syntax of all code that measuring ``parts`` (keys of :data:`PARTS`) of ``compressor`` runs.
 
     ``device`` is one like "cpu" or "cuda:1"; ``root`` is the folder that the package ``kvbench`` lies in.
     """
@@ -150,10 +150,10 @@ def _read(root: Path, name: str) -> Source | None:
 def _parsed(text: bytes, package: str) -> Source:
     """The module with this source in this package; kept, because every trial reads nearly the same modules."""
     tree = ast.parse(text)
-    return Source(hashlib.sha256(meaning(tree).encode()).hexdigest(), tuple(_imports(tree.body, package)))
+    return Source(hashlib.sha256(code_text(tree).encode()).hexdigest(), tuple(_imports(tree.body, package)))
 
 
-def meaning(tree: ast.AST) -> str:
+def code_text(tree: ast.AST) -> str:
     """The syntax tree as text, without docstrings, comments and positions; much faster than :func:`ast.dump`."""
     words: list[str] = []
     waiting: list[object] = [tree]

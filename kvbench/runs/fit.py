@@ -1,7 +1,7 @@
 """``kvbench fit``: a method and a target in, a fitted plan in a folder out.
 
 The folder holds ``plan.safetensors`` (bases, bit widths, spans: what ``saved:path=FOLDER`` loads), ``fit.json`` (what
-was asked, found and measured; written last, so a folder with it is complete) and, for a target in KLD,
+was requested, found and measured; written last, so a folder with it is complete) and, for a target in KLD,
 ``probes.json``: measurements that the next try after an interruption does not make again.
 """
 
@@ -49,7 +49,7 @@ class Target(Frozen):
 
 
 class Request(Frozen):
-    """What is asked; a folder belongs to one request.
+    """What is requested; a folder belongs to one request.
 
     ``windows`` of ``length`` tokens of the calibration split of ``text`` feed the fit; ``documents`` of ``tokens`` of
     its development split feed a search for a KLD.
@@ -124,7 +124,7 @@ class Probes(Frozen):
 
 
 class Fit(Frozen):
-    """What was found. Bits and bytes are of one row's whole cache after ``request.tokens`` tokens."""
+    """The result of a fit. Bits and bytes are of one row's whole cache after ``request.tokens`` tokens."""
 
     request: Request
     spec: str
@@ -144,11 +144,11 @@ def parse_target(text: str) -> Target:
     Raises:
         KvbenchError: anything else.
     """
-    found = _TARGET.fullmatch(text)
+    match = _TARGET.fullmatch(text)
     try:
-        if found is None or (found[3] if found[1] != "bytes" else found[3] not in _UNITS):
+        if match is None or (match[3] if match[1] != "bytes" else match[3] not in _UNITS):
             raise ValueError(text)
-        value = float(found[2]) * (_UNITS[found[3]] if found[1] == "bytes" else 1)
+        value = float(match[2]) * (_UNITS[match[3]] if match[1] == "bytes" else 1)
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(text)
     except ValueError:
@@ -156,7 +156,7 @@ def parse_target(text: str) -> Target:
             f"cannot read --target {text!r}; write bits=3 (per K or V element, all bytes), bytes=3MiB (of the cache) "
             "or kld=0.02 (nats per token)"
         ) from None
-    return Target(quantity=found[1], value=value)  # type: ignore[index,arg-type]
+    return Target(quantity=match[1], value=value)  # type: ignore[index,arg-type]
 
 
 def default_folder(request: Request) -> Path:
@@ -175,7 +175,7 @@ def fit_method(
     report: Report = lambda what, done, total: None,
     **settings: Any,
 ) -> tuple[Fit, Path]:
-    """Load ``model``, fit ``method`` to ``target`` and save it; what was found, and the folder it is in.
+    """Load ``model``, fit ``method`` to ``target`` and save it; the fit, and the folder it is in.
 
     ``settings`` are those of :meth:`Request.of`.
 
@@ -248,65 +248,65 @@ class Fitter:
 
     def _search(self) -> Compressor:
         known = _read(self.folder / PROBES, Probes)
-        found = {probe.spec: probe for probe in known.probes} if known and known.request == self.request else {}
+        probes = {probe.spec: probe for probe in known.probes} if known and known.request == self.request else {}
         quality: QualityBench | None = None
 
         def measure(compressor: Compressor) -> float:
             nonlocal quality
             spec, code = str(compressor), code_sha256(compressor, ("quality",), self.bench.device)
-            if spec not in found or found[spec].code != code:
-                self.bench.report(f"measuring {spec}", len(found), len(found) + 1)
+            if spec not in probes or probes[spec].code != code:
+                self.bench.report(f"measuring {spec}", len(probes), len(probes) + 1)
                 quality = quality or self._documents()
                 kld = quality.score(self.bench.arm(compressor, self._source)).kld_mean
-                found[spec] = Probe(spec=spec, code=code, kld=kld)
-                _write(self.folder / PROBES, Probes(request=self.request, probes=tuple(found.values())))
-            return found[spec].kld
+                probes[spec] = Probe(spec=spec, code=code, kld=kld)
+                _write(self.folder / PROBES, Probes(request=self.request, probes=tuple(probes.values())))
+            return probes[spec].kld
 
         return Search(self.request.method, measure).solve(self.request.target.value)
 
     def _documents(self) -> QualityBench:
         """Documents that calibration never saw and suites do not report."""
         tokens, count = self.request.tokens, self.request.documents
-        found = self.bench.evaluation_windows(self.request.text, tokens, count, "development")
-        check_disjoint(self.bench.calibration_windows(self._source), found)
+        scored = self.bench.evaluation_windows(self.request.text, tokens, count, "development")
+        check_disjoint(self.bench.calibration_windows(self._source), scored)
         none = self.bench.baselines()[0]
-        return QualityBench(none, found.ids.to(self.bench.loaded.model.device), tokens // 4, max(1, tokens // 4))
+        return QualityBench(none, scored.ids.to(self.bench.loaded.model.device), tokens // 4, max(1, tokens // 4))
 
     # ---- the result ------------------------------------------------------------------------------------------------
 
     def _save(self, compressor: Compressor, plan: Plan) -> Fit:
-        asked, geometry = self.request, self.bench.geometry
-        memory = self.bench.memory(self.bench.arm(compressor, self._source), asked.text, 1, asked.tokens)
-        probes = _read(self.folder / PROBES, Probes) if asked.target.quantity == "kld" else None
+        request, geometry = self.request, self.bench.geometry
+        memory = self.bench.memory(self.bench.arm(compressor, self._source), request.text, 1, request.tokens)
+        probes = _read(self.folder / PROBES, Probes) if request.target.quantity == "kld" else None
         measured = probes.probes if probes is not None else ()
         fit = Fit(
-            request=asked,
+            request=request,
             spec=str(compressor),
             code=code_sha256(compressor, ("memory", "quality"), self.bench.device),
             predicted_bytes=memory.predicted_bytes,
             measured_bytes=memory.allocated.total,
-            predicted_bits=8 * memory.predicted_bytes / geometry.elements(asked.tokens),
+            predicted_bits=8 * memory.predicted_bytes / geometry.elements(request.tokens),
             measured_bits=memory.bits_per_element,
             kld=next((probe.kld for probe in measured if probe.spec == str(compressor)), None),
             probes=measured,
             allocation=allocation(plan, geometry.dtype),
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        replace_file(self.folder / PLAN, dump_plan(plan, geometry, asked.model, asked.weights_sha256))
+        replace_file(self.folder / PLAN, dump_plan(plan, geometry, request.model, request.weights_sha256))
         _write(self.folder / FIT, fit)
         return fit
 
 
 def allocation(plan: Plan, dtype: torch.dtype) -> tuple[SideFit, ...]:
     """What every layer and side of ``plan`` got; ``dtype`` is the model's."""
-    found = []
-    for layer, own in plan.layers.items():
-        if own.codec is None:
+    fits = []
+    for layer, layer_plan in plan.layers.items():
+        if layer_plan.codec is None:
             continue
-        sides = own.codec.sides
+        sides = layer_plan.codec.sides
         for name, side in sides.items():
             cost = side.cost(dtype)
-            found.append(
+            fits.append(
                 SideFit(
                     layer=layer,
                     side=name if len(sides) > 1 else "joint",
@@ -316,7 +316,7 @@ def allocation(plan: Plan, dtype: torch.dtype) -> tuple[SideFit, ...]:
                     widths=getattr(side.quantizer, "widths", None),
                 )
             )
-    return tuple(found)
+    return tuple(fits)
 
 
 def _read(path: Path, kind: type[Stored]) -> Stored | None:

@@ -28,7 +28,7 @@ def solve_suite(runner: Runner, suite: Suite, methods: str, at: str) -> tuple[Su
     bench = runner.bench_for(suite.models[0], suite.dtype)
     spans = {} if suite.exact == "model" else {"exact": suite.exact}
     solver = bench.solver(calibration_source(workload.plain()), workload.memory.prompt, spans)
-    asked: dict[str, tuple[float, ...]] = {}
+    solved: dict[str, tuple[float, ...]] = {}
     left_out = []
     wanted = list(all_methods()) if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
     for index, method in enumerate(wanted):
@@ -36,21 +36,21 @@ def solve_suite(runner: Runner, suite: Suite, methods: str, at: str) -> tuple[Su
         try:
             for target in targets:
                 spec = str(solver.nearest(method, target))
-                asked[spec] = (*asked.get(spec, ()), target)
+                solved[spec] = (*solved.get(spec, ()), target)
         except KvbenchError as error:
             left_out.append(str(error))
-    if not asked:
+    if not solved:
         raise KvbenchError(f"no method reaches {at}: {left_out[0] if left_out else 'no methods given'}")
-    own = [str(parse(spec)) for spec in suite.compressors]
-    return suite.narrowed(compressors=list(dict.fromkeys([*own, *asked])), solved_for=asked), left_out
+    listed = [str(parse(spec)) for spec in suite.compressors]
+    return suite.narrowed(compressors=list(dict.fromkeys([*listed, *solved])), solved_for=solved), left_out
 
 
 def _sized(suite: Suite) -> SuiteWorkload:
     """The workload that bytes are solved at."""
-    found = [workload for workload in suite.workload if workload.memory is not None]
-    if len(suite.models) != 1 or not found:
+    sized = [workload for workload in suite.workload if workload.memory is not None]
+    if len(suite.models) != 1 or not sized:
         raise KvbenchError("--at needs a suite with one model and a workload that has a memory part")
-    return found[0]
+    return sized[0]
 
 
 def _targets(at: str) -> list[float]:

@@ -83,7 +83,7 @@ class MemoryResult(Frozen):
     prediction_error: float
     """(allocated - predicted) / allocated."""
     model_level_bytes: int
-    """Held once for all caches: bases, codebooks."""
+    """Stored once for all caches: bases, codebooks."""
     rope_table_bytes: int
     bytes_per_token: float
     ratio_allocated: float
@@ -161,9 +161,9 @@ class SpeedResult(Frozen):
     attention: str
     """What attended to the stored tokens, read back from the live cache (:mod:`kvbench.cache.way`)."""
     allocated: Bytes | None = None
-    """What the cache that was timed held right after the prompt."""
+    """Bytes of the timed cache right after the prompt."""
     largest_bytes: int | None = None
-    """The most that it held from then on, walked between turns."""
+    """Its most bytes from then on, walked between turns."""
     kld_mean: float | None = None
     """KLD of the timed steps against ``none``, which decoded the same tokens in the same rounds: what the very cache
     that was timed makes of them."""
@@ -209,7 +209,7 @@ class QualityResult(Frozen):
     """The documents, in the order of ``per_document_kld``."""
     body_bits: float | None = None
     decoded: DecodedResult | None = None
-    """None where the workload does not ask for it."""
+    """None where the workload does not request it."""
 
 
 class Provenance(Frozen):
@@ -268,7 +268,7 @@ class Record(Frozen):
     """sha256 of the canonical JSON of all other fields."""
 
     @model_validator(mode="after")
-    def _tells_all(self) -> Record:
+    def _is_complete(self) -> Record:
         missing = [part for part in self.trial.workload.parts if getattr(self, part) is None]
         if self.status == "ok" and (missing or self.failure):
             raise ValueError(f"an ok record needs no failure and all of its workload; missing: {missing}")

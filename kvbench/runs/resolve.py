@@ -60,19 +60,19 @@ def _text_hashes(bench: ModelBench, workload: Workload, calibrates: bool) -> dic
     """What is read of which text, by hash; refuses what cannot be read before anything is measured."""
     source, text, split = calibration_source(workload), evaluation_text(workload), evaluation_split(workload)
     quality, speed, memory = workload.quality, workload.speed, workload.memory
-    found = {}
+    windows = {}
     if calibrates:
-        found[f"calibration {source.text}"] = bench.calibration_windows(source)
+        windows[f"calibration {source.text}"] = bench.calibration_windows(source)
     if quality is not None:
         scored = bench.evaluation_windows(text, quality.length, quality.documents, split)
         check_disjoint(bench.calibration_windows(source), scored)
-        found[f"{split} {text}"] = scored
+        windows[f"{split} {text}"] = scored
     if speed is not None:
         decoded = speed.prompt + (speed.rounds + speed.warmup) * speed.steps
         bench.check_context("speed (prompt + the steps of all rounds)", decoded)
-        found[f"decoded {text} {decoded}"] = bench.evaluation_windows(text, decoded, 1, split)
+        windows[f"decoded {text} {decoded}"] = bench.evaluation_windows(text, decoded, 1, split)
     if memory is not None:
         bench.check_context("memory (prompt + steps)", memory.prompt + memory.steps)
         rows = f"{memory.batch} × {memory.prompt}" if memory.batch > 1 else f"{memory.prompt}"
-        found[f"prompt {text} {rows}"] = bench.evaluation_windows(text, memory.prompt, memory.batch, split)
-    return {name: windows.sha256 for name, windows in found.items()}
+        windows[f"prompt {text} {rows}"] = bench.evaluation_windows(text, memory.prompt, memory.batch, split)
+    return {name: each.sha256 for name, each in windows.items()}

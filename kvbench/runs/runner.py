@@ -109,8 +109,8 @@ class Runner:
                 if trial.id not in finished:
                     self._run_one(trial, suite.solved_for.get(trial.compressor, ()))
         wanted = {trial.id for trial in trials}
-        found = {record.id: record for record in self.store.records() if record.id in wanted}
-        return [found[trial.id] for trial in trials if trial.id in found]
+        records = {record.id: record for record in self.store.records() if record.id in wanted}
+        return [records[trial.id] for trial in trials if trial.id in records]
 
     def _run_one(self, trial: Trial, solved_for: tuple[float, ...]) -> None:
         started = datetime.now(UTC)
@@ -124,8 +124,8 @@ class Runner:
             status, failure, interrupt = "interrupted", Failure(type="KeyboardInterrupt", message="interrupted"), error
         except Exception as error:
             status, failure = _classify(error), _failure(error)
-        found = Provenance(**provenance(trial.device, started))
-        record = Record.of(trial, status, found, failure=failure, solved_for=solved_for, **results)
+        origin = Provenance(**provenance(trial.device, started))
+        record = Record.of(trial, status, origin, failure=failure, solved_for=solved_for, **results)
         self.store.append(record)
         self.listener.ended(record)
         if interrupt is not None:
@@ -166,16 +166,16 @@ class Runner:
         assert wanted is not None
         settings = {"split": evaluation_split(trial.workload)} | wanted.model_dump(exclude={"peaks", "chunk"})
         if wanted.peaks:
-            found = bench.peaks(arm, text, chunk=wanted.chunk, timeout_s=self.probe_timeout_s, **settings)
+            memory = bench.peaks(arm, text, chunk=wanted.chunk, timeout_s=self.probe_timeout_s, **settings)
         else:
-            found = bench.memory(arm, text, **settings)
-        return MemoryResult.model_validate(as_plain(found))
+            memory = bench.memory(arm, text, **settings)
+        return MemoryResult.model_validate(as_plain(memory))
 
     def bench_for(self, model: str, dtype: str) -> ModelBench:
-        """The model on the bench; the one before it is let go."""
+        """The loaded model; the one before it is released."""
         dtype = str(dtype_named(dtype)).removeprefix("torch.")
         if self._bench is None or (self._bench.name, self._bench.dtype) != (model, dtype):
-            self._bench = None  # let go of the old weights before the new ones come
+            self._bench = None  # release the old weights before the new ones are loaded
             self.listener.stage(f"loading {model}", 0, 1)
             self._bench = ModelBench(model, dtype, self.device, self.listener.stage, self._baseline_code())
         return self._bench

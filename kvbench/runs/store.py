@@ -2,7 +2,7 @@
 
     manifest.json    the suite's expected trials, written before the first of them starts
     records.jsonl    one checksummed line per trial that ended, only ever appended to
-    records.torn     line ends that a crash cut off, kept for the curious
+    records.torn     unfinished last lines that a crash left, kept for inspection
     .lock            held by the one process that writes
 
 A run that is killed at any moment loses at most the trial it was measuring.
@@ -121,10 +121,10 @@ class RunStore:
         """Counts over the expected trials."""
         lines = self._lines()
         states = {record.id: record.status for record in lines.records}
-        found = [states[id] for id in self._expected() if id in states]
-        done = found.count("ok")
+        ended = [states[id] for id in self._expected() if id in states]
+        done = ended.count("ok")
         expected = len(self._expected())
-        return StoreStatus(expected, done, len(found) - done, expected - len(found), len(lines.torn))
+        return StoreStatus(expected, done, len(ended) - done, expected - len(ended), len(lines.torn))
 
     @property
     def _manifest_path(self) -> Path:
@@ -167,8 +167,8 @@ class RunStore:
             raise KvbenchError(f"cannot make folder {self.folder} ({error.strerror}); choose another") from error
 
     def _settle_tail(self) -> None:
-        """Give the file a whole last line again, so that the next one starts a new line."""
-        if not self._records_path.exists() or _ends_whole(self._records_path):
+        """End the file with a complete line again, so that the next one starts on a new line."""
+        if not self._records_path.exists() or _ends_with_newline(self._records_path):
             return
         torn = self._lines().torn
         if not torn:  # the record is whole, only its newline is missing
@@ -182,7 +182,7 @@ class _SchemaOnly(Frozen, extra="ignore"):
     schema_version: int
 
 
-def _ends_whole(path: Path) -> bool:
+def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as file:
         size = file.seek(0, 2)
         if size == 0:

@@ -66,7 +66,7 @@ class Suite(Frozen):
         """This suite with another model, compressors, dtype and so on; None keeps the suite's own."""
         changes: dict[str, object] = {}
         if model is not None:
-            workloads = tuple(own.model_copy(update={"models": None}) for own in self.workload)
+            workloads = tuple(workload.model_copy(update={"models": None}) for workload in self.workload)
             changes |= {"models": (model,), "workload": workloads}
         if compressors:
             changes["compressors"] = tuple(compressors)

@@ -110,7 +110,7 @@ class Trial(Frozen):
     compressor: str
     """Canonical spec string."""
     code: str
-    """Hash of the meaning of all code that the trial runs (:mod:`kvbench.runs.code_identity`)."""
+    """Hash of the syntax of all code that the trial runs (:mod:`kvbench.runs.code_identity`)."""
     packages: dict[str, str] = {}
     """Versions of the packages that can change its numbers."""
     workload: Workload
@@ -133,5 +133,5 @@ class Trial(Frozen):
 
     @property
     def key(self) -> str:
-        """The name under which results are joined: ``model | compressor | workload``."""
+        """The name under which results are compared: ``model | compressor | workload``."""
         return f"{self.model} | {self.compressor} | {self.workload.name}"

@@ -18,7 +18,7 @@ from kvbench.compressors import registry
 from kvbench.compressors.compressor import parse
 from kvbench.compressors.methods.saved import PLAN
 from kvbench.compressors.plan_file import dump_plan
-from kvbench.runs.code_identity import ROOT, code_sha256, meaning, packages
+from kvbench.runs.code_identity import ROOT, code_sha256, code_text, packages
 
 TRIALS = (
     "none quality cpu",
@@ -166,7 +166,7 @@ def test_comments_docstrings_and_layout_move_none(file, edit, before):
     ],
 )
 def test_what_means_something_else_reads_otherwise(one, other):
-    assert meaning(ast.parse(one)) != meaning(ast.parse(other))
+    assert code_text(ast.parse(one)) != code_text(ast.parse(other))
 
 
 def test_a_plan_is_identified_by_its_content_and_by_the_codecs_it_holds(tmp_path, edit, root):
@@ -209,7 +209,7 @@ def test_versions_of_packages_are_part_of_a_trial():
 
 def test_every_process_finds_the_same():
     command = "import sys; sys.path[:0] = sys.argv[1:]; import test_code_identity as t; print(t.identity(t.TRIALS[1]))"
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", command, str(Path(__file__).parent), str(Path(__file__).parents[1])],
         capture_output=True,
         text=True,
@@ -217,4 +217,4 @@ def test_every_process_finds_the_same():
         cwd=ROOT,
         env={"PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT)},
     )
-    assert found.stdout.strip() == identity(TRIALS[1])
+    assert process.stdout.strip() == identity(TRIALS[1])

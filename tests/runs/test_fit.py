@@ -39,8 +39,8 @@ def fit(bench: ModelBench, folder: Path, target: str, method: str = "kvtc", **ch
     [("bits=3", "bits", 3), (" kld = 2e-2", "kld", 0.02), ("bytes=3MiB", "bytes", 3 * 2**20), ("bytes=5", "bytes", 5)],
 )
 def test_targets_are_read(text: str, quantity: str, value: float) -> None:
-    found = parse_target(text)
-    assert (found.quantity, found.value) == (quantity, value) and parse_target(str(found)) == found
+    target = parse_target(text)
+    assert (target.quantity, target.value) == (quantity, value) and parse_target(str(target)) == target
 
 
 @pytest.mark.parametrize(
@@ -53,35 +53,35 @@ def test_unreadable_targets_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("target", ["bits=3", "bytes=18000"])
 def test_bits_and_bytes_are_really_allocated(bench: ModelBench, tmp_path: Path, target: str) -> None:
-    found = fit(bench, tmp_path, target).run()
-    assert found.measured_bits == pytest.approx(found.predicted_bits, rel=0.01)
-    assert found.measured_bits == pytest.approx(8 * found.measured_bytes / bench.geometry.elements(256))
-    wanted = found.request.target
-    assert (found.measured_bits if wanted.quantity == "bits" else found.measured_bytes) == pytest.approx(
+    fitted = fit(bench, tmp_path, target).run()
+    assert fitted.measured_bits == pytest.approx(fitted.predicted_bits, rel=0.01)
+    assert fitted.measured_bits == pytest.approx(8 * fitted.measured_bytes / bench.geometry.elements(256))
+    wanted = fitted.request.target
+    assert (fitted.measured_bits if wanted.quantity == "bits" else fitted.measured_bytes) == pytest.approx(
         wanted.value, rel=0.02
     )
-    assert [side.layer for side in found.allocation][::2] == [own.layer for own in bench.geometry.compressible]
-    assert {side.side for side in found.allocation} == {"keys", "values"} and found.kld is None
+    assert [side.layer for side in fitted.allocation][::2] == [layer.layer for layer in bench.geometry.compressible]
+    assert {side.side for side in fitted.allocation} == {"keys", "values"} and fitted.kld is None
 
 
 def test_what_was_saved_is_the_same_compressor_everywhere(bench: ModelBench, tmp_path: Path) -> None:
-    found = fit(bench, tmp_path, "bits=3").run()
+    fitted = fit(bench, tmp_path, "bits=3").run()
     source = CalibrationSource("pydoc", 2, 128)
-    arms = [bench.arm(parse(spec), source) for spec in (found.spec, f"saved:path={tmp_path}")]
+    arms = [bench.arm(parse(spec), source) for spec in (fitted.spec, f"saved:path={tmp_path}")]
     memory = [bench.memory(arm, "pydoc", 1, 256).allocated for arm in arms]
     quality = [bench.quality(arm, "pydoc", 1, 256, 64, 64).kld_mean for arm in arms]
     assert memory[0] == memory[1] and quality[0] == quality[1]
     with kvbench.compress(bench.loaded, f"saved:path={tmp_path}") as compressed:
-        assert compressed.plan.spans == parse(found.spec).spans
+        assert compressed.plan.spans == parse(fitted.spec).spans
 
 
 def test_a_kld_is_measured_and_met(bench: ModelBench, tmp_path: Path) -> None:
     goal = fit(bench, tmp_path / "probe", "bits=3").run()
     quality = fit(bench, tmp_path / "x", "kld=1")._documents()
     target = quality.score(bench.arm(parse(goal.spec), CalibrationSource("pydoc", 2, 128))).kld_mean
-    found = fit(bench, tmp_path / "kld", f"kld={target:.3e}", "kvtc:recent=0,block=8").run()
-    assert found.kld is not None and 0.5 * target < found.kld <= target * 1.001
-    assert {"kvtc:bits=4,recent=0,block=8", found.spec} <= {probe.spec for probe in found.probes}
+    fitted = fit(bench, tmp_path / "kld", f"kld={target:.3e}", "kvtc:recent=0,block=8").run()
+    assert fitted.kld is not None and 0.5 * target < fitted.kld <= target * 1.001
+    assert {"kvtc:bits=4,recent=0,block=8", fitted.spec} <= {probe.spec for probe in fitted.probes}
 
 
 def test_a_search_sees_development_documents_only(bench: ModelBench, tmp_path: Path) -> None:
@@ -90,9 +90,9 @@ def test_a_search_sees_development_documents_only(bench: ModelBench, tmp_path: P
 
 
 def test_a_finished_fit_is_only_read(bench: ModelBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = fit(bench, tmp_path, "bits=3").run()
+    fitted = fit(bench, tmp_path, "bits=3").run()
     monkeypatch.setattr(ModelBench, "fit", lambda *_: pytest.fail("fitted again"))
-    assert fit(bench, tmp_path, "bits=3").run() == found
+    assert fit(bench, tmp_path, "bits=3").run() == fitted
     for other in (fit(bench, tmp_path, "bits=2"), fit(bench, tmp_path, "bits=3", tokens=128)):
         with pytest.raises(KvbenchError, match=r"holds another fit \(kvtc for bits=3 on random:llama at 256"):
             other.run()
@@ -114,8 +114,8 @@ def test_an_interrupted_search_goes_on(bench: ModelBench, tmp_path: Path, monkey
             fit(bench, tmp_path, "kld=1e-5").run()
     assert not (tmp_path / FIT).exists() and len(json.loads((tmp_path / PROBES).read_text())["probes"]) == 2
     monkeypatch.setattr(QualityBench, "score", lambda self, arm: scored.append(arm.name) or real(self, arm))
-    found = fit(bench, tmp_path, "kld=1e-5").run()
-    assert len(scored) == len(set(scored)) == len(found.probes), "a setting was measured twice"
+    fitted = fit(bench, tmp_path, "kld=1e-5").run()
+    assert len(scored) == len(set(scored)) == len(fitted.probes), "a setting was measured twice"
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,9 @@ def test_what_cannot_take_a_size_stands_at_its_nearest_once(runner):
 
 def test_records_say_what_their_spec_was_solved_for(runner):
     suite, _ = solved(runner, "int:group=32", "bits=2,6")
-    asked = {record.trial.compressor: record.solved_for for record in runner.run(suite)}
-    assert asked["none"] == ()
-    assert sorted(bits for spec, bits in asked.items() if spec != "none") == [(2.0,), (6.0,)]
+    targets = {record.trial.compressor: record.solved_for for record in runner.run(suite)}
+    assert targets["none"] == ()
+    assert sorted(bits for spec, bits in targets.items() if spec != "none") == [(2.0,), (6.0,)]
 
 
 def test_a_method_that_fits_no_size_of_this_model_is_left_out_with_the_reason(runner):

@@ -124,14 +124,14 @@ def results(record: Record) -> dict[str, Any]:
 
 def test_every_trial_gets_a_record_in_the_suites_order(tmp_path: Path):
     models, specs = ("random:llama", "random:gpt2", "random:gemma3"), ("none", "hf", "int:bits=4", "kvtc:bits=3")
-    found, diary = run(tmp_path / "r", suite(*specs, models=models))
-    assert [(record.trial.model, record.trial.compressor) for record in found] == [
+    ended, diary = run(tmp_path / "r", suite(*specs, models=models))
+    assert [(record.trial.model, record.trial.compressor) for record in ended] == [
         (m, s) for m in models for s in specs
     ]
-    assert all(record.status == "ok" and record.quality and record.memory and not record.speed for record in found)
+    assert all(record.status == "ok" and record.quality and record.memory and not record.speed for record in ended)
     assert diary.started_specs == [*specs] * 3
-    assert RunStore(tmp_path / "r").status().done == len(found) == 12
-    for record in found:
+    assert RunStore(tmp_path / "r").status().done == len(ended) == 12
+    for record in ended:
         assert record.quality and record.memory and not record.memory.flagged
         assert record.trial.compressor in ("int:bits=4", "kvtc:bits=3") or record.quality.kld_mean < 1e-9
 
@@ -170,8 +170,8 @@ def test_planning_writes_and_measures_nothing(tmp_path: Path):
 
 
 def test_a_broken_compressor_is_its_own_failure(tmp_path: Path):
-    found, diary = run(tmp_path / "r", suite("faulty:how=bug", "int:bits=4"))
-    failed, ok = found
+    ended, diary = run(tmp_path / "r", suite("faulty:how=bug", "int:bits=4"))
+    failed, ok = ended
     assert (failed.status, ok.status) == ("failed", "ok")
     assert failed.failure is not None and failed.failure.type == "PluginError"
     assert failed.failure.message == "compressor plug-in 'faulty' does not fit: ZeroDivisionError: over [/nothing]"
@@ -202,8 +202,8 @@ def test_an_interrupt_is_recorded_and_passed_on(tmp_path: Path):
     wanted = suite("none", "faulty:how=interrupt", "int:bits=4")
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "r", wanted)
-    found = RunStore(tmp_path / "r").records()
-    assert [record.status for record in found] == ["ok", "interrupted"]
+    ended = RunStore(tmp_path / "r").records()
+    assert [record.status for record in ended] == ["ok", "interrupted"]
     assert RunStore(tmp_path / "r").status().missing == 1
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "r", wanted)  # no lock is left behind, and the trial is tried again
@@ -223,9 +223,9 @@ def test_what_is_finished_is_never_measured_again(tmp_path: Path):
 def test_failures_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     wanted = suite("none", "faulty:how=bug", "faulty:how=memory")
     run(tmp_path / "r", wanted)
-    found, diary = run(tmp_path / "r", wanted)
+    ended, diary = run(tmp_path / "r", wanted)
     assert diary.started_specs == ["faulty:how=bug", "faulty:how=memory"]
-    assert [record.status for record in found] == ["ok", "failed", "oom"], "the latest record counts, once"
+    assert [record.status for record in ended] == ["ok", "failed", "oom"], "the latest record counts, once"
 
 
 def test_changed_code_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -237,13 +237,13 @@ def test_changed_code_is_measured_again(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_two_spellings_of_a_compressor_are_one_trial(tmp_path: Path):
-    found, diary = run(tmp_path / "r", suite("int:bits=4", "int:recent=64,bits=4"))
-    assert len(found) == len(diary.started_specs) == 1
+    ended, diary = run(tmp_path / "r", suite("int:bits=4", "int:recent=64,bits=4"))
+    assert len(ended) == len(diary.started_specs) == 1
 
 
 def test_short_dtype_names_do_not_load_the_model_twice(tmp_path: Path):
-    found, diary = run(tmp_path / "r", suite("none", "int:bits=4").narrowed(dtype="bf16"))
-    assert found[0].trial.dtype == "bfloat16" and diary.events.count("loading random:llama") == 1
+    ended, diary = run(tmp_path / "r", suite("none", "int:bits=4").narrowed(dtype="bf16"))
+    assert ended[0].trial.dtype == "bfloat16" and diary.events.count("loading random:llama") == 1
 
 
 def test_bad_names_are_refused_before_any_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

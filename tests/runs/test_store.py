@@ -72,12 +72,12 @@ def test_any_truncation_loses_at_most_the_last_line(tmp_path_factory, make_recor
     (store.folder / "records.jsonl").write_bytes(kept)
     whole = kept.count(b"\n")
     assert store.records() in (records[:whole], records[: whole + 1])
-    found, torn = store.records(), store.torn
-    assert torn == (0 if len(found) > whole else len(kept) - kept.rfind(b"\n") - 1)
+    before, torn = store.records(), store.torn
+    assert torn == (0 if len(before) > whole else len(kept) - kept.rfind(b"\n") - 1)
 
     store.append(make_record(seed=99))
     assert store.torn == 0
-    assert [record.trial.seed for record in store.records()] == [record.trial.seed for record in found] + [99]
+    assert [record.trial.seed for record in store.records()] == [record.trial.seed for record in before] + [99]
     lost = store.folder / "records.torn"
     assert (len(lost.read_bytes()) - 1 if lost.exists() else 0) == torn
 
