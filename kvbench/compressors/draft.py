@@ -23,8 +23,8 @@ from kvbench.selectors.base import Selector
 class SideDraft:
     """Keys or values of one layer so far. ``moment`` names their statistics: key, rotated_key or value.
 
-    ``online`` stands for a transform that every sequence fits for itself. ``joined``: these keys are part of the
-    values' latent, and nothing else is stored of them but what a transform of theirs takes.
+    ``online`` stands for a transform that every sequence fits for itself. ``joint``: these keys are part of the
+    values' latent; apart from it only what their transform gives is stored, as the RoPE part in ``mla``.
     """
 
     head_dim: int
@@ -32,7 +32,7 @@ class SideDraft:
     transform: LinearTransform | None = None
     quantizer: Quantizer | None = None
     online: PromptBasis | None = None
-    joined: bool = False
+    joint: bool = False
 
 
 @dataclass

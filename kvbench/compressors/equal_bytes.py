@@ -31,7 +31,7 @@ _GRID = (1.0, 0.75, 0.55, 0.45, 0.35, 0.25, 0.18, 0.12, 0.06, _LOWEST)
 """Settings tried from the top, as shares of the knob's highest, until one stays within the target."""
 _STEPS = 6
 _KEPT = 12
-"""Fitted plans held at once; a plan's bases take megabytes."""
+"""Fitted plans kept at once; a plan's bases take megabytes."""
 _CLOSE = 0.004
 """A size this share below the target is as good as on it."""
 
@@ -89,7 +89,7 @@ class Solver:
             return method.at(spans=spans)
         if method.choices:
             fitting = [method.at(choice, spans) for choice in method.choices]
-            below = [own for own in fitting if self.bits(own) <= target * (1 + TOLERANCE / 2)]
+            below = [compressor for compressor in fitting if self.bits(compressor) <= target * (1 + TOLERANCE / 2)]
             return below[-1] if below else min(fitting, key=self.bits)
         return self._bisect(lambda value: method.at(round(value, 4), spans), method.highest, target)
 
@@ -108,7 +108,7 @@ class Solver:
         for _ in range(_STEPS):
             if low == high or sizes[low] >= target * (1 - _CLOSE):
                 break
-            # Bytes are close to linear in the knob: aim a little below the target on the line through both ends.
+            # Bytes are close to linear in the knob: aim a little below the target on the line through both bounds.
             share = (target * (1 - _CLOSE / 2) - sizes[low]) / (sizes[high] - sizes[low])
             middle = low + (high - low) * min(max(share, 0.05), 0.95)
             sizes[middle] = self.bits(make(middle))

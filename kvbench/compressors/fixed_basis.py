@@ -24,7 +24,7 @@ def use_fixed_basis(draft: Draft, columns: Callable[[int], Tensor]) -> None:
 
 
 def rotate_latents(draft: Draft, seed: int) -> None:
-    """Turn what every side stores by a random rotation: its latents, or the heads where it has no transform.
+    """Rotate what every side stores at random: its latents, or the heads where it has no transform.
 
     The rotation is absorbed into the basis that is there, also into one that every prompt fits for itself.
     """
@@ -35,7 +35,7 @@ def rotate_latents(draft: Draft, seed: int) -> None:
                 side.transform = side.transform.rotated(random_rotation(side.transform.rank, seed))
             elif side.online is not None:
                 side.online = replace(side.online, seed=seed)
-            elif not side.joined:
+            elif not side.joint:
                 side.transform = shared(layer.geometry.kv_heads, side.head_dim)
 
 

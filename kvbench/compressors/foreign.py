@@ -52,10 +52,10 @@ def _is_foreign(cls: type[Part]) -> bool:
 def _check(cls: type[Part], layer: LayerGeometry, codec: Codec, geometry: ModelGeometry) -> None:
     shapes = [(1, layer.kv_heads, codec.block, width) for width in (layer.head_dim, layer.value_dim)]
     zeros = [torch.zeros(shape, dtype=geometry.dtype, device=geometry.device) for shape in shapes]
-    own = codec.bound(codec.fit(*zeros))
-    for side, found, expected in zip(("keys", "values"), own.decode(own.encode(*zeros)), shapes, strict=True):
-        if not isinstance(found, Tensor) or tuple(found.shape) != expected:
-            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    bound = codec.bound(codec.fit(*zeros))
+    for side, decoded, expected in zip(("keys", "values"), bound.decode(bound.encode(*zeros)), shapes, strict=True):
+        if not isinstance(decoded, Tensor) or tuple(decoded.shape) != expected:
+            got = tuple(decoded.shape) if isinstance(decoded, Tensor) else type(decoded).__name__
             raise PluginError(
                 f"compressor plug-in {cls.name!r}: {side} of layer {layer.layer} come back as {got} and not as "
                 f"{expected} (batch, kv heads, tokens, width)"

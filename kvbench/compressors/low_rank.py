@@ -38,7 +38,7 @@ def allocate(how: Allocation, rank: float, draft: Draft, sides: Sequence[Side], 
     same, every side weighted as in :func:`kvbench.compressors.allocation.side_weights`.
 
     Raises:
-        KvbenchError: the statistics do not know what ``how`` asks for.
+        KvbenchError: the statistics do not hold what ``how`` needs.
     """
     if how == "uniform":
         return uniform_ranks(spectra, rank)

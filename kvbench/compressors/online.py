@@ -28,12 +28,12 @@ class Online(Part):
         """The basis of ``width`` channels with this rank.
 
         Raises:
-            KvbenchError: there are fewer channels than the rank asks for.
+            KvbenchError: there are fewer channels than the rank needs.
         """
         return prompt_basis(width, self.components(width), draft)
 
     def components(self, width: int) -> int:
-        """Components of ``width`` channels. Raises KvbenchError: there are fewer than the rank asks for."""
+        """Components of ``width`` channels. Raises KvbenchError: there are fewer than the rank needs."""
         self.require(self.rank <= 1 or self.rank <= width, f"rank={self.rank:g}, but there are {width} channels")
         return max(1, round(self.rank * width)) if self.rank <= 1 else int(self.rank)
 

@@ -16,7 +16,7 @@ from kvbench.compressors.draft import Draft
 from kvbench.errors import KvbenchError, unknown
 
 Role = Literal["baseline", "selector", "transform", "rotation", "quantizer"]
-"""In the order in which they are applied. Who brings two of them brings what lies between, too."""
+"""In the order in which they are applied. A part with two of them also fills the roles between."""
 
 
 @dataclass(frozen=True)

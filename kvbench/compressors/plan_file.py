@@ -203,11 +203,11 @@ def _find_class(name: str) -> type[Any]:
     if module.partition(".")[0] not in {"kvbench", *registry.plugin_packages()}:
         raise KvbenchError(f"the plan holds a {name}, which no installed compressor package brings; install it")
     try:
-        found: Any = importlib.import_module(module)
+        member: Any = importlib.import_module(module)
         for part in path.split("."):
-            found = getattr(found, part)
+            member = getattr(member, part)
     except (ImportError, AttributeError) as error:
         raise KvbenchError(f"the plan holds a {name}, which is not there any more; run `kvbench fit` again") from error
-    if not (isinstance(found, type) and is_dataclass(found)):
+    if not (isinstance(member, type) and is_dataclass(member)):
         raise KvbenchError(f"the plan holds a {name}, which is no dataclass; run `kvbench fit` again")
-    return found
+    return member

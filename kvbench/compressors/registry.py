@@ -69,12 +69,12 @@ def _built_in(name: str) -> type[Part]:
 @lru_cache(maxsize=1)
 def _plugins() -> dict[str, EntryPoint]:
     """What installed packages offer, not imported yet: a broken package must not take the others with it."""
-    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    for name in found.keys() & (_BUILT_IN | _UNLISTED).keys():
+    plugins = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    for name in plugins.keys() & (_BUILT_IN | _UNLISTED).keys():
         raise KvbenchError(
-            f"plug-in {found[name].value!r} takes the name of the built-in compressor {name!r}; rename it"
+            f"plug-in {plugins[name].value!r} takes the name of the built-in compressor {name!r}; rename it"
         )
-    return found
+    return plugins
 
 
 @cache

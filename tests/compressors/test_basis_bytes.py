@@ -49,15 +49,18 @@ def test_an_orthonormal_method_keeps_a_quarter_of_two_fp32_bases(spec: str) -> N
 def test_a_weighted_method_keeps_half_of_two_fp32_bases(spec: str) -> None:
     plan = fitted(spec)
     small = 4 * sum(
-        tensor.numel() for own in plan.layers.values() for tensor in own.codec.tensors() if tensor.dim() == 1
+        tensor.numel()
+        for layer_plan in plan.layers.values()
+        for tensor in layer_plan.codec.tensors()
+        if tensor.dim() == 1
     )
     assert plan.model_level_bytes() - small < 0.52 * 4 * matrices(plan)
 
 
 @pytest.mark.parametrize("spec", [*ORTHONORMAL, *WEIGHTED])
 def test_an_fp64_model_keeps_fp64_bases(spec: str) -> None:
-    for own in fitted(spec, torch.float64).layers.values():
-        assert {tensor.dtype for tensor in own.codec.values.transform.tensors()} == {torch.float64}
+    for layer_plan in fitted(spec, torch.float64).layers.values():
+        assert {tensor.dtype for tensor in layer_plan.codec.values.transform.tensors()} == {torch.float64}
 
 
 @pytest.mark.parametrize("spec", LOSSY_SPECS)
@@ -67,9 +70,11 @@ def test_saved_bases_come_back_in_their_dtype_and_memory(spec: str, tmp_path: Pa
     (tmp_path / PLAN).write_bytes(dump_plan(plan, one.geometry, "some model", "0" * 64))
     again = parse(f"saved:path={tmp_path}").fit(one.geometry)
     assert again.model_level_bytes() == plan.model_level_bytes()
-    for layer, own in plan.layers.items():
-        kept, back = own.codec.tensors(), again.layers[layer].codec.tensors()
-        assert [(tensor.dtype, tensor.stride()) for tensor in kept] == [(own.dtype, own.stride()) for own in back]
+    for layer, layer_plan in plan.layers.items():
+        kept, back = layer_plan.codec.tensors(), again.layers[layer].codec.tensors()
+        assert [(tensor.dtype, tensor.stride()) for tensor in kept] == [
+            (tensor.dtype, tensor.stride()) for tensor in back
+        ]
 
 
 @pytest.mark.parametrize("spec", [*ORTHONORMAL, *WEIGHTED, "pca:rank=0.5,heads=each,keys=after+int:bits=8,group=16"])
@@ -87,8 +92,8 @@ def divergence(spec: str) -> float:
     first, *rest = spec.split("+")
     plan = parse("+".join([first + ",recent=8,block=8", *rest])).fit(one.geometry, calibrated(one))
     logits = []
-    for own in (parse("none").fit(one.geometry), plan):
-        with one.attach_untested(own) as attached:
+    for each in (parse("none").fit(one.geometry), plan):
+        with one.attach_untested(each) as attached:
             cache = attached.new_cache()
             feed(one.model, cache, ids, [128])
             logits.append(feed(one.model, cache, ids, [16, 16], start=128).double().log_softmax(-1))

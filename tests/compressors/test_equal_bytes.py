@@ -1,4 +1,4 @@
-"""Equal bytes: what is solved takes the bits that were asked for, or is as near to them as the method comes."""
+"""Equal bytes: what is solved takes the bits that were requested, or is as near to them as the method comes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_target_is_taken_or_the_smallest_setting_is_above_it(method: str, ta
         open_method = OpenMethod.of(method)
         settings = [open_method.at(value, {"recent": 0, "block": 8, "exact": exact}) for value in open_method.choices]
         assert reached > target, "whatever is left over is given to the window"
-        assert reached <= min([one.bits(own) for own in settings], default=reached)
+        assert reached <= min([one.bits(setting) for setting in settings], default=reached)
         with pytest.raises(KvbenchError, match="the nearest is"):
             one.solve(method, target)
     else:
@@ -67,9 +67,9 @@ def test_a_method_states_what_it_keeps_and_everything_else_is_alike() -> None:
     ],
 )
 def test_an_open_setting_is_found_and_set(method: str, knob: str, value: float, spec: str) -> None:
-    found = OpenMethod.of(method)
-    assert found.knob == knob
-    assert found.at(value) == parse(spec)
+    opened = OpenMethod.of(method)
+    assert opened.knob == knob
+    assert opened.at(value) == parse(spec)
 
 
 def test_nothing_is_open_where_a_method_is_complete() -> None:

@@ -43,8 +43,8 @@ def loss(spec: str) -> float:
     with one.attach_untested(compressor.fit(one.geometry, statistics)) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, ids, [PROMPT])
-        found = feed(one.model, cache, ids, [NEW], start=PROMPT)
-    return float((found - stock).norm() / stock.norm())
+        logits = feed(one.model, cache, ids, [NEW], start=PROMPT)
+    return float((logits - stock).norm() / stock.norm())
 
 
 @pytest.mark.parametrize("ladder", LADDERS)

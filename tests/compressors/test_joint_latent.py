@@ -50,7 +50,7 @@ def llama():
 WHOLE = "mla:rope_dims=32,latent=32"
 
 
-def test_mla_with_every_dimension_turning_is_the_stock_model(llama):
+def test_mla_with_rope_in_every_dimension_is_the_stock_model(llama):
     assert llama.error(WHOLE) < 1e-10
 
 
@@ -59,7 +59,7 @@ def test_latents_can_be_cut_and_decoded_again(llama, spec):
     assert llama.error(spec, crop=13) < 1e-10
 
 
-def test_mla_of_partial_rope_needs_no_slice_for_what_never_turns():
+def test_mla_of_partial_rope_needs_no_slice_for_what_has_no_rope():
     phi = Calibrated("gpt_neox", layers=1)
     geometry = phi.geometry.layers[0]
     rotary, width = geometry.kv_heads * geometry.rotary_dims, geometry.elements_per_token
@@ -95,7 +95,7 @@ def test_bytes_are_predicted_and_allocated(llama, spec, bits):
         assert cache.nbytes().total == predict_bytes(plan, llama.geometry, llama.ids.shape[1])
 
 
-def test_decoupled_keys_are_whole_keys_where_nothing_turns(llama):
+def test_decoupled_keys_are_whole_keys_without_rope(llama):
     codec = llama.fit("mla:rope_dims=8,latent=40").layers[0].codec
     stored = codec.encode(*(torch.randn(2, 1, 2, 24, 16, dtype=torch.float64)))
     query = torch.randn(1, 4, 3, 16, dtype=torch.float64)

@@ -84,8 +84,8 @@ def test_every_layer_decodes_its_own_channels() -> None:
             into.append(drawn.view(1, 64, geometry.kv_heads, -1).transpose(1, 2))
     stored = codecs[0].whole.encode(torch.cat(keys, 1), torch.cat(values, 1))
     for layer, codec in enumerate(codecs):
-        for found, expected in zip(codec.bound({}).decode(stored), (keys[layer], values[layer]), strict=True):
-            assert float((found - expected).norm() / expected.norm()) < 0.1
+        for decoded, expected in zip(codec.bound({}).decode(stored), (keys[layer], values[layer]), strict=True):
+            assert float((decoded - expected).norm() / expected.norm()) < 0.1
 
 
 def test_groups_are_adjacent_layers_of_one_shape() -> None:
@@ -102,9 +102,9 @@ def test_moments_across_layers_agree_with_each_layers_own() -> None:
     across = statistics.across(((0, 1, 2),))
     for layer in range(3):
         rows = slice(32 * layer, 32 * (layer + 1))
-        for side, own in (("key", across.keys), ("value", across.values)):
-            found, expected = own[0, 1, 2][rows, rows], statistics.layers[layer].covariance(side)
-            assert torch.allclose(found, expected, atol=1e-6 * float(expected.abs().max()))
+        for side, moments in (("key", across.keys), ("value", across.values)):
+            block, expected = moments[0, 1, 2][rows, rows], statistics.layers[layer].covariance(side)
+            assert torch.allclose(block, expected, atol=1e-6 * float(expected.abs().max()))
     assert type(across).from_tensors(across.tensors()).keys.keys() == across.keys.keys()
 
 

@@ -73,14 +73,14 @@ def _residue(transform, statistics, side):
     """Second moment of the error per head, (heads, d, d), of a per-head transform."""
     mean, second = transform.mean.double(), statistics.second(side)
     first, size = statistics.mean(side), transform.mean.shape[1]
-    found = []
+    errors = []
     for head in range(transform.groups):
         rows = slice(head * size, (head + 1) * size)
         centred = second[rows, rows] - torch.outer(mean[head], first[rows]) - torch.outer(first[rows], mean[head])
         centred = centred + torch.outer(mean[head], mean[head])
         lost = torch.eye(size).double() - transform.encoder[head].double() @ transform.decoder[head].double()
-        found.append(lost.T @ centred @ lost)
-    return torch.stack(found)
+        errors.append(lost.T @ centred @ lost)
+    return torch.stack(errors)
 
 
 @pytest.fixture(scope="module")

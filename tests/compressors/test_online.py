@@ -120,24 +120,24 @@ def test_keys_are_projected_as_the_truncated_svd_does() -> None:
     mean = flat.mean(1, keepdim=True)
     left, sigma, right = torch.linalg.svd(flat - mean, full_matrices=False)
     best = (left[..., :6] * sigma[:, None, :6]) @ right[:, :6] + mean
-    found = rebuilt("shadowkv:rank=0.25", keys)
-    torch.testing.assert_close(found.transpose(1, 2).flatten(2), best)
-    assert (found - keys).norm() < (rebuilt("pca:rank=0.25", keys) - keys).norm()
+    decoded = rebuilt("shadowkv:rank=0.25", keys)
+    torch.testing.assert_close(decoded.transpose(1, 2).flatten(2), best)
+    assert (decoded - keys).norm() < (rebuilt("pca:rank=0.25", keys) - keys).norm()
 
 
 def test_padding_has_no_say_in_the_basis() -> None:
     keys, noise = states(rows=1), 100 * states(rows=1, tokens=20, seed=5)
     real = torch.cat([torch.zeros(1, 1, 20), torch.ones(1, 1, 50)], 2).bool()
-    found = rebuilt("shadowkv:rank=0.25", torch.cat([noise, keys], 2), real)
-    torch.testing.assert_close(found[:, :, 20:], rebuilt("shadowkv:rank=0.25", keys))
+    decoded = rebuilt("shadowkv:rank=0.25", torch.cat([noise, keys], 2), real)
+    torch.testing.assert_close(decoded[:, :, 20:], rebuilt("shadowkv:rank=0.25", keys))
 
 
 @pytest.mark.parametrize("bits", [0.1, 0.5, 1, 1.25, 2, 3, 4, 5.5, 8])
 @pytest.mark.parametrize("width", [64, 192, 1024])
 def test_widths_descend_and_have_the_mean_asked_for(bits: float, width: int) -> None:
-    found = directions(bits, width)
-    assert sum(found.values()) == pytest.approx(width * min(bits / 4, 1), abs=1)
-    assert sum(bits * count for bits, count in found.items()) / width == pytest.approx(bits, abs=8 / width)
+    counts = directions(bits, width)
+    assert sum(counts.values()) == pytest.approx(width * min(bits / 4, 1), abs=1)
+    assert sum(bits * count for bits, count in counts.items()) / width == pytest.approx(bits, abs=8 / width)
 
 
 def test_two_bits_are_the_schedule_of_the_paper() -> None:
@@ -171,8 +171,8 @@ def test_rows_take_their_bases_along(spec: str, operation: str, padding: tuple[i
             feed(one.model, disturbed, token_ids(3, PROMPT + 30, seed=8), [30], start=PROMPT)
             disturbed.crop(-60)
         act(cache)
-        found = feed(one.model, cache, rows, [1] * NEW, arrange(mask), start=PROMPT)
-    assert worst(found, straight) < 1e-8
+        logits = feed(one.model, cache, rows, [1] * NEW, arrange(mask), start=PROMPT)
+    assert worst(logits, straight) < 1e-8
 
 
 @lossy
@@ -199,8 +199,8 @@ def test_after_a_crop_the_basis_stays_until_nothing_is_left_of_it(spec: str, len
         for layer, fitted in zip(cache.kv_layers, before, strict=True):
             assert bool(layer.body.fitted) == bool(layer.body.entries)
             assert not layer.body.fitted or all(torch.equal(layer.body.fitted[name], fitted[name]) for name in fitted)
-        found = feed(one.model, cache, ids, [PROMPT + NEW - length], start=length)
-        assert found.isfinite().all()
+        logits = feed(one.model, cache, ids, [PROMPT + NEW - length], start=length)
+        assert logits.isfinite().all()
         assert all(layer.body.fitted and layer.body.entries == 120 for layer in cache.kv_layers)
 
 
@@ -226,7 +226,7 @@ FEW = ("shadowkv:rank=5", "svdq:bits=0.5,group=8", "xkv:rank=5,layers=2")
 @pytest.mark.parametrize(("prefix", "spec"), [*((PROMPT, spec) for spec in LOSSY), *((5, spec) for spec in FEW)])
 def test_blocks_equal_single_tokens(prefix: int, spec: str) -> None:
     """Layers that share a latent take blocks of at most the recent window, here 9 tokens."""
-    one, ids, found = model(), token_ids(2, PROMPT + NEW), []
+    one, ids, logits = model(), token_ids(2, PROMPT + NEW), []
     rest = ids[:, prefix:]
     with attached(spec) as compressed:
         for as_decoded in (True, False):
@@ -235,8 +235,8 @@ def test_blocks_equal_single_tokens(prefix: int, spec: str) -> None:
             cache.as_decoded = as_decoded
             sizes = [piece.shape[1] for piece in (cache.pieces(rest) if as_decoded else rest.split(1, 1))]
             assert sizes[0] == (1 if not as_decoded else 9 if spec.startswith("xkv") else rest.shape[1])
-            found.append(feed(one.model, cache, ids, sizes, start=prefix))
-    assert worst(*found) < 1e-8
+            logits.append(feed(one.model, cache, ids, sizes, start=prefix))
+    assert worst(*logits) < 1e-8
 
 
 def test_a_block_that_layers_of_a_group_cannot_take_is_refused() -> None:
@@ -309,8 +309,8 @@ def test_positions_are_taken_from_the_mask() -> None:
     stock = one.model(ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False).logits
     for spec in ("shadowkv:rank=1", "xkv:rank=1,layers=2"):
         with attached(spec) as compressed:
-            found = feed(one.model, compressed.new_cache(), ids, [PROMPT, *[1] * NEW], mask)
-        assert worst(found, stock, mask) < EXACT
+            logits = feed(one.model, compressed.new_cache(), ids, [PROMPT, *[1] * NEW], mask)
+        assert worst(logits, stock, mask) < EXACT
 
 
 @lossy
@@ -330,6 +330,6 @@ def test_half_precision_models(spec: str, dtype: torch.dtype) -> None:
     stock = feed(one.model, one.stock_cache(), ids, [PROMPT, NEW])
     with one.attach_untested(Plan(parse(spec).fit(one.geometry).layers, SPANS)) as compressed:
         cache = compressed.new_cache()
-        found = feed(one.model, cache, ids, [PROMPT, *[1] * NEW])
+        logits = feed(one.model, cache, ids, [PROMPT, *[1] * NEW])
     assert {tensor.dtype for layer in cache.kv_layers for tensor in layer.body.fitted.values()} == {torch.float16}
-    assert (found - stock).float().square().mean() < 1e-3 * stock.float().var()
+    assert (logits - stock).float().square().mean() < 1e-3 * stock.float().var()

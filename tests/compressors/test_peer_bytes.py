@@ -48,9 +48,9 @@ def filled(one: Subject, plan: Plan, tokens: int, rows: int) -> CompressedCache:
 def test_predicted_equals_allocated_at_a_thousand_tokens(spec: str) -> None:
     one = subject("llama", torch.float32)
     plan = fitted(one, spec)
-    found = filled(one, plan, 1024, rows=2).nbytes()
-    assert found.workspace == 0
-    assert found.total == pytest.approx(predict_bytes(plan, one.geometry, 1024, batch=2), rel=0.01)
+    allocated = filled(one, plan, 1024, rows=2).nbytes()
+    assert allocated.workspace == 0
+    assert allocated.total == pytest.approx(predict_bytes(plan, one.geometry, 1024, batch=2), rel=0.01)
 
 
 @pytest.mark.parametrize("spec", EVICTIONS)

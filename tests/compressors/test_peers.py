@@ -128,9 +128,9 @@ def test_evicting_is_deleting_from_the_stock_cache(spec: str) -> None:
         cache = compressed.new_cache()
         feed(one.model, cache, ids, [100])
         reference = deleted(one, stock, cache)
-        found = feed(one.model, cache, ids, [1], start=100)
+        logits = feed(one.model, cache, ids, [1], start=100)
     expected = one.model(ids[:, 100:], past_key_values=reference, position_ids=torch.full((2, 1), 100)).logits
-    assert worst(found, expected) < EXACT
+    assert worst(logits, expected) < EXACT
 
 
 @pytest.mark.parametrize("spec", ["knorm:budget=0.3", "snapkv:budget=0.3+int:bits=4", "random:budget=0.9+int:bits=4"])
@@ -301,10 +301,10 @@ def changes(spec: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("spec", [*QUANTIZERS, *HALVES, *MIXED])
 def test_every_stored_byte_counts(spec: str) -> None:
-    found = changes(spec)
+    changed = changes(spec)
     before_rope = parse(spec).fit(*_geometry(spec)).keys_before_rope
-    assert found
-    for name, change in found.items():
+    assert changed
+    for name, change in changed.items():
         if name != "slots" or before_rope:  # slots only rotate keys and mask them
             assert change > 1e-12, f"{name} is stored and never read"
 
@@ -322,8 +322,8 @@ def test_head_dims_that_are_no_power_of_two(spec: str) -> None:
     one, ids = subject("llama", head_dim=24), token_ids(2, 101)
     stock = feed(one.model, one.stock_cache(), ids, [100, 1])[:, 100:]
     with attached(one, spec) as compressed:
-        found = feed(one.model, compressed.new_cache(), ids, [100, 1])[:, 100:]
-    assert float((found - stock).square().mean() / stock.var()) < 0.05
+        logits = feed(one.model, compressed.new_cache(), ids, [100, 1])[:, 100:]
+    assert float((logits - stock).square().mean() / stock.var()) < 0.05
 
 
 @pytest.mark.parametrize(

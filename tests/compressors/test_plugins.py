@@ -46,8 +46,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Pretend that a package with these entry points is installed."""
 
     def pretend(**points: str) -> None:
-        found = [EntryPoint(name, value, registry.ENTRY_POINTS) for name, value in points.items()]
-        monkeypatch.setattr(registry, "entry_points", lambda group: found if group == registry.ENTRY_POINTS else [])
+        offered = [EntryPoint(name, value, registry.ENTRY_POINTS) for name, value in points.items()]
+        monkeypatch.setattr(registry, "entry_points", lambda group: offered if group == registry.ENTRY_POINTS else [])
         registry._plugins.cache_clear()
 
     yield pretend

@@ -22,9 +22,9 @@ def plan(spec: str) -> Plan:
 
 
 def codec(spec: str) -> Codec:
-    found = plan(spec).layers[0].codec
-    assert found is not None
-    return found
+    fitted = plan(spec).layers[0].codec
+    assert fitted is not None
+    return fitted
 
 
 def logits(spec: str) -> torch.Tensor:
@@ -50,10 +50,10 @@ def test_latents_of_a_prompts_basis_are_turned() -> None:
 def test_palu_turns_its_latents_unless_told_not_to() -> None:
     turned, plain = codec("palu:rank=0.5"), codec("palu:rank=0.5,hadamard=false")
     spread = []
-    for own in (turned, plain):
-        states = torch.randn(1, own.keys.kv_heads, 64, own.keys.head_dim, generator=torch.Generator().manual_seed(0))
-        assert own.keys.transform is not None
-        axes = own.keys.transform
+    for each in (turned, plain):
+        states = torch.randn(1, each.keys.kv_heads, 64, each.keys.head_dim, generator=torch.Generator().manual_seed(0))
+        assert each.keys.transform is not None
+        axes = each.keys.transform
         assert torch.allclose(axes.encoder.transpose(1, 2) @ axes.encoder, torch.eye(axes.rank).double(), atol=1e-9)
         spread.append(axes.forward(states.double()))
     assert spread[0].norm() == pytest.approx(float(spread[1].norm()))  # rotated, not another subspace

@@ -20,12 +20,14 @@ ALLOCATIONS = ("fisher", "sensitivity", "energy", "uniform")
 
 
 def optional(**keys: st.SearchStrategy) -> st.SearchStrategy[dict[str, str]]:
-    return st.fixed_dictionaries({}, optional=keys).map(lambda found: {key: str(value) for key, value in found.items()})
+    return st.fixed_dictionaries({}, optional=keys).map(
+        lambda values: {key: str(value) for key, value in values.items()}
+    )
 
 
 def part(name: str, required: dict[str, st.SearchStrategy], **keys: st.SearchStrategy) -> st.SearchStrategy:
     """(name, settings) with the required keys and some of the optional ones."""
-    needed = st.fixed_dictionaries(required).map(lambda found: {key: str(value) for key, value in found.items()})
+    needed = st.fixed_dictionaries(required).map(lambda values: {key: str(value) for key, value in values.items()})
     return st.tuples(st.just(name), st.builds(lambda one, two: one | two, needed, optional(**keys)))
 
 

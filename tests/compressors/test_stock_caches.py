@@ -48,11 +48,11 @@ def test_a_quantized_cache_takes_what_is_predicted(spec: str, dtype: torch.dtype
     """The tensors of quanto pretend to an uncompressed storage; the walk must see through them."""
     needs_package(spec)
     arm = arm_of(spec, dtype=dtype)
-    found = measure_filled(arm, exact_prompt(arm.model, arm.geometry, token_ids(1, 256)).repeat(2))
-    assert not found.flagged, (found.allocated, found.predicted_bytes)
+    memory = measure_filled(arm, exact_prompt(arm.model, arm.geometry, token_ids(1, 256)).repeat(2))
+    assert not memory.flagged, (memory.allocated, memory.predicted_bytes)
     bits = parse(spec).parts[0].bits  # type: ignore[attr-defined]
-    assert found.allocated.payload == 2 * arm.geometry.elements(256) * bits // 8
-    assert found.allocated.exact == 0
+    assert memory.allocated.payload == 2 * arm.geometry.elements(256) * bits // 8
+    assert memory.allocated.exact == 0
 
 
 @pytest.mark.parametrize("package", PACKAGES.values())
@@ -64,8 +64,8 @@ def test_a_quantized_cache_loses_less_with_more_bits(package: str) -> None:
     exact = feed(one.model, one.stock_cache(), ids, [128, 12])[:, 128:]
     for bits in (2, 4):
         arm = arm_of(f"{spec}:bits={bits}")
-        found = feed(one.model, arm.new_cache(), ids, [128, 12])[:, 128:]
-        losses.append(float((found - exact).square().mean()))
+        logits = feed(one.model, arm.new_cache(), ids, [128, 12])[:, 128:]
+        losses.append(float((logits - exact).square().mean()))
     assert losses[0] > losses[1] > 1e-6
 
 

@@ -18,7 +18,7 @@ class Eigen(Part):
     """Eigen Attention: keys in the principal axes of queries and keys stacked, values in their own, head by head.
 
     Based on Saxena et al. 2024, Eigen Attention (arXiv 2408.05646). Stored: per KV head the leading components of keys
-    after RoPE and of values, uncentred; a query joins with the head it attends. ``rank`` is a fraction of head_dim for
+    after RoPE and of values, uncentred; a query counts for the head it attends. ``rank`` is a fraction of head_dim for
     all layers, ``energy`` the share of the stacked energy that decides each layer's rank. Differences: the paper lowers
     the threshold layer by layer until the layer's output error meets a budget, and its Llama code drops the queries and
     keeps keys before RoPE (that is ``pca`` uncentred); here the joint basis is used where it is exact, after RoPE.

@@ -17,8 +17,8 @@ class ExpectedAttention(Eviction):
     Based on Devoto et al. 2025, Expected Attention (arXiv 2510.00636), as in kvpress. Query-agnostic. Stored: the kept
     tokens and their slots. Differences: the mean (per query head) and covariance (pooled over the heads of a group) of
     queries come from calibration, not from the prompt; they are those of rotated queries at the calibration's
-    positions, where the paper turns unrotated ones by the average rotation of the next 512 positions, which damps
-    what turns fast.
+    positions, where the paper rotates unrotated ones by the average rotation of the next 512 positions, which damps
+    high frequencies.
     """
 
     name = "expected-attention"

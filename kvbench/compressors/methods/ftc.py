@@ -66,7 +66,7 @@ class Ftc(Part):
         """Fisher coordinates everywhere, then one allocation over all of them."""
         if self.keys == "before":
             draft.store_keys_before_rope()
-        fitted = [own for layer in draft for own in self._fit(layer)]
+        fitted = [each for layer in draft for each in self._fit(layer)]
         variances = [basis.values[0] for _, basis, _ in fitted]
         quantizers: Sequence[CodebookQuantizer | EntropyQuantizer] = (
             entropy_quantizers(variances, self.bits) if self.coder == "entropy" else self._codebooks(variances, draft)

@@ -33,7 +33,7 @@ class Integer(Part):
         self.require(self.group >= 1, f"group={self.group} must be at least 1 value")
 
     def apply(self, draft: Draft) -> None:
-        """One quantizer for the sides asked for."""
+        """One quantizer for the requested sides."""
         quantizer = IntegerQuantizer(self.bits, self.group)
         for layer in draft:
             if self.side != "values":

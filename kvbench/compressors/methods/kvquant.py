@@ -22,7 +22,7 @@ class KvQuant(Part):
     32 tokens of a head exactly in fp16 with 16-bit places (32 bits each: 1 % is 0.32 bits per value); for values middle
     and width of the range in fp16 per token over all heads. Differences: no sensitivity-weighted k-means on calibration
     data; key levels are Lloyd–Max for a normal density of the channel's mean and deviation (the outliers take the heavy
-    tails), value levels are uniform over the token's range (any table that shrinks the ends shrinks the same channels
+    tails), value levels are uniform over the token's range (any table that shrinks extremes shrinks the same channels
     of every token, and on SmolLM2 costs four times the divergence); outliers are a fixed count per block of a head, not
     a calibrated threshold per channel or a share of each token.
     """

@@ -94,7 +94,7 @@ class Kvtc(Part):
         names = tuple(tuple(layer.geometry.layer for layer in group) for group in groups)
         across = draft.calibrated.across(names) if any(len(group) > 1 for group in groups) else None
         how = "energy" if self.allocate == "uniform" else self.allocate
-        found = []
+        sides = []
         for group, name in zip(groups, names, strict=True):
             for place in (0, 1):
                 members = [layer.sides[place] for layer in group]
@@ -105,30 +105,33 @@ class Kvtc(Part):
                 means = [layer.calibrated.mean(side.moment) for layer, side in zip(group, members, strict=True)]
                 weights = side_weights(how, draft, list(zip(group, members, strict=True)))
                 scales = [torch.full_like(mean, weight**0.5) for mean, weight in zip(means, weights, strict=True)]
-                found.append(_Side(members, _weighted(covariance, torch.cat(scales)), torch.cat(means)))
-        return found
+                sides.append(_Side(members, _weighted(covariance, torch.cat(scales)), torch.cat(means)))
+        return sides
 
     def _quantizers(self, variances: list[Tensor], draft: Draft) -> list[tuple[int, Quantizer]]:
         """The components that every side keeps, and their quantizer."""
         if self.coder == "entropy":
             shared = self.allocate != "uniform"
             coded = entropy_quantizers(variances, self.bits) if shared else self._entropy_each(variances)
-            return [(len(own.deviation), own) for own in coded]
+            return [(len(quantizer.deviation), quantizer) for quantizer in coded]
         widths = self._widths(variances)
         if self.coder == "blocks":
-            return [_blocks(own, int(width.sum())) for own, width in zip(variances, widths, strict=True)]
-        return [_codebook(own, width, draft) for own, width in zip(variances, widths, strict=True)]
+            return [_blocks(variance, int(width.sum())) for variance, width in zip(variances, widths, strict=True)]
+        return [_codebook(variance, width, draft) for variance, width in zip(variances, widths, strict=True)]
 
     def _entropy_each(self, variances: list[Tensor]) -> list[EntropyQuantizer]:
         pairs = zip(variances, self._shifted(len(variances)), strict=True)
-        return [entropy_quantizers([own], bits)[0] for own, bits in pairs]
+        return [entropy_quantizers([variance], bits)[0] for variance, bits in pairs]
 
     def _widths(self, variances: list[Tensor]) -> list[Tensor]:
         """Bits of every component of every side."""
-        counts = [len(own) for own in variances]
+        counts = [len(variance) for variance in variances]
         if self.allocate == "uniform":
             pairs = zip(variances, self._shifted(len(variances)), strict=True)
-            return [water_fill(own, round(bits * len(own)), together=grain(len(own))) for own, bits in pairs]
+            return [
+                water_fill(variance, round(bits * len(variance)), together=grain(len(variance)))
+                for variance, bits in pairs
+            ]
         together = grain(min(counts))
         return list(water_fill(torch.cat(variances), round(self.bits * sum(counts)), together=together).split(counts))
 

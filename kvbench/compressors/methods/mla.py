@@ -51,15 +51,15 @@ class Mla(Part):
         )
 
     def apply(self, draft: Draft) -> None:
-        """The rotating slice first, then the joint latent of the rest."""
+        """The RoPE part first, then the joint latent of the rest."""
         draft.store_keys_before_rope()
         for layer in draft:
             self._check(layer)
-            turning = self._turning(layer)
-            layer.keys.transform = turning.transform(
-                torch.zeros(len(turning.encoder[0])), self.rope_dims, draft.basis_dtype
+            rope_basis = self._rope_basis(layer)
+            layer.keys.transform = rope_basis.transform(
+                torch.zeros(len(rope_basis.encoder[0])), self.rope_dims, draft.basis_dtype
             )
-            basis, centre = self._joint(layer, turning.encoder[0, :, : self.rope_dims])
+            basis, centre = self._joint(layer, rope_basis.encoder[0, :, : self.rope_dims])
             join_sides(layer, DecoupledCodec).transform = basis.transform(
                 centre, self._latent(layer), draft.basis_dtype
             )
@@ -78,7 +78,7 @@ class Mla(Part):
         width = layer.geometry.elements_per_token
         return max(1, round(self.latent * width)) if self.latent <= 1 else int(self.latent)
 
-    def _turning(self, layer: LayerDraft) -> Basis:
+    def _rope_basis(self, layer: LayerDraft) -> Basis:
         """The commuting basis of the rotated dimensions; the others, which need no rotation, come last."""
         geometry, statistics = layer.geometry, layer.calibrated
         before = statistics.second("key")
@@ -86,12 +86,12 @@ class Mla(Part):
         rotated = (torch.arange(len(before)) % geometry.head_dim < geometry.rotary_dims).double()
         return commuting_basis(before * torch.outer(rotated, rotated), geometry.kv_heads, pairs)
 
-    def _joint(self, layer: LayerDraft, turning: Tensor) -> tuple[Basis, Tensor]:
-        """Basis of [keys | values] of all heads, blind to the slice ``turning`` (K, rope_dims), and its mean."""
+    def _joint(self, layer: LayerDraft, rope: Tensor) -> tuple[Basis, Tensor]:
+        """Basis of [keys | values] of all heads without the key slice ``rope`` (K, rope_dims), and its mean."""
         heads, values = layer.geometry.kv_heads, layer.calibrated.second("value")
-        still = torch.eye(len(turning), dtype=torch.float64) - turning @ turning.T
-        moment, centre = joint_moment(layer, still)
-        metric = balanced(still @ layer.calibrated.covariance("key") @ still, values, heads)
+        nope = torch.eye(len(rope), dtype=torch.float64) - rope @ rope.T
+        moment, centre = joint_moment(layer, nope)
+        metric = balanced(nope @ layer.calibrated.covariance("key") @ nope, values, heads)
         basis = weighted_basis(moment, metric, 1)
-        blind = joint_matrix(still, torch.eye(len(values), dtype=still.dtype), heads)
-        return Basis(basis.values, blind @ basis.encoder, basis.decoder), centre
+        without_rope = joint_matrix(nope, torch.eye(len(values), dtype=nope.dtype), heads)
+        return Basis(basis.values, without_rope @ basis.encoder, basis.decoder), centre

@@ -22,9 +22,9 @@ class Palu(LowRank):
     RoPE. The whitened SVD of W_k, W_v per group is computed as PCA of their outputs (uncentred, the same subspace).
     ``allocate`` shares a total of ``rank`` · width out: ``fisher`` weights each layer and side by its mean Fisher
     information, ``sensitivity`` by its measured KLD, ``energy`` by nothing, ``uniform`` gives every layer the same.
-    ``hadamard`` turns the latents by a random Hadamard matrix that is absorbed into the basis, as the paper does before
+    ``hadamard`` rotates the latents by a random Hadamard matrix, absorbed into the basis, as the paper does before
     it quantizes them (``palu:rank=0.7+int:bits=3``). Differences: the paper rounds ranks to 32 and takes Fisher of
-    weights; here ranks are whole numbers, a rank that is no power of two is turned by a random orthogonal matrix, and
+    weights; here ranks are whole numbers, a rank that is no power of two is rotated by a random orthogonal matrix, and
     Fisher is that of the outputs. ``group`` falls to the largest divisor of the model's KV heads.
     """
 

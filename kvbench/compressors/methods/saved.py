@@ -67,11 +67,11 @@ class Saved(Part):
         plan = self.file.plan(draft.geometry)
         draft.keys_before_rope = plan.keys_before_rope
         for layer in draft:
-            own = plan.layers[layer.geometry.layer]
-            if own.codec is not None:
-                layer.codec = _as_it_was(own.codec)
-            layer.selector = own.selector
+            layer_plan = plan.layers[layer.geometry.layer]
+            if layer_plan.codec is not None:
+                layer.codec = _prebuilt(layer_plan.codec)
+            layer.selector = layer_plan.selector
 
 
-def _as_it_was(codec: Codec) -> Callable[..., Codec]:
+def _prebuilt(codec: Codec) -> Callable[..., Codec]:
     return lambda keys, values, before: codec

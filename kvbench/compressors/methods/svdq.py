@@ -62,5 +62,5 @@ def directions(bits: float, width: int) -> dict[int, int]:
     kept = max(1, round(width * min(bits / 4, 1)))
     # A quarter, a quarter and a half have 4 bits on average; beyond, 8 bits spread and the rest stay 1 : 2.
     eight = kept / 4 if bits <= 4 else width * (bits - 8 / 3) / (8 - 8 / 3)
-    ends = round(eight), round(eight + (kept - eight) / 3)
-    return {8: ends[0], 4: ends[1] - ends[0], 2: kept - ends[1]}
+    stops = round(eight), round(eight + (kept - eight) / 3)
+    return {8: stops[0], 4: stops[1] - stops[0], 2: kept - stops[1]}
