@@ -1,7 +1,7 @@
 """Moments of several layers side by side: what bases across layers are fitted to.
 
 They are large (5,760 squared for all keys of a model of 30 layers and 192 channels), so they are collected in a pass of
-their own, when a compressor asks for them.
+their own, when a compressor needs them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ class AcrossLayers:
     def tensors(self) -> dict[str, Tensor]:
         """Flat names for storage: ``keys.<layers>`` and ``values.<layers>``."""
         sides = {"keys": self.keys, "values": self.values}
-        return {f"{side}.{'-'.join(map(str, group))}": own[group] for side, own in sides.items() for group in own}
+        return {
+            f"{side}.{'-'.join(map(str, group))}": moments[group]
+            for side, moments in sides.items()
+            for group in moments
+        }
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> AcrossLayers:
@@ -60,7 +64,9 @@ class _Keeper:
         self.states = token_rows(call.keys), token_rows(call.values)
         query, keys = call.query, call.keys
         if call.rotation is not None:
-            query, keys = (rotate(call.module, own, call.rotation, self.geometry.rotary_dims) for own in (query, keys))
+            query, keys = (
+                rotate(call.module, states, call.rotation, self.geometry.rotary_dims) for states in (query, keys)
+            )
         return exact_attention(query, keys, call.values, call.scaling, call.mask, call.softcap)
 
 
@@ -78,7 +84,7 @@ class _Keepers:
     def take(self, group: Group, side: int) -> Tensor:
         """Keys (0) or values (1) of the group's layers side by side, (tokens, channels)."""
         states = [self.layers[index].states for index in group]
-        return torch.cat([own[side] for own in states if own is not None], 1)
+        return torch.cat([pair[side] for pair in states if pair is not None], 1)
 
 
 @torch.no_grad()

@@ -37,22 +37,22 @@ class _LayerCollector:
         keys, values, query = call.keys, call.values, call.query
         leaf = [torch.zeros_like(tensor, requires_grad=self.fisher) for tensor in (keys, keys, values)]
         keys = keys + leaf[0]
-        turned_query, turned = query, keys
+        rotated_query, rotated = query, keys
         if call.rotation is not None:
-            turned_query = rotate(call.module, query, call.rotation, self.geometry.rotary_dims)
-            turned = rotate(call.module, keys, call.rotation, self.geometry.rotary_dims)
-        turned, values = turned + leaf[1], values + leaf[2]
+            rotated_query = rotate(call.module, query, call.rotation, self.geometry.rotary_dims)
+            rotated = rotate(call.module, keys, call.rotation, self.geometry.rotary_dims)
+        rotated, values = rotated + leaf[1], values + leaf[2]
         self._leaves = (leaf[0], leaf[1], leaf[2]) if self.fisher else None
         with torch.no_grad():
             self._moments("key", keys)
-            self._moments("rotated_key", turned)
+            self._moments("rotated_key", rotated)
             self._moments("value", values)
             self._add("key_value_second", second_moment(token_rows(keys), token_rows(values)))
             self._add("query_second", self._query_second(query))
-            self._add("rotated_query_second", self._query_second(turned_query))
-            self._add("rotated_query_sum", turned_query[:, :, SINKS:].double().sum((0, 2)))
+            self._add("rotated_query_second", self._query_second(rotated_query))
+            self._add("rotated_query_sum", rotated_query[:, :, SINKS:].double().sum((0, 2)))
             self._add("count", torch.tensor(float(keys.shape[0] * (keys.shape[2] - SINKS)), dtype=torch.float64))
-        return exact_attention(turned_query, turned, values, call.scaling, call.mask, call.softcap)
+        return exact_attention(rotated_query, rotated, values, call.scaling, call.mask, call.softcap)
 
     def take_input(self, hidden: Tensor) -> None:
         """Fold in the layer's input (batch, tokens, hidden)."""

@@ -95,16 +95,16 @@ class _Answers:
 
     def projections(self, hidden: int) -> dict[str, Tensor]:
         """The measured weights by their names in the statistics."""
-        geometry, found = self.geometry, {}
+        geometry, measured = self.geometry, {}
         for name, answers in (("key", self.keys), ("value", self.values)):
             linear = _linear_map(answers, hidden)
             if linear is not None:
-                found[f"{name}_weight"], found[f"{name}_bias"] = linear
+                measured[f"{name}_weight"], measured[f"{name}_bias"] = linear
         output = _linear_map(self.outputs, geometry.heads * geometry.value_dim)
         if output is not None:
             weight = output[0].double().unflatten(1, (geometry.kv_heads, geometry.group_size, geometry.value_dim))
-            found["output_gram"] = torch.einsum("ogid,ogie->gde", weight, weight)
-        return {name: tensor.cpu() for name, tensor in found.items()}
+            measured["output_gram"] = torch.einsum("ogid,ogie->gde", weight, weight)
+        return {name: tensor.cpu() for name, tensor in measured.items()}
 
 
 class _Probe:

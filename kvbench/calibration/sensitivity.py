@@ -41,7 +41,9 @@ class Sensitivity:
 
     def to_json(self) -> str:
         """One object per layer and side."""
-        return json.dumps([{"layer": layer, "side": side} | asdict(own) for (layer, side), own in self.sides.items()])
+        return json.dumps(
+            [{"layer": layer, "side": side} | asdict(measured) for (layer, side), measured in self.sides.items()]
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Sensitivity:

@@ -51,9 +51,11 @@ def calibrate(
     identity = (loaded.name, loaded.weights_sha256, windows.sha256)
 
     def build(unfinished: Path) -> None:
-        found = collect(loaded.model, geometry, windows.ids, fisher=fisher, identity=identity, progress=progress)
+        collected = collect(loaded.model, geometry, windows.ids, fisher=fisher, identity=identity, progress=progress)
         names = dict(zip(("model", "weights_sha256", "text_sha256"), identity, strict=True))
-        save_file({name: tensor.contiguous() for name, tensor in found.tensors().items()}, unfinished / _FILE, names)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in collected.tensors().items()}, unfinished / _FILE, names
+        )
 
     statistics = read_statistics(build_folder(folder, build))
     statistics.measure_across = partial(_across, loaded, geometry, windows, folder)

@@ -31,10 +31,12 @@ def stock_states(one: Subject, windows: Tensor) -> dict[int, tuple[Tensor, Tenso
     for ids in windows:
         cache = DynamicCache(config=one.model.config)
         one.model(ids[None], past_key_values=cache, use_cache=True)
-        for layer, found in rows.items():
+        for layer, layer_rows in rows.items():
             states = cache.layers[layer].keys, cache.layers[layer].values
-            found.append(tuple(part[0, :, SINKS:].transpose(0, 1).flatten(1) for part in states))
-    return {layer: tuple(torch.cat(parts) for parts in zip(*found, strict=True)) for layer, found in rows.items()}
+            layer_rows.append(tuple(part[0, :, SINKS:].transpose(0, 1).flatten(1) for part in states))
+    return {
+        layer: tuple(torch.cat(parts) for parts in zip(*layer_rows, strict=True)) for layer, layer_rows in rows.items()
+    }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -142,8 +144,8 @@ def test_large_means_do_not_drown_the_covariance_in_rounding() -> None:
         for layer in model.model.layers:
             layer.self_attn.k_proj.bias.copy_(torch.linspace(-400, 400, 32))
     windows, geometry = token_ids(2, 60), subject("qwen2").geometry
-    expected, found = (collect(model, geometry, windows, fisher=False).layers[0] for model in (precise, rough))
-    error = (found.covariance("key") - expected.covariance("key")).norm() / expected.covariance("key").norm()
+    expected, measured = (collect(model, geometry, windows, fisher=False).layers[0] for model in (precise, rough))
+    error = (measured.covariance("key") - expected.covariance("key")).norm() / expected.covariance("key").norm()
     assert error < 1e-3
 
 

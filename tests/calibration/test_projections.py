@@ -36,15 +36,15 @@ def _gpt2(attention):
 def test_measured_weights_are_the_modules_own(family, module, weights):
     model = build(family, torch.float64)
     geometry = probe_geometry(model)
-    found = measure_projections(model, geometry)[1]
+    measured = measure_projections(model, geometry)[1]
     key, bias, value, output = weights(model.get_submodule(module))
-    torch.testing.assert_close(found["key_weight"], key.detach())
-    torch.testing.assert_close(found["value_weight"], value.detach())
-    torch.testing.assert_close(found["key_bias"], torch.zeros(len(key)).double() if bias is None else bias.detach())
+    torch.testing.assert_close(measured["key_weight"], key.detach())
+    torch.testing.assert_close(measured["value_weight"], value.detach())
+    torch.testing.assert_close(measured["key_bias"], torch.zeros(len(key)).double() if bias is None else bias.detach())
     layer = geometry.layers[1]
     blocks = output.detach().unflatten(1, (layer.kv_heads, layer.group_size, layer.value_dim))
     gram = sum(blocks[:, 1, query].T @ blocks[:, 1, query] for query in range(layer.group_size))
-    torch.testing.assert_close(found["output_gram"][1], gram)
+    torch.testing.assert_close(measured["output_gram"][1], gram)
 
 
 def test_keys_behind_a_norm_have_no_weight():
