@@ -145,12 +145,12 @@ def _round_trip(bench: Bench) -> str:
 def _bytes(bench: Bench) -> str:
     plan = bench.plan()
     with CompressedModel(bench.model, plan, bench.geometry) as attached:
-        found = bench.filled(attached, bench.ids[:2]).nbytes()
+        allocated = bench.filled(attached, bench.ids[:2]).nbytes()
     predicted = predict_bytes(plan, bench.geometry, TOKENS, 2)
-    error = found.total / predicted - 1
-    _require(abs(error) <= 0.01, f"allocated {found.total} bytes, predicted {predicted} ({error:+.1%})")
-    _require(found.workspace == 0, f"{found.workspace} bytes are held that no span accounts for")
-    return f"{found.total} bytes, {error:+.2%} from predicted"
+    error = allocated.total / predicted - 1
+    _require(abs(error) <= 0.01, f"allocated {allocated.total} bytes, predicted {predicted} ({error:+.1%})")
+    _require(allocated.workspace == 0, f"{allocated.workspace} bytes are held that no span accounts for")
+    return f"{allocated.total} bytes, {error:+.2%} from predicted"
 
 
 def _no_full_copy(bench: Bench) -> str:
@@ -296,8 +296,8 @@ def _ladder(compressor: Compressor) -> Iterable[str]:
             steps: Sequence[float] = [max(1, round(share * value)) for share in shares]
         else:
             steps = choices or ((2.0, 4.0, 6.0) if name == "bits" else shares)
-        own = f"{name}={value:g}"
-        return [str(compressor).replace(own, f"{name}={step:g}") for step in steps]
+        setting = f"{name}={value:g}"
+        return [str(compressor).replace(setting, f"{name}={step:g}") for step in steps]
     return []
 
 
