@@ -50,7 +50,7 @@ def _quantized(cache: QuantizedCache) -> list[QuantizedLayer]:
 
 
 def _gathered(keys: Tensor | None) -> int:
-    """Exact tokens that wait in a layer of transformers; its keys have no axes before the first."""
+    """Exact tokens that a layer of transformers has not quantized yet; its keys have no axes before the first token."""
     return keys.shape[-2] if keys is not None and keys.dim() == 4 else 0
 
 

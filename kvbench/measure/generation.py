@@ -1,4 +1,4 @@
-"""A prompt completed twice, uncompressed and compressed, and where the two part."""
+"""A prompt completed twice, uncompressed and compressed, and where the two diverge."""
 
 from __future__ import annotations
 

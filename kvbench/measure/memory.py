@@ -145,7 +145,7 @@ def _decode(arm: Arm, cache: Cache, logits: Tensor, steps: int) -> tuple[int, in
 
 
 def _cache_bytes(cache: Cache) -> tuple[int, int]:
-    """Bytes allocated, and those of them that must be resident: room kept for tokens to come need not be."""
+    """Bytes allocated, and those of them that were written: buffer space for later tokens may not be resident yet."""
     total = walk(cache).total
     return total, total - (unused_bytes(cache) if isinstance(cache, CompressedCache) else 0)
 
