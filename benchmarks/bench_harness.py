@@ -20,10 +20,11 @@ from kvbench.hardware.environment import provenance
 from kvbench.measure.arms import Arm
 from kvbench.measure.bench import ModelBench
 from kvbench.measure.speed import SpeedBench
+from kvbench.measure.workloads import MemoryWorkload
 from kvbench.runs.jsonl import encode_line, read_records
 from kvbench.runs.records import Failure, Provenance, Record
 from kvbench.runs.store import RunStore
-from kvbench.runs.trials import MemoryWorkload, Trial, Workload
+from kvbench.runs.trials import Trial, Workload
 
 pytestmark = pytest.mark.benchmark(timer=replayed)
 

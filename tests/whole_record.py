@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from kvbench.runs.records import (
-    Bytes,
-    Interval,
-    MemoryResult,
-    MemoryWorkload,
-    Provenance,
-    QualityResult,
-    QualityWorkload,
-    SpeedResult,
-    SpeedWorkload,
-    Trial,
-    Workload,
-)
+from kvbench.measure.results import Bytes, Interval, MemoryResult, QualityResult, SpeedResult
+from kvbench.measure.workloads import MemoryWorkload, QualityWorkload, SpeedWorkload
+from kvbench.runs.records import Provenance
+from kvbench.runs.trials import Trial, Workload
 
 WORKLOAD = Workload(name="w", quality=QualityWorkload(), speed=SpeedWorkload(), memory=MemoryWorkload())
 TRIAL = Trial(

@@ -7,7 +7,8 @@ of what the compressor loses.
 
 from __future__ import annotations
 
-from kvbench.runs.records import DecodedResult, Record
+from kvbench.measure.results import DecodedResult
+from kvbench.runs.records import Record
 
 ROUNDING = 10.0
 """What is lossless has a KLD of the size of the noise floor; up to so many of it count as rounding."""

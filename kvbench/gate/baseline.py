@@ -19,8 +19,8 @@ from kvbench.gate.metrics import TOLERANCES, MetricName, Tolerance
 from kvbench.gate.verdicts import Side, by_key
 from kvbench.runs.canonical import digest
 from kvbench.runs.records import Record
-from kvbench.runs.trials import Frozen
 from kvbench.storage.files import replace_file
+from kvbench.storage.frozen import Frozen
 
 BASELINE_SCHEMA = 2
 """Version of the file; the records whose numbers it holds have theirs in :data:`kvbench.runs.trials.SCHEMA`."""

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from kvbench.gate.metrics import TOLERANCES
 from kvbench.gate.verdicts import Cell, Row, Side, Verdict, by_key, gravest, judge_result
-from kvbench.runs.records import Record, SpeedResult
+from kvbench.measure.results import SpeedResult
+from kvbench.runs.records import Record
 
 NOISE = 0.05
 """A speed-up must change by more than this share, and the intervals must part, before it counts as changed."""

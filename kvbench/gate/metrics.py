@@ -13,8 +13,9 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from kvbench.gate.agreement import LEAST, ROUNDING
-from kvbench.runs.records import DecodedResult, MemoryResult, QualityResult, Record
-from kvbench.runs.trials import Frozen
+from kvbench.measure.results import DecodedResult, MemoryResult, QualityResult
+from kvbench.runs.records import Record
+from kvbench.storage.frozen import Frozen
 
 
 class Tolerance(Frozen):

@@ -14,7 +14,8 @@ from kvbench.errors import UndecidedError
 from kvbench.gate.agreement import contradiction, rounding
 from kvbench.gate.metrics import METRICS, TOLERANCES, Tolerance, numbers
 from kvbench.runs.canonical import content, digest
-from kvbench.runs.records import Record, Trial
+from kvbench.runs.records import Record
+from kvbench.runs.trials import Trial
 
 
 class Verdict(StrEnum):

@@ -25,12 +25,14 @@ from kvbench.hooks.geometry import ModelGeometry, probe_geometry
 from kvbench.kernels.choice import warm_up
 from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.measure.arms import Arm
-from kvbench.measure.memory import Memory, measure_filled
-from kvbench.measure.memory_probe import probe
+from kvbench.measure.memory import measure_filled
+from kvbench.measure.memory_probe import TIMEOUT_S, probe
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
-from kvbench.measure.quality import Quality, QualityBench
+from kvbench.measure.quality import QualityBench
+from kvbench.measure.results import MemoryResult, QualityResult, SpeedResult
 from kvbench.measure.sensitivity import calibrated
-from kvbench.measure.speed import Speed, SpeedBench
+from kvbench.measure.speed import SpeedBench
+from kvbench.measure.workloads import MemoryWorkload, QualityWorkload, SpeedWorkload
 from kvbench.models.loading import LoadedModel, load
 from kvbench.texts.splits import Split
 from kvbench.texts.windows import Windows, windows
@@ -112,55 +114,23 @@ class ModelBench:
 
     # ---- measurements ----------------------------------------------------------------------------------------------
 
-    def quality(
-        self,
-        arm: Arm,
-        text: str,
-        documents: int,
-        length: int,
-        prefix: int,
-        block: int,
-        split: Split = "test",
-        decode: int = 0,
-    ) -> Quality:
-        """Score ``arm`` on documents of a split; ``decode`` of each one's tokens also one by one."""
-        return self._quality(text, documents, length, prefix, block, split, decode).score(arm)
+    def quality(self, arm: Arm, workload: QualityWorkload) -> QualityResult:
+        """Score ``arm`` on documents."""
+        return self._quality(workload).score(arm)
 
-    def speed(
-        self,
-        arm: Arm,
-        text: str,
-        batch: int,
-        prompt: int,
-        steps: int,
-        rounds: int,
-        warmup: int,
-        seed: int,
-        split: Split = "test",
-    ) -> Speed:
+    def speed(self, arm: Arm, workload: SpeedWorkload, text: str, seed: int, split: Split = "test") -> SpeedResult:
         """Time ``arm`` against both baselines."""
-        bench = self._speed(text, batch, prompt, steps, rounds, warmup, seed, split)
-        return bench.run(arm, self.baselines(arm.reading))
+        return self._speed(workload, text, seed, split).run(arm, self.baselines(arm.reading))
 
-    def memory(self, arm: Arm, text: str, batch: int, prompt: int, split: Split = "test", steps: int = 0) -> Memory:
-        """Walk the bytes of ``arm``'s cache after a prompt and ``steps`` tokens, in this process and without peaks."""
-        return measure_filled(arm, self._prompt(text, prompt, split).repeat(batch), steps)
-
-    def peaks(
-        self,
-        arm: Arm,
-        text: str,
-        batch: int,
-        prompt: int,
-        split: Split = "test",
-        *,
-        steps: int,
-        chunk: int,
-        timeout_s: float,
-    ) -> Memory:
-        """The same in a process of its own, with peaks: of a prefill ``chunk`` tokens at a time, and of the whole."""
-        ids = self.evaluation_windows(text, prompt, batch, split).ids
-        return probe(arm, self.name, ids, steps, chunk, timeout_s)
+    def memory(
+        self, arm: Arm, workload: MemoryWorkload, text: str, split: Split = "test", timeout_s: float = TIMEOUT_S
+    ) -> MemoryResult:
+        """Walk the bytes of ``arm``'s cache; with peaks in a process of its own, which may take ``timeout_s``."""
+        if not workload.peaks:
+            prompt = self._prompt(text, workload.prompt, split).repeat(workload.batch)
+            return measure_filled(arm, prompt, workload.steps)
+        ids = self.evaluation_windows(text, workload.prompt, workload.batch, split).ids
+        return probe(arm, self.name, ids, workload.steps, workload.chunk, timeout_s)
 
     def solver(self, source: CalibrationSource, tokens: int, spans: Mapping[str, Any] | None = None) -> Solver:
         """A solver for equal bytes at ``tokens``; ``spans`` as in :class:`Solver`."""
@@ -193,20 +163,18 @@ class ModelBench:
             self.loaded, self.geometry, sample, lambda done, total: self.report("calibrating", done, total)
         )
 
-    def _quality_bench(
-        self, text: str, documents: int, length: int, prefix: int, block: int, split: Split, decode: int
-    ) -> QualityBench:
-        scored = self.evaluation_windows(text, length, documents, split)
-        ids = scored.ids.to(self.loaded.model.device)
+    def _quality_bench(self, workload: QualityWorkload) -> QualityBench:
+        documents = self.evaluation_windows(workload.text, workload.length, workload.documents, workload.split)
+        ids = documents.ids.to(self.loaded.model.device)
         depends_on = (self.code, self.loaded.weights_sha256, str(self.loaded.model.dtype), self.device)
         identity = " ".join(depends_on) if self.code else ""
-        return QualityBench(self._none(), ids, prefix, block, scored.document_ids, decode, identity)
+        none, prefix, block = self._none(), workload.prefix, workload.block
+        return QualityBench(none, ids, prefix, block, documents.document_ids, workload.decode, identity)
 
-    def _speed_bench(
-        self, text: str, batch: int, prompt: int, steps: int, rounds: int, warmup: int, seed: int, split: Split
-    ) -> SpeedBench:
-        ids = self._prompt_ids(text, prompt + (rounds + warmup) * steps, split)
-        return SpeedBench(self._none(), ids, batch, steps, rounds, warmup, seed)
+    def _speed_bench(self, workload: SpeedWorkload, text: str, seed: int, split: Split) -> SpeedBench:
+        steps, rounds, warmup = workload.steps, workload.rounds, workload.warmup
+        ids = self._prompt_ids(text, workload.prompt + (rounds + warmup) * steps, split)
+        return SpeedBench(self._none(), ids, workload.batch, steps, rounds, warmup, seed)
 
     def _exact_prompt(self, text: str, prompt: int, split: Split) -> ExactPrompt:
         return exact_prompt(self.loaded.model, self.geometry, self._prompt_ids(text, prompt, split))

@@ -16,6 +16,7 @@ from kvbench.errors import KvbenchError
 from kvbench.measure.arms import Arm
 from kvbench.measure.divergence import divergence
 from kvbench.measure.prompt import ExactPrompt
+from kvbench.measure.results import DecodedResult
 
 
 @dataclass(frozen=True)
@@ -29,26 +30,18 @@ class DecodedScores:
     attention: str
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """Pooled over documents. ``kld_mean`` and ``block_kld_mean`` are means of KL(uncompressed ‖ compressed) over the
-    same ``tokens``, decoded one by one and scored in blocks, both against the uncompressed model scored in blocks;
-    ``from_blocks_kld`` is the mean of KL(scored in blocks ‖ decoded)."""
-
-    tokens: int
-    kld_mean: float
-    block_kld_mean: float
-    from_blocks_kld: float
-    attention: str
-
-    @classmethod
-    def pooled(cls, scores: Sequence[DecodedScores]) -> Decoded:
-        """The mean over all tokens of all documents."""
-        kld, block, between = (
-            torch.cat([getattr(score, name) for score in scores]) for name in ("kld", "block_kld", "from_blocks")
-        )
-        attention = " | ".join(sorted({score.attention for score in scores}))
-        return cls(len(kld), float(kld.mean()), float(block.mean()), float(between.mean()), attention)
+def pooled(scores: Sequence[DecodedScores]) -> DecodedResult:
+    """Means over all tokens of all documents."""
+    kld, block, between = (
+        torch.cat([getattr(score, name) for score in scores]) for name in ("kld", "block_kld", "from_blocks")
+    )
+    return DecodedResult(
+        tokens=len(kld),
+        kld_mean=float(kld.mean()),
+        block_kld_mean=float(block.mean()),
+        from_blocks_kld=float(between.mean()),
+        attention=" | ".join(sorted({score.attention for score in scores})),
+    )
 
 
 def score_decoded(arm: Arm, prompt: ExactPrompt, fed: Tensor, baseline: Tensor, blocks: Tensor) -> DecodedScores:

@@ -7,8 +7,7 @@ against 16-bit keys and values, whatever dtype the run used.
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from kvbench.errors import KvbenchError
 from kvbench.hardware.process_memory import Peak, peak_memory
 from kvbench.measure.arms import Arm
 from kvbench.measure.prompt import ExactPrompt
+from kvbench.measure.results import Bytes, MemoryResult
 
 FLAG = 0.01
 """Predicted and allocated bytes may differ by this share before a result is flagged."""
@@ -29,38 +29,7 @@ WARM_UP = 512
 """Tokens of the prompt that run once before anything is measured: enough for every layer to encode blocks."""
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes after the prefill of ``tokens`` tokens per row; peaks are over the process' resident memory before it.
-
-    ``largest_bytes`` is the most that the cache held from then on through the decoded steps, None without any.
-    """
-
-    tokens: int
-    batch: int
-    dtype: str
-    allocated: CacheBytes
-    predicted_bytes: int
-    prediction_error: float
-    model_level_bytes: int
-    rope_table_bytes: int
-    bytes_per_token: float
-    ratio_allocated: float
-    ratio_predicted: float
-    ratio_claimed: float | None
-    bits_per_element: float
-    bits_with_bases: float
-    break_even_tokens: int | None
-    body_bits_per_element: float | None
-    flagged: bool
-    largest_bytes: int | None = None
-    peak_prefill_bytes: int | None = None
-    peak_prefill_chunked_bytes: int | None = None
-    peak_decode_bytes: int | None = None
-    baseline_rss_bytes: int | None = None
-
-
-def measure_memory(arm: Arm, ids: Tensor, steps: int, chunk: int | None = None) -> Memory:
+def measure_memory(arm: Arm, ids: Tensor, steps: int, chunk: int | None = None) -> MemoryResult:
     """Prefill ``ids`` (batch, tokens) through ``arm``, walk the cache, then decode ``steps`` tokens, with peaks.
 
     Before that, the prompt is prefilled ``chunk`` tokens at a time, which are compressed before the next come, for the
@@ -112,7 +81,7 @@ def _peak_of_prefill(arm: Arm, ids: Tensor, chunk: int | None) -> _Prefilled:
     )
 
 
-def measure_filled(arm: Arm, prompt: ExactPrompt, steps: int) -> Memory:
+def measure_filled(arm: Arm, prompt: ExactPrompt, steps: int) -> MemoryResult:
     """Walk the bytes of a cache that has taken ``prompt`` in, and of ``steps`` decoded tokens; no peaks."""
     with arm.entered():
         cache = arm.fill(prompt)
@@ -178,7 +147,7 @@ def walk(cache: Cache) -> CacheBytes:
     return CacheBytes(**{name: sum(storages.values()) for name, storages in sizes.items()})
 
 
-def _summary(arm: Arm, allocated: CacheBytes, batch: int, tokens: int, **measured: int | None) -> Memory:
+def _summary(arm: Arm, allocated: CacheBytes, batch: int, tokens: int, **measured: int | None) -> MemoryResult:
     elements = arm.geometry.elements(tokens) * batch
     # A stock sliding layer is a view that keeps the whole prompt's storage alive until the next step.
     every = sum(layer.elements_per_token for layer in arm.geometry.layers) * tokens * batch
@@ -187,11 +156,11 @@ def _summary(arm: Arm, allocated: CacheBytes, batch: int, tokens: int, **measure
     body = None if arm.plan is None else body_bits_per_element(arm.plan, arm.geometry)
     error = (allocated.total - predicted) / allocated.total
     bases = 0 if arm.plan is None else arm.plan.model_level_bytes()
-    return Memory(
+    return MemoryResult(
         tokens=tokens,
         batch=batch,
         dtype=str(arm.geometry.dtype).removeprefix("torch."),
-        allocated=allocated,
+        allocated=Bytes.of(allocated),
         predicted_bytes=predicted,
         prediction_error=error,
         model_level_bytes=bases,
@@ -214,13 +183,3 @@ def _break_even(arm: Arm) -> int | None:
     if arm.plan is None:
         return 1 if arm.stock.bits_per_element(arm.geometry.dtype) < 16 else None
     return break_even_tokens(arm.plan, arm.geometry)
-
-
-def as_plain(memory: Memory) -> dict[str, Any]:
-    """Plain JSON values."""
-    return asdict(memory)
-
-
-def from_plain(values: dict[str, Any]) -> Memory:
-    """The inverse of :func:`as_plain`."""
-    return Memory(**values | {"allocated": CacheBytes(**values["allocated"])})

@@ -12,7 +12,6 @@ import sys
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,7 +26,8 @@ from kvbench.hooks.geometry import probe_geometry
 from kvbench.kernels.choice import warm_up
 from kvbench.kernels.reading import Reading
 from kvbench.measure.arms import Arm
-from kvbench.measure.memory import as_plain, measure_memory
+from kvbench.measure.memory import measure_memory
+from kvbench.measure.results import MemoryResult
 from kvbench.models.loading import load
 
 REQUEST, PLAN, PROMPT = "request.json", "plan.safetensors", "prompt.safetensors"
@@ -63,8 +63,8 @@ def pack(request: Request, arm: Arm, ids: Tensor, folder: Path) -> None:
     (folder / REQUEST).write_text(json.dumps(asdict(request)))
 
 
-def measure(folder: Path) -> dict[str, Any]:
-    """Plain values of :class:`kvbench.measure.memory.Memory`, for what :func:`pack` has written."""
+def measure(folder: Path) -> MemoryResult:
+    """For what :func:`pack` has written."""
     request = Request(**json.loads((folder / REQUEST).read_text()))
     torch.set_num_threads(request.threads)
     loaded = load(request.model, getattr(torch, request.dtype), request.device)
@@ -75,7 +75,7 @@ def measure(folder: Path) -> dict[str, Any]:
     plan = None if stock is not None else open_plan(folder / PLAN).plan(geometry)
     arm = Arm.of(request.compressor, loaded.model, geometry, plan, stock, Reading.parse(request.attention))
     ids = load_file(folder / PROMPT)["ids"].to(loaded.model.device)
-    return as_plain(measure_memory(arm, ids, request.steps, request.chunk))
+    return measure_memory(arm, ids, request.steps, request.chunk)
 
 
 def _copy_weights(model: PreTrainedModel) -> None:
@@ -108,7 +108,7 @@ def _forked(folder: Path) -> int:
 def _run(folder: Path) -> int:
     """Write what was measured into ``folder``, or what went wrong; the exit status."""
     try:
-        (folder / RESULT).write_text(json.dumps(measure(folder)))
+        (folder / RESULT).write_text(measure(folder).model_dump_json())
     except KvbenchError as problem:
         (folder / ERRORS).write_text(str(problem))
         return problem.exit_code

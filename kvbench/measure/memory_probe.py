@@ -6,7 +6,6 @@ and the token ids.
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,13 +18,19 @@ from kvbench.hardware.allocator import STEADY
 from kvbench.hardware.available_memory import available_memory
 from kvbench.hardware.worker import Worker
 from kvbench.measure.arms import Arm
-from kvbench.measure.memory import Memory, from_plain
 from kvbench.measure.memory_child import ERRORS, RESULT, Request, pack
+from kvbench.measure.results import MemoryResult
 
 CHILD = Worker("kvbench.measure.memory_child", STEADY)
 
 
-def probe(arm: Arm, model: str, ids: Tensor, steps: int, chunk: int | None = None, timeout_s: float = 1800) -> Memory:
+TIMEOUT_S = 1800.0
+"""Seconds that a probe may take unless told otherwise."""
+
+
+def probe(
+    arm: Arm, model: str, ids: Tensor, steps: int, chunk: int | None = None, timeout_s: float = TIMEOUT_S
+) -> MemoryResult:
     """Measure ``arm``, an arm of the registry's ``model``, in a fresh process.
 
     Args:
@@ -75,7 +80,7 @@ def check_room(arm: Arm, ids: Tensor) -> None:
         )
 
 
-def measured(folder: Path, name: str, timeout_s: float) -> Memory:
+def measured(folder: Path, name: str, timeout_s: float) -> MemoryResult:
     """What a child has measured in ``folder``, where everything was packed; errors as in :func:`probe`."""
     try:
         status = CHILD.run(str(folder), timeout_s)
@@ -85,7 +90,7 @@ def measured(folder: Path, name: str, timeout_s: float) -> Memory:
         raise MemoryError(f"{name} was killed, most likely for memory")
     result, errors = folder / RESULT, folder / ERRORS
     if status == 0 and result.exists():
-        return from_plain(json.loads(result.read_text()))
+        return MemoryResult.model_validate_json(result.read_text())
     said = errors.read_text() if errors.exists() else CHILD.errors()
     reason = (said.strip().splitlines() or [f"no output, exit status {status}"])[-1]
     failure = f"{name} failed: {reason}"

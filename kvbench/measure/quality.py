@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from kvbench.measure.arms import Arm
-from kvbench.measure.decoded import Decoded, DecodedScores, score_decoded
+from kvbench.measure.decoded import DecodedScores, pooled, score_decoded
 from kvbench.measure.divergence import divergence
 from kvbench.measure.document import Document, nll_of, predictions, prepare, targets_of
+from kvbench.measure.results import Interval, QualityResult
 from kvbench.measure.statistics import MEAN_METHOD, mean_interval
 from kvbench.storage.kept import kept
 
@@ -38,32 +39,6 @@ class TokenScores:
     nll: Tensor
     same_top1: Tensor
     decoded: DecodedScores | None = None
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Pooled over documents of one length; 95 % intervals of what documents like these give on average, from one value
-    a document (:func:`kvbench.measure.statistics.mean_interval`). See the module for what is scored."""
-
-    documents: int
-    tokens: int
-    perplexity: float
-    baseline_perplexity: float
-    delta_nll: float
-    delta_nll_interval: tuple[float, float] | None
-    kld_mean: float
-    kld_median: float
-    kld_p99: float
-    kld_max: float
-    kld_interval: tuple[float, float] | None
-    interval_method: str
-    same_top1: float
-    noise_floor_kld: float
-    per_document_kld: tuple[float, ...]
-    document_ids: tuple[str, ...]
-    """The documents, in the order of ``per_document_kld``; empty where the bench was given none."""
-    decoded: Decoded | None = None
-    """The first tokens of every document decoded one by one, where requested."""
 
 
 @dataclass
@@ -84,7 +59,7 @@ class QualityBench:
     identity: str = ""
     _documents: list[Document] = field(default_factory=list)
 
-    def score(self, arm: Arm) -> Quality:
+    def score(self, arm: Arm) -> QualityResult:
         """Teacher-force every document through ``arm``.
 
         Raises:
@@ -137,29 +112,29 @@ class QualityBench:
         return TokenScores(kld, nll, same_top1, decoded)
 
 
-def _pool(scores: list[TokenScores], documents: list[Document], document_ids: tuple[str, ...]) -> Quality:
+def _pool(scores: list[TokenScores], documents: list[Document], document_ids: tuple[str, ...]) -> QualityResult:
     baseline_nll = [document.nll for document in documents]
     deltas = [score.nll - nll for score, nll in zip(scores, baseline_nll, strict=True)]
     kld = torch.cat([score.kld for score in scores])
     per_document = tuple(float(score.kld.mean()) for score in scores)
-    return Quality(
+    return QualityResult(
         documents=len(scores),
         tokens=len(kld),
         perplexity=math.exp(torch.cat([score.nll for score in scores]).mean()),
         baseline_perplexity=math.exp(torch.cat(baseline_nll).mean()),
         delta_nll=float(torch.cat(deltas).mean()),
-        delta_nll_interval=mean_interval([float(delta.mean()) for delta in deltas]),
+        delta_nll_interval=Interval.of(mean_interval([float(delta.mean()) for delta in deltas])),
         kld_mean=float(kld.mean()),
         kld_median=float(kld.median()),
         kld_p99=float(kld.quantile(0.99)),
         kld_max=float(kld.max()),
-        kld_interval=_not_negative(mean_interval(per_document)),
+        kld_interval=Interval.of(_not_negative(mean_interval(per_document))),
         interval_method=MEAN_METHOD,
         same_top1=float(torch.cat([score.same_top1 for score in scores]).mean()),
         noise_floor_kld=float(torch.cat([document.floor for document in documents]).mean()),
         per_document_kld=per_document,
         document_ids=document_ids,
-        decoded=Decoded.pooled([score.decoded for score in scores if score.decoded]) if scores[0].decoded else None,
+        decoded=pooled([score.decoded for score in scores if score.decoded]) if scores[0].decoded else None,
     )
 
 

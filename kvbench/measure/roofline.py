@@ -7,7 +7,6 @@ its tokens; it takes at least as long as the slower of the two (the roofline of 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
@@ -20,34 +19,14 @@ from kvbench.hardware.peaks import Peaks, peaks
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import walk
+from kvbench.measure.results import RooflineResult
 
 
-@dataclass(frozen=True)
-class Roofline:
-    """One decode step against the machine's peaks: bytes, operations, seconds.
-
-    ``bound_s`` and ``none_bound_s`` are the least times with this cache and with an uncompressed one in the model's
-    dtype; ``ceiling`` is their ratio and ``achieved`` the share of ``bound_s`` in the measured step. ``operations``
-    count a multiplication and an addition as two and are compared with the peak of the model's dtype, which kernels
-    that multiply 8-bit integers may exceed.
-    """
-
-    read_bandwidth: float
-    peak_operations: float
-    weight_bytes: int
-    cache_bytes: int
-    basis_bytes: int
-    none_cache_bytes: int
-    operations: int
-    none_operations: int
-    bound_s: float
-    none_bound_s: float
-    ceiling: float
-    achieved: float
-
-
-def roofline(arm: Arm, cache: Cache, batch: int, step_s: float) -> Roofline | None:
+def roofline(arm: Arm, cache: Cache, batch: int, step_s: float) -> RooflineResult | None:
     """The roofline of a step of ``arm`` on ``cache`` of ``batch`` rows, which was measured to take ``step_s`` seconds.
+
+    Bounds are for the model's dtype. ``operations`` count a multiplication and an addition as two and are compared with
+    the peak of that dtype, which kernels that multiply 8-bit integers may exceed.
 
     None for mixtures of experts: which weights they read depends on the tokens.
     """
@@ -64,7 +43,7 @@ def roofline(arm: Arm, cache: Cache, batch: int, step_s: float) -> Roofline | No
     )
     bound = _least(limits, weight_bytes + cache_bytes + basis_bytes, operations)
     none_bound = _least(limits, weight_bytes + none_bytes, none_operations)
-    return Roofline(
+    return RooflineResult(
         read_bandwidth=limits.read,
         peak_operations=limits.operations,
         weight_bytes=weight_bytes,

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,49 +30,12 @@ from kvbench.measure.cycles import (
 from kvbench.measure.divergence import divergence
 from kvbench.measure.memory import walk
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
-from kvbench.measure.roofline import Roofline, roofline
-from kvbench.measure.statistics import PairedRatio, percentiles
+from kvbench.measure.results import Bytes, Interval, SpeedResult
+from kvbench.measure.roofline import roofline
+from kvbench.measure.statistics import percentiles
 
 FILLS = 3
 """Times a cache is filled to time compression; the median counts."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Seconds. ``prefill_s`` is one row's exact prefill, ``compress_s`` taking the whole batch's prompt in.
-
-    ``tpot_s`` is the mean step, ``tokens_per_s`` its inverse times the batch.
-    """
-
-    batch: int
-    prompt: int
-    steps: int
-    cycle: int
-    """Steps from one encoding of a block to the next; 1 where nothing is encoded. The timed steps are whole cycles."""
-    ttft_s: float
-    prefill_s: float
-    compress_s: float
-    tpot_s: float
-    tpot_p50_s: float
-    tpot_p90_s: float
-    tpot_p99_s: float
-    encode_s_per_token: float | None
-    """What encoding adds to the mean step: that of all steps minus that of the steps which encode nothing."""
-    tokens_per_s: float
-    raw_step_s: tuple[float, ...]
-    ratios: dict[str, PairedRatio]
-    """Baseline name → speed-up over it: above 1 means that this arm is faster."""
-    attention: str
-    """What attended to the stored tokens, read back from the live cache."""
-    allocated: CacheBytes
-    """Bytes of the timed cache right after the prompt."""
-    largest_bytes: int
-    """Its most bytes from then on, walked between turns."""
-    kld_mean: float | None = None
-    """KLD of the timed steps against ``none``, which decoded the same tokens in the same rounds, first row; None
-    without it."""
-    roofline: Roofline | None = None
-    """The least time of a step on this machine; None where it depends on the tokens."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +94,7 @@ class SpeedBench:
             self._prompt = prompt.repeat(self.batch)
         return self._prompt
 
-    def run(self, arm: Arm, baselines: Sequence[Arm]) -> Speed:
+    def run(self, arm: Arm, baselines: Sequence[Arm]) -> SpeedResult:
         """Time ``arm`` against ``baselines``; an arm of the same name among them is the arm itself.
 
         Raises:
@@ -146,7 +110,7 @@ class SpeedBench:
         flat = [step for turn in times.steps[arm.name] for step in turn]
         encoded = [did for turn in times.encoded[arm.name] for did in turn]
         spread, mean, kld = percentiles(flat), sum(flat) / len(flat), times.kld.get(arm.name)
-        return Speed(
+        return SpeedResult(
             batch=self.batch,
             prompt=prompt.length,
             steps=self.steps,
@@ -161,9 +125,9 @@ class SpeedBench:
             encode_s_per_token=encode_s_per_token(flat, encoded),
             tokens_per_s=self.batch / mean,
             raw_step_s=tuple(flat),
-            ratios={other.name: _ratio(times, other.name, arm.name) for other in baselines},
+            **_ratios(times, arm.name, [other.name for other in baselines]),
             attention=times.attention(arm.name),
-            allocated=sizes[0],
+            allocated=Bytes.of(sizes[0]),
             largest_bytes=max(size.total for size in sizes),
             kld_mean=None if kld is None else sum(kld) / len(kld),
             roofline=roofline(arm, times.caches[arm.name], self.batch, mean),
@@ -220,9 +184,17 @@ def _nothing(cache: Cache) -> None:
     """Nobody watches."""
 
 
-def _ratio(times: Times, baseline: str, candidate: str) -> PairedRatio:
-    encodings = times.encodings(*{baseline, candidate})
-    return speed_up(times.rounds(baseline), times.rounds(candidate), encodings)
+def _ratios(times: Times, candidate: str, baselines: Sequence[str]) -> dict[str, Any]:
+    """The fields of a :class:`SpeedResult` that tell of speed-ups."""
+    fields: dict[str, Any] = {}
+    for baseline in baselines:
+        encodings = times.encodings(*{baseline, candidate})
+        ratio = speed_up(times.rounds(baseline), times.rounds(candidate), encodings)
+        bounds = None if ratio.low is None or ratio.high is None else (ratio.low, ratio.high)
+        fields[f"ratio_to_{baseline}"] = ratio.ratio
+        fields[f"ratio_to_{baseline}_interval"] = Interval.of(bounds)
+        fields["interval_method"] = ratio.method
+    return fields
 
 
 def _now(arm: Arm) -> float:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from kvbench.errors import KvbenchError
+from kvbench.measure.results import Interval
 from kvbench.report.numbers import MISSING, measured, short, spread
 from kvbench.report.tables import escaped
-from kvbench.runs.records import Interval
 
 
 @dataclass(frozen=True)

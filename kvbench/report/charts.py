@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TypeGuard
 
+from kvbench.measure.results import Interval
 from kvbench.report.axes import Axis
 from kvbench.report.columns import Cell
 from kvbench.report.columns.quality import BELOW_NOISE, is_above_noise
@@ -18,7 +19,7 @@ from kvbench.report.groups import Group, bits, is_baseline
 from kvbench.report.numbers import MISSING
 from kvbench.report.pareto import frontier
 from kvbench.report.scatter import Line, Point, scatter
-from kvbench.runs.records import Interval, Record
+from kvbench.runs.records import Record
 
 ALLOCATED = "bits per K and V element, all allocated bytes"
 BODY_ONLY = "bits per K and V element of the compressed body"

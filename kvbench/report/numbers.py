@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from kvbench.measure.results import Interval
 from kvbench.measure.statistics import significant
-from kvbench.runs.records import Interval
 
 MISSING = "–"
 """Printed where nothing was measured."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from kvbench.measure.results import Interval, QualityResult
 from kvbench.report.columns import Cell, Column
 from kvbench.report.numbers import fixed, measured, spread
-from kvbench.runs.records import Interval, QualityResult, Record
+from kvbench.runs.records import Record
 
 
 @dataclass(frozen=True)

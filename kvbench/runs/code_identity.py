@@ -41,8 +41,11 @@ QUIET = {
     "kvbench.errors",
     "kvbench.gate",
     "kvbench.hardware.environment",
+    "kvbench.measure.results",
+    "kvbench.measure.workloads",
     "kvbench.report",
     "kvbench.runs",
+    "kvbench.storage.frozen",
 }
 """Modules and packages that display or store numbers and compute none. The schema's version is in the id by itself."""
 

@@ -26,9 +26,10 @@ from kvbench.errors import KvbenchError
 from kvbench.measure.bench import CalibrationSource, ModelBench, Report
 from kvbench.measure.quality import QualityBench
 from kvbench.measure.search import Search
+from kvbench.measure.workloads import MemoryWorkload
 from kvbench.runs.code_identity import code_sha256
-from kvbench.runs.trials import Frozen
 from kvbench.storage.files import replace_file
+from kvbench.storage.frozen import Frozen
 from kvbench.texts.windows import check_disjoint
 
 FIT, PROBES = "fit.json", "probes.json"
@@ -276,7 +277,8 @@ class Fitter:
 
     def _save(self, compressor: Compressor, plan: Plan) -> Fit:
         request, geometry = self.request, self.bench.geometry
-        memory = self.bench.memory(self.bench.arm(compressor, self._source), request.text, 1, request.tokens)
+        arm = self.bench.arm(compressor, self._source)
+        memory = self.bench.memory(arm, MemoryWorkload(prompt=request.tokens, steps=0, peaks=False), request.text)
         probes = _read(self.folder / PROBES, Probes) if request.target.quantity == "kld" else None
         measured = probes.probes if probes is not None else ()
         fit = Fit(

@@ -6,8 +6,9 @@ from kvbench.compressors.compressor import parse
 from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.measure.bench import CalibrationSource, ModelBench
 from kvbench.measure.cycles import require_whole_cycles
+from kvbench.measure.workloads import QualityWorkload
 from kvbench.runs.code_identity import code_sha256, packages
-from kvbench.runs.trials import QualityWorkload, Trial, Workload
+from kvbench.runs.trials import Trial, Workload
 from kvbench.texts.splits import Split
 from kvbench.texts.windows import check_disjoint
 

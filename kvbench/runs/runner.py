@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -14,27 +14,12 @@ from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError, PluginError
 from kvbench.hardware.environment import provenance
 from kvbench.kernels.reading import DEFAULT, Reading
-from kvbench.measure.arms import Arm
 from kvbench.measure.bench import ModelBench, dtype_named
-from kvbench.measure.memory import as_plain
-from kvbench.measure.quality import Quality
-from kvbench.measure.speed import Speed
-from kvbench.measure.statistics import PairedRatio
+from kvbench.measure.memory_probe import TIMEOUT_S
 from kvbench.models.registry import find as find_model
 from kvbench.runs.canonical import digest
 from kvbench.runs.code_identity import code_sha256, packages
-from kvbench.runs.records import (
-    Bytes,
-    Failure,
-    Interval,
-    MemoryResult,
-    Provenance,
-    QualityResult,
-    Record,
-    RooflineResult,
-    SpeedResult,
-    Status,
-)
+from kvbench.runs.records import Failure, Provenance, Record, Status
 from kvbench.runs.resolve import calibration_source, evaluation_split, evaluation_text, resolve
 from kvbench.runs.store import RunStore
 from kvbench.runs.suites import Suite, expand
@@ -68,7 +53,7 @@ class Runner:
     listener: Listener
     device: str = "cpu"
     threads: int = 0
-    probe_timeout_s: float = 1800
+    probe_timeout_s: float = TIMEOUT_S
     reading: Reading = DEFAULT
 
     def __post_init__(self) -> None:
@@ -136,40 +121,18 @@ class Runner:
         workload, source = trial.workload, calibration_source(trial.workload)
         self.listener.stage("fitting", 0, 1)
         arm = bench.arm(parse(trial.compressor), source, Reading.parse(trial.attention))
+        text, split = evaluation_text(workload), evaluation_split(workload)
         results: dict[str, Any] = {}
         if workload.quality is not None:
             self.listener.stage("quality", 0, 1)
-            settings = workload.quality
-            quality = bench.quality(
-                arm,
-                settings.text,
-                settings.documents,
-                settings.length,
-                settings.prefix,
-                settings.block,
-                settings.split,
-                settings.decode,
-            )
-            results["quality"] = _quality_result(quality)
+            results["quality"] = bench.quality(arm, workload.quality)
         if workload.speed is not None:
             self.listener.stage("speed", 0, 1)
-            timing = workload.speed.model_dump()
-            text, split = evaluation_text(workload), evaluation_split(workload)
-            results["speed"] = _speed_result(bench.speed(arm, text, seed=trial.seed, split=split, **timing))
+            results["speed"] = bench.speed(arm, workload.speed, text, trial.seed, split)
         if workload.memory is not None:
             self.listener.stage("memory", 0, 1)
-            results["memory"] = self._memory(bench, arm, trial)
+            results["memory"] = bench.memory(arm, workload.memory, text, split, self.probe_timeout_s)
         return results
-
-    def _memory(self, bench: ModelBench, arm: Arm, trial: Trial) -> MemoryResult:
-        wanted, text = trial.workload.memory, evaluation_text(trial.workload)
-        assert wanted is not None
-        settings = {"split": evaluation_split(trial.workload)} | wanted.model_dump(exclude={"peaks", "chunk"})
-        if wanted.peaks:
-            memory = bench.peaks(arm, text, chunk=wanted.chunk, timeout_s=self.probe_timeout_s, **settings)
-        else:
-            memory = bench.memory(arm, text, **settings)
-        return MemoryResult.model_validate(as_plain(memory))
 
     def bench_for(self, model: str, dtype: str) -> ModelBench:
         """The loaded model; the one before it is released."""
@@ -184,32 +147,6 @@ class Runner:
         """Hash of the code, packages and thread count that decide what the uncompressed model predicts here."""
         none = parse("none")
         return digest([code_sha256(none, ("quality",), self.device), packages(none, self.device), self.threads])
-
-
-def _quality_result(quality: Quality) -> QualityResult:
-    fields = asdict(quality)
-    for name in ("delta_nll_interval", "kld_interval"):
-        fields[name] = _interval(fields[name])
-    return QualityResult(**fields)
-
-
-def _speed_result(speed: Speed) -> SpeedResult:
-    fields = {name: value for name, value in vars(speed).items() if name != "ratios"}
-    fields["allocated"] = Bytes(**asdict(speed.allocated))
-    fields["roofline"] = None if speed.roofline is None else RooflineResult(**asdict(speed.roofline))
-    for name, ratio in speed.ratios.items():
-        fields[f"ratio_to_{name}"] = ratio.ratio
-        fields[f"ratio_to_{name}_interval"] = _ratio_interval(ratio)
-        fields["interval_method"] = ratio.method
-    return SpeedResult(**fields)
-
-
-def _interval(bounds: tuple[float, float] | None) -> Interval | None:
-    return None if bounds is None else Interval(low=bounds[0], high=bounds[1])
-
-
-def _ratio_interval(ratio: PairedRatio) -> Interval | None:
-    return None if ratio.low is None or ratio.high is None else Interval(low=ratio.low, high=ratio.high)
 
 
 def _classify(error: Exception) -> Status:

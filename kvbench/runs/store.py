@@ -22,7 +22,8 @@ from pydantic import AwareDatetime, ValidationError
 from kvbench.errors import KvbenchError
 from kvbench.runs.canonical import canonical_json, content
 from kvbench.runs.jsonl import RECORDS, Lines, decode_lines, encode_line, latest, read_records
-from kvbench.runs.records import SCHEMA, Frozen, Record, Trial
+from kvbench.runs.records import Frozen, Record
+from kvbench.runs.trials import SCHEMA, Trial
 from kvbench.storage.files import append_bytes, replace_file, truncate_file
 
 __all__ = ["Manifest", "RunStore", "StoreStatus", "read_records"]

@@ -15,8 +15,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from kvbench.cache.spans import ExactDtype
 from kvbench.errors import KvbenchError, unknown
-from kvbench.runs.records import MemoryWorkload, QualityWorkload, SpeedWorkload, Workload
-from kvbench.runs.trials import Frozen
+from kvbench.measure.workloads import MemoryWorkload, QualityWorkload, SpeedWorkload
+from kvbench.runs.trials import Workload
+from kvbench.storage.frozen import Frozen
 
 QUOTED_DOCUMENTS, QUOTED_LONG_DOCUMENTS, QUOTED_LONG = 20, 12, 4096
 """The least documents of a quoted suite, and of one whose documents have as many tokens as the last number, of which

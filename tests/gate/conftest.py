@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from whole_record import MEMORY, PROVENANCE, QUALITY, SPEED, TRIAL
 
-from kvbench.runs.records import DecodedResult, Failure, Interval, Record
+from kvbench.measure.results import DecodedResult, Interval
+from kvbench.runs.records import Failure, Record
 
 
 def _record(compressor: str = "int:bits=4", trial: dict[str, Any] | None = None, **numbers: Any) -> Record:

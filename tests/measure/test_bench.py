@@ -11,6 +11,7 @@ from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 from kvbench.measure import bench as module
 from kvbench.measure.bench import CalibrationSource, ModelBench, dtype_named
+from kvbench.measure.workloads import MemoryWorkload, QualityWorkload, SpeedWorkload
 
 __all__ = ["one_thread"]
 
@@ -60,19 +61,22 @@ def test_documents_prompts_and_windows_are_shared(bench: ModelBench, monkeypatch
     qualities, speeds, cuts = (counted(monkeypatch, name) for name in ("QualityBench", "SpeedBench", "windows"))
     for spec in ("none", "int:bits=4"):
         arm = bench.arm(parse(spec), SOURCE)
-        bench.quality(arm, "pydoc", documents=1, length=48, prefix=16, block=16)
-        bench.speed(arm, "pydoc", batch=1, prompt=32, steps=32, rounds=1, warmup=0, seed=0)
-        bench.memory(arm, "pydoc", batch=2, prompt=32)
+        bench.quality(arm, QualityWorkload(text="pydoc", documents=1, length=48, prefix=16, block=16))
+        bench.speed(arm, SpeedWorkload(prompt=32, steps=32, rounds=1, warmup=0), "pydoc", seed=0)
+        bench.memory(arm, MemoryWorkload(batch=2, prompt=32, steps=0, peaks=False), "pydoc")
     assert len(qualities) == len(speeds) == 1 and len(cuts) == 3
 
 
 def test_speed_knows_both_baselines(bench: ModelBench):
     arm = bench.arm(parse("int:bits=4"), SOURCE)
-    assert {*bench.speed(arm, "pydoc", 1, 32, 16, 2, 0, 0).ratios} == {"none", "hf"}
+    timed = bench.speed(arm, SpeedWorkload(prompt=32, steps=16, rounds=2, warmup=0), "pydoc", seed=0)
+    assert timed.ratio_to_none is not None and timed.ratio_to_hf is not None
 
 
 def test_memory_without_a_process_has_no_peaks(bench: ModelBench):
-    memory = bench.memory(bench.arm(parse("int:bits=4"), SOURCE), "pydoc", batch=2, prompt=200)
+    memory = bench.memory(
+        bench.arm(parse("int:bits=4"), SOURCE), MemoryWorkload(batch=2, prompt=200, steps=0, peaks=False), "pydoc"
+    )
     assert (memory.tokens, memory.batch, memory.flagged, memory.peak_prefill_bytes) == (200, 2, False, None)
 
 

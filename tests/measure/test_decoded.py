@@ -12,9 +12,9 @@ from kvbench.errors import KvbenchError
 from kvbench.kernels.choice import kernels_for
 from kvbench.kernels.reference import Partial
 from kvbench.measure.arms import Arm
-from kvbench.measure.decoded import Decoded
 from kvbench.measure.quality import QualityBench
-from kvbench.runs.trials import QualityWorkload
+from kvbench.measure.results import DecodedResult
+from kvbench.measure.workloads import QualityWorkload
 
 __all__ = ["one_thread"]
 
@@ -30,7 +30,7 @@ def arm_of(one: Subject, spec: str) -> Arm:
     return Arm.of(spec, one.model, one.geometry, parsed.fit(one.geometry, calibrated(one)))
 
 
-def decoded(one: Subject, spec: str, decode: int = DECODE, block: int = 32) -> Decoded:
+def decoded(one: Subject, spec: str, decode: int = DECODE, block: int = 32) -> DecodedResult:
     with torch.no_grad():
         result = QualityBench(arm_of(one, "none"), IDS, PREFIX, block, decode=decode).score(arm_of(one, spec)).decoded
     assert result is not None

@@ -13,9 +13,9 @@ from kvbench.errors import KvbenchError
 from kvbench.hardware.process_memory import Peak
 from kvbench.measure import memory as memory_module
 from kvbench.measure.arms import Arm
-from kvbench.measure.memory import Memory, as_plain, measure_filled, measure_memory
+from kvbench.measure.memory import measure_filled, measure_memory
 from kvbench.measure.prompt import exact_prompt
-from kvbench.runs.records import MemoryResult
+from kvbench.measure.results import MemoryResult
 
 __all__ = ["one_thread"]
 
@@ -37,10 +37,10 @@ def test_walked_bytes_are_the_predicted_ones(family: str, spec: str, batch: int)
     memory = measure_memory(arm_of(subject(family, torch.float32), spec), token_ids(batch, TOKENS), steps=2)
     assert abs(memory.prediction_error) < 0.01 and not memory.flagged
     assert (memory.tokens, memory.batch, memory.dtype) == (TOKENS, batch, "float32")
-    MemoryResult.model_validate(as_plain(memory))
+    MemoryResult.model_validate_json(memory.model_dump_json())
 
 
-def ratios(memory: Memory) -> tuple[float, float, float]:
+def ratios(memory: MemoryResult) -> tuple[float, float, float]:
     return memory.ratio_allocated, memory.ratio_predicted, memory.bits_per_element
 
 

@@ -18,11 +18,11 @@ from kvbench.hardware.worker import Worker
 from kvbench.hooks.geometry import probe_geometry
 from kvbench.measure import memory_probe
 from kvbench.measure.arms import Arm
-from kvbench.measure.memory import Memory, as_plain, measure_memory
+from kvbench.measure.memory import measure_memory
 from kvbench.measure.memory_probe import check_room, measured, probe
+from kvbench.measure.results import MemoryResult
 from kvbench.measure.sensitivity import calibrated
 from kvbench.models.loading import LoadedModel, load
-from kvbench.runs.records import MemoryResult
 from kvbench.texts.windows import windows
 
 __all__ = ["one_thread"]
@@ -47,7 +47,7 @@ def arm_of(spec: str, name: str = TINY) -> Arm:
     return Arm.of(spec, model.model, geometry, plan, compressor.stock)
 
 
-def peaks(memory: Memory) -> tuple[int, int]:
+def peaks(memory: MemoryResult) -> tuple[int, int]:
     assert memory.peak_prefill_bytes is not None and memory.peak_decode_bytes is not None
     return memory.peak_prefill_bytes, memory.peak_decode_bytes
 
@@ -55,7 +55,7 @@ def peaks(memory: Memory) -> tuple[int, int]:
 def test_the_child_measures_the_plan_that_it_is_given():
     arm, ids = arm_of("ftc:bits=3"), token_ids(2, 200)
     memory = probe(arm, TINY, ids, steps=2)
-    MemoryResult.model_validate(as_plain(memory))
+    MemoryResult.model_validate_json(memory.model_dump_json())
     assert (memory.tokens, memory.batch, memory.dtype, memory.flagged) == (200, 2, "float32", False)
     assert memory.baseline_rss_bytes is not None and memory.baseline_rss_bytes > 50 << 20, "an interpreter with torch"
     here = measure_memory(arm, ids, 2)
@@ -102,11 +102,11 @@ def test_a_machine_that_is_too_small_is_told_before_a_child_starts(monkeypatch: 
 
 
 @pytest.fixture
-def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Memory]]:
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], MemoryResult]]:
     """Let a program stand in for the child: it has ``request`` in hand, and the folder that is named there."""
     workers: list[Worker] = []
 
-    def run(script: str, timeout_s: float = 60) -> Memory:
+    def run(script: str, timeout_s: float = 60) -> MemoryResult:
         lines = ["import os, pathlib, signal, sys, time", "def main():", "    for request in sys.stdin:"]
         lines += ["        folder = pathlib.Path(request.strip())", f"        {script}"]
         monkeypatch.setattr(worker, "START", "\n".join([*lines, "main()"]).replace("{", "{{").replace("}", "}}"))
@@ -119,7 +119,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         each.stop()
 
 
-def test_bad_input_in_the_child_is_one_line(child: Callable[[str], Memory]):
+def test_bad_input_in_the_child_is_one_line(child: Callable[[str], MemoryResult]):
     with pytest.raises(KvbenchError) as error:
         child("(folder / 'errors.txt').write_text('a warning\\nthe peak is below'); print(2, flush=True)")
     assert str(error.value) == "memory probe of x failed: the peak is below"
@@ -133,12 +133,12 @@ def test_a_child_that_breaks_is_one_line_with_its_traceback_as_a_note(tmp_path: 
 
 
 @pytest.mark.parametrize("script", ["os._exit(7)", "print(7, flush=True)"])
-def test_a_child_without_a_result_is_told(child: Callable[[str], Memory], script: str):
+def test_a_child_without_a_result_is_told(child: Callable[[str], MemoryResult], script: str):
     with pytest.raises(RuntimeError, match=r"memory probe of x failed: no output, exit status 7$"):
         child(script)
 
 
-def test_a_process_that_dies_is_quoted_and_started_anew(child: Callable[[str], Memory], tmp_path: Path):
+def test_a_process_that_dies_is_quoted_and_started_anew(child: Callable[[str], MemoryResult], tmp_path: Path):
     with pytest.raises(RuntimeError, match="failed: ZeroDivisionError: oh"):
         child("raise ZeroDivisionError('oh')")
     with pytest.raises(RuntimeError, match="failed: ZeroDivisionError: oh"):
@@ -146,27 +146,28 @@ def test_a_process_that_dies_is_quoted_and_started_anew(child: Callable[[str], M
 
 
 @pytest.mark.parametrize("script", ["print(-9, flush=True)", "os.kill(os.getpid(), signal.SIGKILL)"])
-def test_a_killed_child_counts_as_out_of_memory(child: Callable[[str], Memory], script: str):
+def test_a_killed_child_counts_as_out_of_memory(child: Callable[[str], MemoryResult], script: str):
     with pytest.raises(MemoryError, match="killed, most likely for memory"):
         child(script)
 
 
 def test_what_a_library_prints_is_no_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    plain = as_plain(measure_memory(arm_of("none"), token_ids(1, 20), 0))
+    memory = measure_memory(arm_of("none"), token_ids(1, 20), 0)
+    (tmp_path / "kept.json").write_text(memory.model_dump_json())
     start = "import sys; sys.path.append(sys.argv[1]); import {module} as child; "
-    start += f"child.measure = lambda folder: print('loading', flush=True) or {plain!r}; "
-    start = start.replace("{", "{{").replace("}", "}}").replace("{{module}}", "{module}") + "child.main()"
+    start += "kept = lambda folder: child.MemoryResult.model_validate_json((folder / 'kept.json').read_text()); "
+    start += "child.measure = lambda folder: print('loading', flush=True) or kept(folder); child.main()"
     monkeypatch.setattr(worker, "START", start)
     noisy = Worker("kvbench.measure.memory_child", {})
     monkeypatch.setattr(memory_probe, "CHILD", noisy)
     try:
-        assert as_plain(measured(tmp_path, "memory probe of x", 60)) == plain
+        assert measured(tmp_path, "memory probe of x", 60) == memory
     finally:
         noisy.stop()
 
 
 def test_the_child_sees_the_environment_as_it_is_now(
-    child: Callable[[str], Memory], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    child: Callable[[str], MemoryResult], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     script = "(folder / 'errors.txt').write_text(os.environ['KVBENCH_WORD']); print(1, flush=True)"
     for word in ("first", "second"):
@@ -175,7 +176,7 @@ def test_the_child_sees_the_environment_as_it_is_now(
             child(script) if word == "first" else measured(tmp_path, "memory probe of x", 60)
 
 
-def test_a_child_that_takes_too_long_is_ended(child: Callable[..., Memory], tmp_path: Path):
+def test_a_child_that_takes_too_long_is_ended(child: Callable[..., MemoryResult], tmp_path: Path):
     with pytest.raises(TimeoutError, match=r"memory probe of x took longer than 0\.5 s"):
         child("(folder / 'pid').write_text(str(os.getpid())); time.sleep(60)", 0.5)
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))

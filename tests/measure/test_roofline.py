@@ -12,13 +12,16 @@ from kvbench.measure import roofline as floor
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import walk
 from kvbench.measure.prompt import exact_prompt
-from kvbench.measure.roofline import Roofline, roofline, weights_read
+from kvbench.measure.results import RooflineResult
+from kvbench.measure.roofline import roofline, weights_read
 
 TOKENS, BATCH, STEP_S = 200, 2, 1.0
 INT4 = "int:bits=4,sinks=2,recent=4,block=4"
 
 
-def roofline_of(monkeypatch: pytest.MonkeyPatch, spec: str, limits: Peaks, family: str = "llama") -> Roofline | None:
+def roofline_of(
+    monkeypatch: pytest.MonkeyPatch, spec: str, limits: Peaks, family: str = "llama"
+) -> RooflineResult | None:
     monkeypatch.setattr(floor, "peaks", lambda device, dtype: limits)
     one = subject(family, torch.float32)
     arm = Arm.of(spec, one.model, one.geometry, None if spec == "hf" else parse(spec).fit(one.geometry))

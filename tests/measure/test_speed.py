@@ -18,7 +18,8 @@ from kvbench.measure import speed
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import walk
 from kvbench.measure.prompt import exact_prompt
-from kvbench.measure.speed import FILLS, Speed, SpeedBench
+from kvbench.measure.results import Bytes, SpeedResult
+from kvbench.measure.speed import FILLS, SpeedBench
 
 __all__ = ["one_thread"]
 
@@ -50,7 +51,7 @@ class Stopwatch:
 
 
 @pytest.fixture
-def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Speed]:
+def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SpeedResult]:
     """Time ``spec`` on a random model under a stopwatch."""
     forward, fill, prefill = Arm.forward, Arm.fill, speed.exact_prompt
     one = subject("llama", torch.float32)
@@ -59,7 +60,7 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Speed]:
         plan = None if spec == "hf" else parse(spec).fit(one.geometry)
         return Arm.of(spec, one.model, one.geometry, plan)
 
-    def run(watch: Stopwatch, spec: str = INT4, seed: int = 0, batch: int = 1, rounds: int = ROUNDS) -> Speed:
+    def run(watch: Stopwatch, spec: str = INT4, seed: int = 0, batch: int = 1, rounds: int = ROUNDS) -> SpeedResult:
         def timed_forward(arm: Arm, ids: Tensor, *rest: object) -> Tensor:
             watch.stepped(arm, ids)
             return forward(arm, ids, *rest)
@@ -88,35 +89,37 @@ def seconds(name: str, turn: int) -> float:
     return {"none": 0.2, "hf": 0.4, INT4: 0.1}[name]
 
 
-def test_ratios_are_speed_ups_over_both_baselines(measure: Callable[..., Speed]):
+def test_ratios_are_speed_ups_over_both_baselines(measure: Callable[..., SpeedResult]):
     timed = measure(Stopwatch(seconds))
-    assert timed.ratios["none"].ratio == pytest.approx(2) and timed.ratios["hf"].ratio == pytest.approx(4)
+    assert timed.ratio_to_none == pytest.approx(2) and timed.ratio_to_hf == pytest.approx(4)
     assert (timed.tpot_s, timed.tpot_p50_s) == pytest.approx((0.1, 0.1)) and timed.tokens_per_s == pytest.approx(10)
 
 
-def test_drift_that_all_arms_share_cancels(measure: Callable[..., Speed]):
+def test_drift_that_all_arms_share_cancels(measure: Callable[..., SpeedResult]):
     timed = measure(Stopwatch(lambda name, turn: seconds(name, turn) * 3**turn))
-    assert timed.ratios["none"].ratio == pytest.approx(2)
-    assert (timed.ratios["none"].low, timed.ratios["none"].high) == pytest.approx((2, 2))
+    assert timed.ratio_to_none == pytest.approx(2)
+    interval = timed.ratio_to_none_interval
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx((2, 2))
     assert timed.tpot_p99_s > 10 * timed.tpot_p50_s
 
 
-def test_what_now_and_then_takes_long_is_paid_for_by_every_token(measure: Callable[..., Speed]):
+def test_what_now_and_then_takes_long_is_paid_for_by_every_token(measure: Callable[..., SpeedResult]):
     slow = WARMUP + 1
     timed = measure(Stopwatch(lambda name, turn: 0.9 if (name, turn) == (INT4, slow) else seconds(name, turn)))
     assert timed.tpot_s == pytest.approx(0.2) and timed.tpot_p50_s == pytest.approx(0.1)
-    assert timed.tokens_per_s == pytest.approx(5) and timed.ratios["none"].ratio == pytest.approx(1)
+    assert timed.tokens_per_s == pytest.approx(5) and timed.ratio_to_none == pytest.approx(1)
 
 
-def test_encoding_has_a_figure_of_its_own(measure: Callable[..., Speed]):
+def test_encoding_has_a_figure_of_its_own(measure: Callable[..., SpeedResult]):
     timed = measure(Stopwatch(seconds, encode_s=0.8))
     assert timed.cycle == BLOCK and timed.tpot_s == pytest.approx(0.2)
     assert timed.tpot_p50_s == pytest.approx(0.1) and timed.encode_s_per_token == pytest.approx(0.1)
-    assert timed.ratios["none"].ratio == pytest.approx(1)
+    assert timed.ratio_to_none == pytest.approx(1)
     assert measure(Stopwatch(seconds), spec="none").encode_s_per_token is None
 
 
-def test_steps_that_are_no_whole_cycles_are_refused_before_the_prompt(measure: Callable[..., Speed]):
+def test_steps_that_are_no_whole_cycles_are_refused_before_the_prompt(measure: Callable[..., SpeedResult]):
     watch = Stopwatch(seconds)
     with pytest.raises(
         KvbenchError, match=r"int:bits=4.* encodes every 8 tokens, and 6 rounds of 3 steps .* rounds to 8 "
@@ -125,7 +128,7 @@ def test_steps_that_are_no_whole_cycles_are_refused_before_the_prompt(measure: C
     assert not watch.prefills
 
 
-def test_the_timed_steps_have_a_divergence_from_none(measure: Callable[..., Speed]):
+def test_the_timed_steps_have_a_divergence_from_none(measure: Callable[..., SpeedResult]):
     assert measure(Stopwatch(seconds), spec="none").kld_mean == 0
     assert measure(Stopwatch(seconds)).kld_mean > 1e-9
     assert measure(Stopwatch(seconds), batch=2).kld_mean == pytest.approx(
@@ -133,7 +136,7 @@ def test_the_timed_steps_have_a_divergence_from_none(measure: Callable[..., Spee
     )
 
 
-def test_bytes_are_those_of_the_cache_that_is_timed(measure: Callable[..., Speed]):
+def test_bytes_are_those_of_the_cache_that_is_timed(measure: Callable[..., SpeedResult]):
     one = subject("llama", torch.float32)
     alone = Arm.of(INT4, one.model, one.geometry, parse(INT4).fit(one.geometry))
     with alone.entered():
@@ -141,15 +144,15 @@ def test_bytes_are_those_of_the_cache_that_is_timed(measure: Callable[..., Speed
             exact_prompt(one.model, one.geometry, token_ids(1, PROMPT + STEPS * (ROUNDS + WARMUP))[:, :PROMPT])
         )
     timed = measure(Stopwatch(seconds))
-    assert timed.allocated == walk(cache) and timed.largest_bytes >= timed.allocated.total
+    assert timed.allocated == Bytes.of(walk(cache)) and timed.largest_bytes >= timed.allocated.total
     assert measure(Stopwatch(seconds), spec="none").largest_bytes > timed.largest_bytes
 
 
-def test_warm_up_rounds_do_not_count(measure: Callable[..., Speed]):
+def test_warm_up_rounds_do_not_count(measure: Callable[..., SpeedResult]):
     watch = Stopwatch(lambda name, turn: 1000 if turn < WARMUP else seconds(name, turn))
     timed = measure(watch)
     assert len(timed.raw_step_s) == STEPS * ROUNDS and timed.raw_step_s == pytest.approx([0.1] * STEPS * ROUNDS)
-    assert timed.ratios["none"].ratio == pytest.approx(2)
+    assert timed.ratio_to_none == pytest.approx(2)
     assert Counter(name for name, _ in watch.steps) == dict.fromkeys(("none", "hf", INT4), STEPS * (ROUNDS + WARMUP))
 
 
@@ -163,7 +166,7 @@ def orders(watch: Stopwatch) -> list[tuple[str, ...]]:
     ]
 
 
-def test_arms_take_turns_in_an_order_that_the_seed_shuffles(measure: Callable[..., Speed]):
+def test_arms_take_turns_in_an_order_that_the_seed_shuffles(measure: Callable[..., SpeedResult]):
     runs = []
     for seed in (0, 0, 1):
         watch = Stopwatch(seconds)
@@ -174,7 +177,7 @@ def test_arms_take_turns_in_an_order_that_the_seed_shuffles(measure: Callable[..
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_all_arms_decode_the_same_tokens(measure: Callable[..., Speed]):
+def test_all_arms_decode_the_same_tokens(measure: Callable[..., SpeedResult]):
     watch = Stopwatch(seconds)
     measure(watch, batch=2)
     by_arm = {
@@ -186,14 +189,14 @@ def test_all_arms_decode_the_same_tokens(measure: Callable[..., Speed]):
     assert torch.equal(by_arm["none"], by_arm["hf"]) and torch.equal(by_arm["none"], by_arm[INT4])
 
 
-def test_a_baseline_is_not_timed_twice_when_it_is_the_arm_itself(measure: Callable[..., Speed]):
+def test_a_baseline_is_not_timed_twice_when_it_is_the_arm_itself(measure: Callable[..., SpeedResult]):
     watch = Stopwatch(seconds)
     timed = measure(watch, spec="none")
     assert {name for name, _ in watch.steps} == {"none", "hf"}
-    assert timed.ratios["none"].ratio == 1 and timed.ratios["hf"].ratio == pytest.approx(2)
+    assert timed.ratio_to_none == 1 and timed.ratio_to_hf == pytest.approx(2)
 
 
-def test_time_to_first_token_is_prefill_and_compression(measure: Callable[..., Speed]):
+def test_time_to_first_token_is_prefill_and_compression(measure: Callable[..., SpeedResult]):
     watch = Stopwatch(seconds, fill_s=0.5, prefill_s=2)
     timed = measure(watch)
     assert (timed.prefill_s, timed.compress_s, timed.ttft_s) == pytest.approx((2, 0.5, 2.5))
@@ -201,14 +204,14 @@ def test_time_to_first_token_is_prefill_and_compression(measure: Callable[..., S
     assert (timed.batch, timed.prompt, timed.steps) == (1, PROMPT, STEPS)
 
 
-def test_rates_count_all_rows(measure: Callable[..., Speed]):
+def test_rates_count_all_rows(measure: Callable[..., SpeedResult]):
     timed = measure(Stopwatch(seconds), batch=4)
     assert timed.batch == 4 and timed.tpot_s == pytest.approx(0.1) and timed.tokens_per_s == pytest.approx(40)
 
 
-def test_one_round_has_a_ratio_and_no_interval(measure: Callable[..., Speed]):
+def test_one_round_has_a_ratio_and_no_interval(measure: Callable[..., SpeedResult]):
     timed = measure(Stopwatch(seconds), spec="hf", rounds=1)
-    assert timed.ratios["none"].ratio == pytest.approx(0.5) and timed.ratios["none"].low is None
+    assert timed.ratio_to_none == pytest.approx(0.5) and timed.ratio_to_none_interval is None
 
 
 def test_the_prompt_is_prefilled_once_for_all_compressors():
@@ -221,7 +224,7 @@ def test_the_prompt_is_prefilled_once_for_all_compressors():
     assert first.prefill_s == second.prefill_s > 0 and first.compress_s > 0
 
 
-def test_the_model_is_stock_afterwards(measure: Callable[..., Speed]):
+def test_the_model_is_stock_afterwards(measure: Callable[..., SpeedResult]):
     one, ids = subject("llama", torch.float32), token_ids(1, 20)
     before = one.model(ids).logits
     measure(Stopwatch(seconds))

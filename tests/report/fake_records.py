@@ -6,23 +6,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from kvbench.runs.records import (
+from kvbench.measure.results import (
     Bytes,
     DecodedResult,
-    Failure,
     Interval,
     MemoryResult,
-    MemoryWorkload,
-    Provenance,
     QualityResult,
-    QualityWorkload,
-    Record,
     RooflineResult,
     SpeedResult,
-    SpeedWorkload,
-    Trial,
-    Workload,
 )
+from kvbench.measure.workloads import MemoryWorkload, QualityWorkload, SpeedWorkload
+from kvbench.runs.records import Failure, Provenance, Record
+from kvbench.runs.trials import Trial, Workload
 
 SMOLLM2 = "smollm2-135m-instruct-q4_1"
 GEMMA = "gemma-3-270m-q4_k_m"

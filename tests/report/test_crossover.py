@@ -7,10 +7,12 @@ from pathlib import Path
 
 import fake_records as fake
 
+from kvbench.measure.workloads import SpeedWorkload
 from kvbench.report.crossover import crossovers
 from kvbench.report.groups import grouped
 from kvbench.report.html import write_report
-from kvbench.runs.records import Record, SpeedWorkload, Workload
+from kvbench.runs.records import Record
+from kvbench.runs.trials import Workload
 
 LENGTHS = (512, 1024, 2048, 4096, 8152)
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvbench.measure.results import Interval
 from kvbench.report import axes, numbers
 from kvbench.report.numbers import in_line, measured, short, spread
-from kvbench.runs.records import Interval
 
 
 @pytest.mark.parametrize("module", [numbers, axes])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import fake_records as fake
 import pytest
 
+from kvbench.measure.workloads import MemoryWorkload, QualityWorkload
 from kvbench.report.groups import grouped
 from kvbench.report.shift import shifts
 from kvbench.report.tables import markdown
-from kvbench.runs.records import MemoryWorkload, QualityWorkload, Record, Workload
+from kvbench.runs.records import Record
+from kvbench.runs.trials import Workload
 
 BOTH = QualityWorkload(text="essays+pydoc", calibration_text="essays+pydoc", documents=4)
 HOME = Workload(name="home", quality=BOTH, memory=MemoryWorkload())

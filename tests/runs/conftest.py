@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 from whole_record import MEMORY, PROVENANCE, QUALITY, SPEED, TRIAL
 
-from kvbench.runs.records import Failure, Record, Trial
+from kvbench.runs.records import Failure, Record
+from kvbench.runs.trials import Trial
 
 
 @pytest.fixture

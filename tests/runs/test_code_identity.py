@@ -54,6 +54,7 @@ EDITS = {
     "measure/speed.py": "speed",
     "measure/memory_probe.py": "memory",
     "measure/doctor.py": NONE,
+    "measure/results.py": NONE,
     "hooks/interception.py": ALL,
     "models/random_models.py": ALL,
     "codecs/packing.py": ALL,

@@ -15,6 +15,7 @@ from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 from kvbench.measure.bench import CalibrationSource, ModelBench
 from kvbench.measure.quality import QualityBench
+from kvbench.measure.workloads import MemoryWorkload, QualityWorkload
 from kvbench.runs.fit import FIT, PROBES, Fitter, Request, default_folder, parse_target
 from kvbench.texts.windows import windows
 
@@ -68,8 +69,9 @@ def test_what_was_saved_is_the_same_compressor_everywhere(bench: ModelBench, tmp
     fitted = fit(bench, tmp_path, "bits=3").run()
     source = CalibrationSource("pydoc", 2, 128)
     arms = [bench.arm(parse(spec), source) for spec in (fitted.spec, f"saved:path={tmp_path}")]
-    memory = [bench.memory(arm, "pydoc", 1, 256).allocated for arm in arms]
-    quality = [bench.quality(arm, "pydoc", 1, 256, 64, 64).kld_mean for arm in arms]
+    memory = [bench.memory(arm, MemoryWorkload(prompt=256, steps=0, peaks=False), "pydoc").allocated for arm in arms]
+    workload = QualityWorkload(text="pydoc", documents=1, length=256, prefix=64, block=64)
+    quality = [bench.quality(arm, workload).kld_mean for arm in arms]
     assert memory[0] == memory[1] and quality[0] == quality[1]
     with kvbench.compress(bench.loaded, f"saved:path={tmp_path}") as compressed:
         assert compressed.plan.spans == parse(fitted.spec).spans

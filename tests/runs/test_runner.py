@@ -19,13 +19,15 @@ from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
 from kvbench.measure import quality as quality_module
+from kvbench.measure.workloads import SpeedWorkload
 from kvbench.models.random_models import byte_tokenizer
 from kvbench.runs import resolve as resolving
 from kvbench.runs import runner as module
-from kvbench.runs.records import Record, SpeedWorkload, Trial
+from kvbench.runs.records import Record
 from kvbench.runs.runner import Runner
 from kvbench.runs.store import RunStore
 from kvbench.runs.suites import Suite, parse_suite
+from kvbench.runs.trials import Trial
 from kvbench.texts.splits import documents
 from kvbench.texts.windows import windows
 

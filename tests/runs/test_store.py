@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from kvbench.errors import KvbenchError, UndecidedError
 from kvbench.runs import store as store_module
 from kvbench.runs.jsonl import decode_lines, encode_line
-from kvbench.runs.records import SCHEMA
 from kvbench.runs.store import RunStore, StoreStatus, read_records
+from kvbench.runs.trials import SCHEMA
 from kvbench.storage.files import append_bytes, replace_file
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
+from kvbench.measure.workloads import MemoryWorkload, QualityWorkload
 from kvbench.models.registry import find
-from kvbench.runs.records import MemoryWorkload, QualityWorkload, Workload
 from kvbench.runs.suites import expand, load_suite, parse_suite, suite_names
+from kvbench.runs.trials import Workload
 
 SMALL = """
 name = "s"

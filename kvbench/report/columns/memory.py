@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kvbench.measure.results import MemoryResult
 from kvbench.report.columns.column import Cell, Column, mebibyte_cell, plain, two_decimals
-from kvbench.runs.records import MemoryResult, Record
+from kvbench.runs.records import Record
 
 
 def _memory(show: Callable[[MemoryResult], Cell | None]) -> Callable[[Record], Cell | None]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from kvbench.measure.results import DecodedResult, Interval, QualityResult
 from kvbench.report.columns.column import Cell, Column, plain
 from kvbench.report.numbers import measured, short, spread
-from kvbench.runs.records import DecodedResult, Interval, QualityResult, Record
+from kvbench.runs.records import Record
 
 BELOW_NOISE = "≤ noise"
 """Shown for a KLD that the uncompressed model also has against itself."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kvbench.measure.results import Interval, SpeedResult
 from kvbench.report.columns.column import Cell, Column, Trend, mebibyte_cell, milliseconds, plain, two_decimals
 from kvbench.report.numbers import measured, short, spread
-from kvbench.runs.records import Interval, Record, SpeedResult
+from kvbench.runs.records import Record
 
 
 def _speed(show: Callable[[SpeedResult], Cell | None]) -> Callable[[Record], Cell | None]:
