@@ -64,8 +64,8 @@ def constant(value: float, rank: int, device: torch.device) -> Tensor:
 def kernel_view(quantizer: object, stored: Stored) -> Coded | Tensor | None:
     """What kernels can read without decoding: codes, latents as they are, or None.
 
-    A quantizer offers it as ``coded(stored)``. One that inherits that and decodes in a way of its own does not: both
-    must come from the same class.
+    A quantizer offers it as ``coded(stored)``, which counts only if the same class defines ``decode``: a subclass that
+    decodes otherwise inherits a view that is not what it stores.
     """
     owners = [next((cls for cls in type(quantizer).__mro__ if name in vars(cls)), None) for name in ("coded", "decode")]
     if owners[0] is None or owners[0] is not owners[1]:

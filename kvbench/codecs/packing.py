@@ -50,14 +50,14 @@ class _Section(NamedTuple):
 @lru_cache(maxsize=4096)
 def runs(widths: tuple[int, ...]) -> tuple[Run, ...]:
     """The runs of equal widths, in order."""
-    found, first, byte = [], 0, 0
+    result, first, byte = [], 0, 0
     for width, members in groupby(widths):
         count = len(list(members))
         if width:
-            found.append(Run(width, first, count, byte))
+            result.append(Run(width, first, count, byte))
         first += count
         byte += width * count
-    return tuple(found)
+    return tuple(result)
 
 
 @lru_cache(maxsize=4096)

@@ -41,13 +41,13 @@ def unpack_groups(packed, sections, codes):  # type: ignore[no-untyped-def]
             for c in range(rest):
                 for token in range(GROUP):
                     place = np.uint8(token % per_byte * field)
-                    found = (line[start + c * field + token // per_byte] >> place) & mask
-                    out[token, first + whole + c] |= found << shift
+                    bits = (line[start + c * field + token // per_byte] >> place) & mask
+                    out[token, first + whole + c] |= bits << shift
 
 
 @njit(nogil=True, cache=True)
 def _spread(line, place, mask, shift, out, count):  # type: ignore[no-untyped-def]
-    """Every fourth byte of ``line`` is one token's: its field at ``place`` joins ``out``."""
+    """Every fourth byte of ``line`` is one token's: its field at ``place`` is added to ``out``."""
     for i in range(count):
         out[i] |= ((line[QUAD * i] >> place) & mask) << shift
 

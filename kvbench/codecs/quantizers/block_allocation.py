@@ -34,29 +34,29 @@ def block_runs(variances: Sequence[float], bits: int) -> list[tuple[int, int]]:
     steps: list[tuple[int, int, int]] = []
     finished = (np.inf, 0, 0)
     for place in _places(count):
-        own = best.pop(place, None)
-        if own is None:
+        errors = best.pop(place, None)
+        if errors is None:
             continue
-        spent = int(own.argmin())
+        spent = int(errors.argmin())
         if place:
-            finished = min(finished, (float(own[spent] + totals[-1] - totals[place]), place, spent))
+            finished = min(finished, (float(errors[spent] + totals[-1] - totals[place]), place, spent))
         for components, width, error in _runs(place, totals):
             cost, stop = components * width + SCALES, place + components
             if cost >= size:
                 continue
             if stop not in best:
                 best[stop], came[stop] = np.full(size, np.inf), np.full(size, -1, dtype=np.int32)
-            reached = own[: size - cost] + error
+            reached = errors[: size - cost] + error
             better = reached < best[stop][cost:]
             best[stop][cost:][better] = reached[better]
             came[stop][cost:][better] = len(steps)
             steps.append((place, components, width))
-    found, (_, place, spent) = [], finished
+    runs, (_, place, spent) = [], finished
     while place:
         place, components, width = steps[came[place][spent]]
         spent -= components * width + SCALES
-        found.append((components, width))
-    return found[::-1]
+        runs.append((components, width))
+    return runs[::-1]
 
 
 def _places(count: int) -> Iterator[int]:

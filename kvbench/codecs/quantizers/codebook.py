@@ -92,7 +92,7 @@ class CodebookQuantizer:
         """(width, its components) for every width in use; a slice where they are adjacent."""
         runs: list[tuple[int, slice | list[int]]] = []
         for width in sorted(set(self.widths), reverse=True):
-            columns = [index for index, own in enumerate(self.widths) if own == width]
+            columns = [index for index, other in enumerate(self.widths) if other == width]
             adjacent = columns[-1] - columns[0] + 1 == len(columns)
             runs.append((width, slice(columns[0], columns[-1] + 1) if adjacent else columns))
         return runs

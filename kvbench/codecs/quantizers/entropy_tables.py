@@ -127,9 +127,9 @@ def _tables(rows: list[tuple[Vector, Vector]]) -> Tables:
 
 def _frequencies(density: Vector) -> NDArray[np.int64]:
     """Frequencies (128,) that sum to 2^PRECISION; what falls below half of the least frequency gets none."""
-    found = np.rint(density * (1 << PRECISION)).astype(np.int64)
+    rounded = np.rint(density * (1 << PRECISION)).astype(np.int64)
     frequencies = np.zeros(128, dtype=np.int64)
-    frequencies[CENTRE + _SIZES], frequencies[CENTRE - _SIZES] = found, found
+    frequencies[CENTRE + _SIZES], frequencies[CENTRE - _SIZES] = rounded, rounded
     frequencies[ESCAPE] = 1
     frequencies[CENTRE] += (1 << PRECISION) - frequencies.sum()
     return frequencies

@@ -55,8 +55,8 @@ def _normal_quantiles(count: int) -> Tensor:
 
 def _tables(samples: Tensor, starts: list[Tensor], bytes_up_to: int) -> Levels:
     """Tables from companded ``starts`` for 1, 2, … bits; up to some width their levels are bytes, for the kernels."""
-    found = (_lloyd(samples, start) for start in starts)
-    tables = [_on_grid(levels) if len(levels) <= 2**bytes_up_to else levels for levels in found]
+    optimal = (_lloyd(samples, start) for start in starts)
+    tables = [_on_grid(levels) if len(levels) <= 2**bytes_up_to else levels for levels in optimal]
     return ((torch.zeros(1), 1.0), *((levels.float(), _error(samples, levels)) for levels in tables))
 
 

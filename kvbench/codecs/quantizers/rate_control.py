@@ -33,8 +33,8 @@ def compress(
     Fills in ``words`` (blocks, capacity) and ``exponents`` (blocks,). The capacity must hold a block of zeros.
     """
     scratch = np.empty(3 * latents[0].size, dtype=np.uint16)
-    for block, own in enumerate(latents):
-        plain = own.T.ravel().clip(-_LARGEST, _LARGEST)
+    for block, block_latents in enumerate(latents):
+        plain = block_latents.T.ravel().clip(-_LARGEST, _LARGEST)
         exponents[block] = _code(plain, layout, tables, words[block], scratch)
 
 

@@ -33,11 +33,11 @@ class Sections:
 
     def decode(self, stored: Stored) -> Tensor:
         """The runs' latents side by side."""
-        own: list[Stored] = [{} for _ in self.runs]
+        parts: list[Stored] = [{} for _ in self.runs]
         for key, tensor in stored.items():
             place, _, name = key.partition(".")
-            own[int(place)][name] = tensor
-        return torch.cat([quantizer.decode(part) for part, (_, quantizer) in zip(own, self.runs, strict=True)], -1)
+            parts[int(place)][name] = tensor
+        return torch.cat([quantizer.decode(part) for part, (_, quantizer) in zip(parts, self.runs, strict=True)], -1)
 
     def cost(self, groups: int, rank: int, dtype: torch.dtype) -> Cost:
         """The sum over the runs."""

@@ -41,7 +41,7 @@ class Basis:
         an orthonormal basis, what makes it one for a multiple of such, else a power of two.
         """
         encoder, decoder = self.encoder[..., :rank], self.decoder[:, :rank]
-        most = [float(own.abs().max()) for own in (encoder, decoder)]
+        most = [float(matrix.abs().max()) for matrix in (encoder, decoder)]
         ratio = math.sqrt(most[1] / most[0]) if min(most) else 1.0
         return ratio if _transposed(encoder * ratio, decoder / ratio) else 2.0 ** round(math.log2(ratio))
 
@@ -53,11 +53,11 @@ class Basis:
         scale = self.scale(rank)
         encoder, decoder = self.encoder[..., :rank] * scale, self.decoder[:, :rank] / scale
         centre = mean.reshape(len(self.encoder), -1)
-        if max(float(own.abs().max()) for own in (encoder, decoder, centre)) > torch.finfo(dtype).max:
+        if max(float(matrix.abs().max()) for matrix in (encoder, decoder, centre)) > torch.finfo(dtype).max:
             dtype = torch.float32
-        kept = decoder.to(dtype).contiguous()
-        turned = kept.mT if _transposed(encoder, decoder) else encoder.to(dtype).contiguous()
-        return LinearTransform(turned, kept, centre.to(dtype))
+        kept_decoder = decoder.to(dtype).contiguous()
+        kept_encoder = kept_decoder.mT if _transposed(encoder, decoder) else encoder.to(dtype).contiguous()
+        return LinearTransform(kept_encoder, kept_decoder, centre.to(dtype))
 
 
 def _transposed(encoder: Tensor, decoder: Tensor) -> bool:

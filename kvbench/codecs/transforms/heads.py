@@ -22,8 +22,8 @@ def alignment(covariance: Tensor, heads: int) -> Tensor:
     """
     size = len(covariance) // heads
     energy = covariance.view(heads, size, heads, size).square().sum((1, 3))
-    own = energy.diagonal().sqrt().clamp_min(torch.finfo(energy.dtype).tiny)
-    return energy / torch.outer(own, own)
+    norms = energy.diagonal().sqrt().clamp_min(torch.finfo(energy.dtype).tiny)
+    return energy / torch.outer(norms, norms)
 
 
 def similar_groups(similarity: Tensor, size: int) -> list[list[int]]:

@@ -51,9 +51,9 @@ class LinearTransform:
     @property
     def orthonormal(self) -> bool:
         """Whether the encoder is the decoder transposed, in the same memory."""
-        turned = self.decoder.mT
-        same = self.encoder.data_ptr() == turned.data_ptr() and self.encoder.stride() == turned.stride()
-        return same and self.encoder.shape == turned.shape
+        transposed = self.decoder.mT
+        same = self.encoder.data_ptr() == transposed.data_ptr() and self.encoder.stride() == transposed.stride()
+        return same and self.encoder.shape == transposed.shape
 
     def to(self, device: torch.device) -> LinearTransform:
         """The same transform on ``device``."""
@@ -62,12 +62,12 @@ class LinearTransform:
         return LinearTransform(encoder, decoder, self.mean.to(device))
 
     def rotated(self, rotation: Tensor) -> LinearTransform:
-        """The same transform with its latents turned by the orthogonal ``rotation`` (rank, rank): free when used."""
-        turn = rotation.double().to(self.encoder.device)
-        decoder = (turn.T @ self.decoder.double()).to(self.decoder.dtype)
+        """The same transform with its latents rotated by the orthogonal ``rotation`` (rank, rank): free when used."""
+        matrix = rotation.double().to(self.encoder.device)
+        decoder = (matrix.T @ self.decoder.double()).to(self.decoder.dtype)
         if self.orthonormal:
             return LinearTransform(decoder.mT, decoder, self.mean)
-        return LinearTransform((self.encoder.double() @ turn).to(self.encoder.dtype), decoder, self.mean)
+        return LinearTransform((self.encoder.double() @ matrix).to(self.encoder.dtype), decoder, self.mean)
 
     def channels(self, start: int, count: int) -> LinearTransform:
         """What decodes ``count`` channels from ``start`` on, of a transform of a single group."""

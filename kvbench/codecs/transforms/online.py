@@ -21,7 +21,7 @@ class PromptBasis:
 
     By Eckart and Young this is the truncated SVD of the states around their mean. Basis and mean are kept in ``dtype``.
     Axes beyond the number of tokens are arbitrary: there is nothing to fit them to. With a ``seed`` the axes kept are
-    turned at random, so that a quantizer meets components alike.
+    rotated at random, so that a quantizer meets components alike.
     """
 
     width: int

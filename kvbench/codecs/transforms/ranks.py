@@ -1,7 +1,7 @@
 """How many components every layer and side gets.
 
-A spectrum is what its components are worth, (groups, n) descending: the error that keeping one removes. Groups of a
-layer share one rank, so a rank costs as many stored values as the layer has groups.
+A spectrum (groups, n), descending, is the error that keeping each component removes. Groups of a layer share one rank,
+so a rank costs as many stored values as the layer has groups.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def global_ranks(spectra: Sequence[Tensor], rank: float, weights: Sequence[float
     ``weights`` make layers and sides comparable, such as their mean Fisher information.
     """
     weights = [1.0] * len(spectra) if weights is None else weights
-    worth = [spectrum.mean(0).double() * weight for spectrum, weight in zip(spectra, weights, strict=True)]
+    removed = [spectrum.mean(0).double() * weight for spectrum, weight in zip(spectra, weights, strict=True)]
     costs = torch.cat(
-        [torch.full((len(values),), len(spectrum)) for values, spectrum in zip(worth, spectra, strict=True)]
+        [torch.full((len(values),), len(spectrum)) for values, spectrum in zip(removed, spectra, strict=True)]
     )
-    owner = torch.cat([torch.full((len(values),), index) for index, values in enumerate(worth)])
-    order = torch.cat(worth).argsort(descending=True, stable=True)
+    owner = torch.cat([torch.full((len(values),), index) for index, values in enumerate(removed)])
+    order = torch.cat(removed).argsort(descending=True, stable=True)
     spent = costs[order].cumsum(0)
     kept = order[spent <= round(rank * int(costs.sum()))]
     return [max(1, count) for count in torch.bincount(owner[kept], minlength=len(spectra)).tolist()]

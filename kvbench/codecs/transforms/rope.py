@@ -1,7 +1,7 @@
 """What commutes with RoPE, and what a query metric looks like to a key whose rotation is still to come.
 
-RoPE turns pairs of key dimensions, one frequency each; as a complex number, a pair is multiplied by a phase. Mixing the
-heads *within one frequency* by a complex matrix therefore commutes with it (TransMLA's RoRoPE; METHODS, 2.0c).
+RoPE rotates pairs of key dimensions, one frequency each; as a complex number, a pair is multiplied by a phase. Mixing
+the heads *within one frequency* by a complex matrix therefore commutes with it (TransMLA's RoRoPE; METHODS, 2.0c).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TOLERANCE = 0.02
 
 
 def frequency_pairs(before: Tensor, after: Tensor, heads: int, rotary_dims: int) -> Tensor:
-    """The key dimensions (frequencies, 2) that RoPE turns together: halves, as in Llama, or neighbours, as in GLM.
+    """The key dimensions (frequencies, 2) that RoPE rotates together: halves, as in Llama, or neighbours, as in GLM.
 
     Rotation keeps the energy of every pair, so the second moments ``before`` and ``after`` RoPE (K, K) tell them apart;
     a common factor, as YaRN's, is allowed for.
@@ -48,11 +48,11 @@ def rotation_averaged(metric: Tensor, pairs: Tensor) -> Tensor:
 
     Different frequencies decorrelate, and within a pair only the mean energy is left; dimensions without RoPE stay.
     """
-    turned = pairs.flatten()
+    rotary = pairs.flatten()
     energy = metric.diagonal(dim1=1, dim2=2)[:, pairs].mean(-1)
     averaged = metric.clone()
-    averaged[:, turned, :] = 0
-    averaged[:, :, turned] = 0
+    averaged[:, rotary, :] = 0
+    averaged[:, :, rotary] = 0
     for column in pairs.T:
         averaged[:, column, column] = energy
     return averaged

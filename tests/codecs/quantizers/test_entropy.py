@@ -21,11 +21,11 @@ def quantizer(bits=3.0):
     return entropy_quantizers([VARIANCES], bits)[0]
 
 
-def latents(own, tokens=4 * BLOCK, batch=1, seed=0):
+def latents(coder, tokens=4 * BLOCK, batch=1, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(batch, 1, tokens, own.rank, generator=generator, dtype=torch.float64) - 0.5
+    uniform = torch.rand(batch, 1, tokens, coder.rank, generator=generator, dtype=torch.float64) - 0.5
     laplace = -uniform.sign() * torch.log1p(-1.999 * uniform.abs()) / 2**0.5
-    return laplace * own.deviation
+    return laplace * coder.deviation
 
 
 def expected_values(indices, layout):
@@ -100,9 +100,9 @@ def test_tables_are_whole():
 def test_bytes_are_known_beforehand(bits):
     sides = entropy_quantizers([VARIANCES, VARIANCES / 7], bits)
     total = 0
-    for own in sides:
-        stored = own.encode(latents(own, batch=2))
-        cost = own.cost(1, own.rank, torch.float32)
+    for coder in sides:
+        stored = coder.encode(latents(coder, batch=2))
+        cost = coder.cost(1, coder.rank, torch.float32)
         assert stored["codes"].nbytes * 8 == cost.payload * 2 * 4 * BLOCK
         assert stored["exponents"].nbytes * 8 == cost.scales * 2 * 4 * BLOCK
         total += cost.payload + cost.scales
@@ -111,45 +111,45 @@ def test_bytes_are_known_beforehand(bits):
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1.0, -1e30, 3e38, float("inf"), float("nan")])
 def test_no_input_takes_more_bytes(value):
-    own = quantizer(bits=1)
-    given = latents(own)
+    coder = quantizer(bits=1)
+    given = latents(coder)
     given[..., ::3, :] = value
-    decoded = own.decode(own.encode(given))
+    decoded = coder.decode(coder.encode(given))
     assert decoded.isfinite().all()
     if value == 0:
-        assert (decoded[..., ::3, :].abs() <= own.step).all()
+        assert (decoded[..., ::3, :].abs() <= coder.step).all()
 
 
 def test_fp16_extremes_are_met_by_a_coarser_step():
-    own = quantizer()
-    given = latents(own) * 60_000
-    error = (own.decode(own.encode(given)) - given).square().mean() / given.square().mean()
+    coder = quantizer()
+    given = latents(coder) * 60_000
+    error = (coder.decode(coder.encode(given)) - given).square().mean() / given.square().mean()
     assert error < 0.01
 
 
 def test_blocks_are_coded_alone():
-    own = quantizer()
-    given = latents(own, batch=3, tokens=6 * BLOCK)
-    stored = own.encode(given)
-    whole = own.decode(stored)
+    coder = quantizer()
+    given = latents(coder, batch=3, tokens=6 * BLOCK)
+    stored = coder.encode(given)
+    whole = coder.decode(stored)
     for row in range(3):
         for start in range(0, 6, 2):
             span = {name: tensor[row : row + 1, :, start : start + 2] for name, tensor in stored.items()}
             tokens = slice(start * BLOCK, (start + 2) * BLOCK)
-            torch.testing.assert_close(own.decode(span), whole[row : row + 1, :, tokens], rtol=0, atol=0)
-            alone = own.encode(given[row : row + 1, :, tokens])
+            torch.testing.assert_close(coder.decode(span), whole[row : row + 1, :, tokens], rtol=0, atol=0)
+            alone = coder.encode(given[row : row + 1, :, tokens])
             assert all(torch.equal(alone[name], span[name]) for name in stored)
 
 
 def test_threads_change_nothing():
-    own = quantizer()
-    given = latents(own, tokens=5 * BLOCK)
+    coder = quantizer()
+    given = latents(coder, tokens=5 * BLOCK)
     threads = torch.get_num_threads()
     stored = []
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            stored.append(own.encode(given))
+            stored.append(coder.encode(given))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(stored[0][name], stored[1][name]) for name in stored[0])
@@ -157,55 +157,55 @@ def test_threads_change_nothing():
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_half_the_error_of_fixed_widths_at_equal_bytes(bits):
-    own = quantizer(bits)
+    coder = quantizer(bits)
     given = latents(entropy_quantizers([VARIANCES], 8)[0], tokens=32 * BLOCK)
     widths = water_fill(VARIANCES, bits * len(VARIANCES))
     fixed = CodebookQuantizer(tuple(widths.tolist()), VARIANCES.sqrt())
     plain = (fixed.decode(fixed.encode(given)) - given).square().sum()
-    kept = given[..., : own.rank]
-    error = (own.decode(own.encode(kept)) - kept).square().sum() + given[..., own.rank :].square().sum()
+    kept = given[..., : coder.rank]
+    error = (coder.decode(coder.encode(kept)) - kept).square().sum() + given[..., coder.rank :].square().sum()
     assert error < 0.6 * plain
 
 
 def test_more_bits_less_error():
     errors = []
     for bits in (1, 2, 3, 5, 8):
-        own = quantizer(bits)
-        given = latents(own)
-        errors.append(float((own.decode(own.encode(given)) - given).square().mean()))
+        coder = quantizer(bits)
+        given = latents(coder)
+        errors.append(float((coder.decode(coder.encode(given)) - given).square().mean()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-3 * errors[0]
 
 
 def test_a_flipped_byte_shows():
-    own = quantizer()
-    stored = own.encode(latents(own, tokens=BLOCK))
-    whole = own.decode(stored)
-    for name, place in (("codes", 0), ("codes", 40), ("codes", own.size // 2), ("exponents", 0)):
+    coder = quantizer()
+    stored = coder.encode(latents(coder, tokens=BLOCK))
+    whole = coder.decode(stored)
+    for name, place in (("codes", 0), ("codes", 40), ("codes", coder.size // 2), ("exponents", 0)):
         broken = {key: tensor.clone() for key, tensor in stored.items()}
         broken[name].view(torch.uint8).flatten()[place] ^= 0x10
-        assert not torch.equal(own.decode(broken), whole)
+        assert not torch.equal(coder.decode(broken), whole)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 8), st.sampled_from([0, 255, None]))
 def test_any_bytes_decode_to_something_finite(seed, bits, fill):
-    own = quantizer(bits)
+    coder = quantizer(bits)
     random = np.random.default_rng(seed)
-    codes = random.integers(0, 256, (1, 1, 3, own.size), dtype=np.uint8)
+    codes = random.integers(0, 256, (1, 1, 3, coder.size), dtype=np.uint8)
     if fill is not None:
-        codes[..., random.integers(own.size) :] = fill
+        codes[..., random.integers(coder.size) :] = fill
     exponents = random.integers(-(2**15), 2**15, (1, 1, 3), dtype=np.int16)
     stored = {"codes": torch.from_numpy(codes), "exponents": torch.from_numpy(exponents)}
-    decoded = own.decode(stored)
-    assert decoded.shape == (1, 1, 3 * BLOCK, own.rank)
+    decoded = coder.decode(stored)
+    assert decoded.shape == (1, 1, 3 * BLOCK, coder.rank)
     assert decoded.isfinite().all()
 
 
 def test_sizes_that_cannot_hold_a_block_are_refused():
-    own = quantizer()
+    coder = quantizer()
     with pytest.raises(ValueError, match="at least"):
-        EntropyQuantizer(own.deviation, own.step, 4)
+        EntropyQuantizer(coder.deviation, coder.step, 4)
     with pytest.raises(KvbenchError, match="at least"):
         entropy_quantizers([VARIANCES], 0.05)
 
@@ -213,12 +213,12 @@ def test_sizes_that_cannot_hold_a_block_are_refused():
 def test_without_variance_a_side_costs_little_and_comes_back_as_zeros():
     dead, alive = entropy_quantizers([torch.zeros(8, dtype=torch.float64), VARIANCES], 2)
     assert dead.rank == 1
-    assert not own_decode(dead, torch.zeros(1, 1, BLOCK, 1)).any()
+    assert not round_trip(dead, torch.zeros(1, 1, BLOCK, 1)).any()
     assert dead.size < alive.size / 4
 
 
-def own_decode(own, given):
-    return own.decode(own.encode(given))
+def round_trip(coder, given):
+    return coder.decode(coder.encode(given))
 
 
 def test_without_numba_the_error_says_what_to_install(monkeypatch):

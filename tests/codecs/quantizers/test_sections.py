@@ -14,7 +14,10 @@ PARTS = ((5, IntegerQuantizer(8, 16, "token")), (3, IntegerQuantizer(2, 4)), (2,
 def test_every_run_is_coded_by_its_own_quantizer() -> None:
     sections, latents = Sections(PARTS), torch.randn(2, 3, 32, 10)
     stored = sections.encode(latents)
-    alone = [own.decode(own.encode(part)) for part, (_, own) in zip(latents.split([5, 3, 2], -1), PARTS, strict=True)]
+    alone = [
+        quantizer.decode(quantizer.encode(part))
+        for part, (_, quantizer) in zip(latents.split([5, 3, 2], -1), PARTS, strict=True)
+    ]
     assert torch.equal(sections.decode(stored), torch.cat(alone, -1))
     assert sections.block == 16
 

@@ -56,10 +56,10 @@ def test_metrics_of_any_size_fit_float16(seed: int, exponent: int, rank: int) ->
     basis = weighted_basis(moment(seed), metric, 1)
     wide, narrow = (basis.transform(torch.zeros(SIZE), rank, dtype) for dtype in (torch.float64, torch.float16))
     states = torch.randn(1, 2, 50, SIZE // 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    expected, found = (own.inverse(own.forward(states), 2).double() for own in (wide, narrow))
-    error = (found - expected).transpose(1, 2).reshape(-1, SIZE)
+    expected, actual = (kept.inverse(kept.forward(states), 2).double() for kept in (wide, narrow))
+    error = (actual - expected).transpose(1, 2).reshape(-1, SIZE)
     whole = states.transpose(1, 2).reshape(-1, SIZE)
-    squares = [((own @ metric) * own).sum() for own in (error, whole)]
+    squares = [((vectors @ metric) * vectors).sum() for vectors in (error, whole)]
     assert float(squares[0] / squares[1]) < 1e-4, "by the metric that it was fitted to"
 
 

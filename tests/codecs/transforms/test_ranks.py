@@ -12,8 +12,8 @@ _spectra = st.lists(
 @given(_spectra, st.floats(0.01, 1))
 def test_global_ranks_stay_within_the_budget_and_the_width(spectra, rank):
     ranks = global_ranks(spectra, rank)
-    assert all(1 <= own <= spectrum.shape[1] for own, spectrum in zip(ranks, spectra, strict=True))
-    stored = sum((own - 1) * len(spectrum) for own, spectrum in zip(ranks, spectra, strict=True))
+    assert all(1 <= kept <= spectrum.shape[1] for kept, spectrum in zip(ranks, spectra, strict=True))
+    stored = sum((kept - 1) * len(spectrum) for kept, spectrum in zip(ranks, spectra, strict=True))
     assert stored <= round(rank * sum(spectrum.numel() for spectrum in spectra))
 
 

@@ -9,13 +9,13 @@ NEIGHBOURS = torch.tensor([[0, 1], [2, 3], [4, 5]])
 
 
 def _rotated(keys, pairs):
-    """(tokens, heads, d) turned by a different angle per token and frequency."""
-    turned = keys.clone()
+    """(tokens, heads, d) rotated by a different angle per token and frequency."""
+    rotated = keys.clone()
     angles = torch.arange(len(keys))[:, None, None] * torch.tensor([1.0, 0.37, 0.11]).double()
     a, b = keys[..., pairs[:, 0]], keys[..., pairs[:, 1]]
-    turned[..., pairs[:, 0]] = a * angles.cos() - b * angles.sin()
-    turned[..., pairs[:, 1]] = b * angles.cos() + a * angles.sin()
-    return turned
+    rotated[..., pairs[:, 0]] = a * angles.cos() - b * angles.sin()
+    rotated[..., pairs[:, 1]] = b * angles.cos() + a * angles.sin()
+    return rotated
 
 
 def _keys(heads=2, dims=8):
