@@ -28,10 +28,10 @@ def _container() -> list[int]:
     for limit, used, details in _FILES:
         try:
             most = (CGROUP / limit).read_text().strip()
-            held = int((CGROUP / used).read_text())
+            in_use = int((CGROUP / used).read_text())
             stat = dict(line.split() for line in (CGROUP / details).read_text().splitlines())
         except (OSError, ValueError):
             continue
         if most.isdecimal():
-            return [max(0, int(most) - held + int(stat.get("inactive_file", stat.get("total_inactive_file", 0))))]
+            return [max(0, int(most) - in_use + int(stat.get("inactive_file", stat.get("total_inactive_file", 0))))]
     return []

@@ -87,8 +87,8 @@ def kvbench_version() -> str:
 @cache
 def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Versions of those of the packages that are installed, from metadata alone: nothing is imported."""
-    found = {name: _version(name) for name in names}
-    return {name: version for name, version in found.items() if version}
+    versions = {name: _version(name) for name in names}
+    return {name: version for name, version in versions.items() if version}
 
 
 def cpu_model() -> str:
@@ -96,9 +96,9 @@ def cpu_model() -> str:
 
     They belong to it: clouds sell processors of several generations, whose kernels differ, under one name.
     """
-    told = _cpu_info()
-    name = told.get("model name") or platform.processor() or platform.machine()
-    flags = (told.get("flags") or told.get("Features") or "").split()
+    info = _cpu_info()
+    name = info.get("model name") or platform.processor() or platform.machine()
+    flags = (info.get("flags") or info.get("Features") or "").split()
     vectors = [instructions for flag, instructions in VECTOR_INSTRUCTIONS.items() if flag in flags]
     return f"{name} ({', '.join(vectors)})" if vectors else name
 

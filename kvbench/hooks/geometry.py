@@ -1,7 +1,7 @@
 """The shape of a model's attention, measured instead of read from config names.
 
 One forward pass with NaN as cos and sin tells, per layer, how many KV heads there are, how wide keys and values are
-and *which key dimensions RoPE turns* (those that come out NaN), for families that never heard of kvbench.
+and *which key dimensions RoPE rotates* (those that come out NaN), for families that never heard of kvbench.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Ta
 
 @dataclass(frozen=True)
 class LayerGeometry:
-    """One attention layer. ``rotary_dims`` counts the leading key dimensions that RoPE turns (0: none).
+    """One attention layer. ``rotary_dims`` counts the leading key dimensions that RoPE rotates (0: none).
 
     ``rope_group`` numbers the distinct rotation tables of the model; ``sliding_window`` is in tokens, None = full.
     """
@@ -96,7 +96,7 @@ def probe_geometry(model: PreTrainedModel) -> ModelGeometry:
     """Measure the geometry of ``model`` with one forward pass over two tokens.
 
     Raises:
-        UnsupportedModelError: the family has no attention interface, or RoPE turns dimensions that are not the first.
+        UnsupportedModelError: the family has no attention interface, or RoPE rotates dimensions that are not the first.
     """
     probe = _Probe()
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
@@ -113,11 +113,11 @@ def probe_geometry(model: PreTrainedModel) -> ModelGeometry:
 
 
 def _layer(index: int, call: AttentionCall, group: int, stock: list[Any]) -> LayerGeometry:
-    turned = call.keys[0].isnan().any(0).any(0)
-    rotary_dims = int(turned.sum())
-    if not bool(turned[:rotary_dims].all()):
+    rotary = call.keys[0].isnan().any(0).any(0)
+    rotary_dims = int(rotary.sum())
+    if not bool(rotary[:rotary_dims].all()):
         raise UnsupportedModelError(
-            f"layer {index}: RoPE turns key dimensions that are not the leading ones (multi-head latent attention?); "
+            f"layer {index}: RoPE rotates key dimensions that are not the leading ones (multi-head latent attention?); "
             "this family is not supported"
         )
     window = getattr(stock[index], "sliding_window", None) if index < len(stock) else None

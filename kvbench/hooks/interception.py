@@ -119,22 +119,22 @@ def attention_modules(model: nn.Module) -> dict[int, nn.Module]:
     """Layer index → the innermost numbered module whose forward takes a cache.
 
     Raises:
-        UnsupportedModelError: none found.
+        UnsupportedModelError: there are none.
     """
-    found: dict[int, nn.Module] = {}
+    modules: dict[int, nn.Module] = {}
     for module in model.modules():
         layer = getattr(module, "layer_idx", None)
         if layer is None or any(hasattr(child, "layer_idx") for child in module.children()):
             continue
         parameters = inspect.signature(module.forward).parameters
         if "past_key_values" in parameters or "layer_past" in parameters:
-            found[layer] = module
-    if not found:
+            modules[layer] = module
+    if not modules:
         raise UnsupportedModelError(
             f"no attention layers found in {type(model).__name__}: kvbench needs a decoder whose attention modules "
             "carry layer_idx and take past_key_values"
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(modules.items()))
 
 
 def rotate(module: nn.Module, states: Tensor, rotation: Rotation, rotary_dims: int) -> Tensor:
@@ -145,15 +145,15 @@ def rotate(module: nn.Module, states: Tensor, rotation: Rotation, rotary_dims: i
     if rotary_dims == 0:
         return states
     apply: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(module).__module__].apply_rotary_pos_emb
-    turned = states[..., :rotary_dims]
-    turned = apply(turned, turned[:, :1], *rotation)[0]  # it turns keys, too: one head is the least to give it
+    rotated = states[..., :rotary_dims]
+    rotated = apply(rotated, rotated[:, :1], *rotation)[0]  # it rotates keys as well: one head is the least it takes
     if rotary_dims == states.shape[-1]:
-        return turned
-    return torch.cat([turned, states[..., rotary_dims:]], -1)
+        return rotated
+    return torch.cat([rotated, states[..., rotary_dims:]], -1)
 
 
 def _pre_hook(layer: int, handler: Handler) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict] | None]:
-    """The forward pre-hook of one attention module: asks the handler, rewrites two keyword arguments."""
+    """The forward pre-hook of one attention module: calls the handler, rewrites two keyword arguments."""
 
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         cache = kwargs.get("past_key_values", kwargs.get("layer_past"))

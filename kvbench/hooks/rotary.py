@@ -115,10 +115,10 @@ class Rotator:
             return rotate(self.module, keys, self.table.lookup(rows.gather(1, slots.long())), self.rotary_dims)
         batch, heads, tokens, dim = keys.shape
         flat = rows.gather(1, slots.flatten(1).long()).reshape(batch * heads, tokens)
-        turned = rotate(
+        rotated = rotate(
             self.module, keys.reshape(batch * heads, 1, tokens, dim), self.table.lookup(flat), self.rotary_dims
         )
-        return turned.view(batch, heads, tokens, dim)
+        return rotated.view(batch, heads, tokens, dim)
 
 
 class StaticTable:
@@ -126,12 +126,12 @@ class StaticTable:
 
     def __init__(self, table: RotaryTable, tokens: int, capacity: int) -> None:
         assert table.cos is not None and table.sin is not None
-        self.cos, self.sin = (_widened(own[:tokens], capacity) for own in (table.cos, table.sin))
+        self.cos, self.sin = (_widened(rows[:tokens], capacity) for rows in (table.cos, table.sin))
 
     def write(self, position: Tensor, rotation: Rotation) -> None:
         """Record the ``rotation``, (any, 1, dims) each, of ``position`` ()."""
-        for own, new in zip((self.cos, self.sin), rotation, strict=True):
-            own.index_copy_(0, position.view(1), new[0])
+        for rows, new in zip((self.cos, self.sin), rotation, strict=True):
+            rows.index_copy_(0, position.view(1), new[0])
 
 
 class StaticRotator:

@@ -72,10 +72,10 @@ def _convert(entry: ModelEntry, parts: list[Path], folder: Path) -> None:
     print(f"converting {entry.name} to safetensors, once (about half a minute)", file=sys.stderr)
     gguf = folder / "model.gguf"
     _join(parts, gguf)
-    found = file_sha256(gguf)
-    if found != entry.gguf_sha256:
+    sha256 = file_sha256(gguf)
+    if sha256 != entry.gguf_sha256:
         origins = ", ".join(sorted({str(part.parent) for part in parts}))
-        raise FetchError(f"{entry.name}: GGUF has sha256 {found}, expected {entry.gguf_sha256}; delete {origins}")
+        raise FetchError(f"{entry.name}: GGUF has sha256 {sha256}, expected {entry.gguf_sha256}; delete {origins}")
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
     probe_ids = _probe(tokenizer)
     if entry.probe_ids and probe_ids != list(entry.probe_ids):
@@ -85,7 +85,7 @@ def _convert(entry: ModelEntry, parts: list[Path], folder: Path) -> None:
     except SafetensorError as error:  # a full disk comes as this, without an errno
         raise FetchError(f"cannot write the converted copy of {entry.name} to {folder.parent}: {error}") from error
     tokenizer.save_pretrained(folder)
-    origin = {"name": entry.name, "gguf_sha256": found, "probe_ids": probe_ids}
+    origin = {"name": entry.name, "gguf_sha256": sha256, "probe_ids": probe_ids}
     (folder / ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
     gguf.unlink()
 
@@ -95,10 +95,10 @@ def _probe(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _join(parts: list[Path], target: Path) -> None:
-    with target.open("wb") as joined:
+    with target.open("wb") as whole:
         for part in parts:
             with part.open("rb") as file:
-                shutil.copyfileobj(file, joined, 1 << 20)
+                shutil.copyfileobj(file, whole, 1 << 20)
 
 
 def _read_gguf(entry: ModelEntry, gguf: Path) -> PreTrainedModel:

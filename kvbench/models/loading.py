@@ -33,7 +33,7 @@ class LoadedModel:
 def load(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu", fetch: bool = True) -> LoadedModel:
     """Load a model by registry name, listed hub id, ``random:<family>`` or folder path.
 
-    Parameters ask for no gradients (kvbench never trains); ``fetch=False`` forbids downloads.
+    Parameters require no gradients (kvbench never trains); ``fetch=False`` forbids downloads.
 
     Raises:
         KvbenchError: unknown model or device, broken or incomplete files, weights that are not finite.

@@ -1,7 +1,7 @@
 """``random:<family>``: seeded tiny models of every supported family, for tests, conformance and speed-only runs.
 
 Biases and norms get noise, so that nothing a compressor might forget is zero or one. The same seed gives the same
-weights in every dtype and on every machine. Any geometry can be asked for, such as SmolLM2's with fewer layers:
+weights in every dtype and on every machine. Any geometry can be requested, such as SmolLM2's with fewer layers:
 ``random:llama?layers=4,hidden=576,heads=9,kv_heads=3,head_dim=64``.
 """
 

@@ -45,13 +45,13 @@ def draw(seed: int, name: str, count: int, deviation: float) -> NDArray[np.float
     """``count`` nearly normal numbers of mean 0 and standard ``deviation``."""
     key = hashlib.sha256(f"{seed} {name}".encode()).digest()[:16]
     generator = np.random.Philox(key=int.from_bytes(key, "little"))
-    found = np.empty(count, np.float32)
+    drawn = np.empty(count, np.float32)
     for start in range(0, count, CHUNK):
         size = min(CHUNK, count - start)
         words = generator.random_raw(2 * size).reshape(2, size)
         sums = (_sum_of_four(words[0]) + _sum_of_four(words[1])).astype(np.int64) - MEAN
-        found[start : start + size] = sums * (deviation / DEVIATION)  # rounded twice, each time as IEEE 754 says
-    return found
+        drawn[start : start + size] = sums * (deviation / DEVIATION)  # rounded twice, each time as IEEE 754 says
+    return drawn
 
 
 def _sum_of_four(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -66,7 +66,7 @@ def names() -> list[str]:
 
 
 def default() -> str:
-    """Name of the model that is used when none is asked for."""
+    """Name of the model that is used when none is requested."""
     return str(_document()["default"])
 
 

@@ -53,7 +53,7 @@ def observed_attention(leaving: Leaving, window: int, aware: bool) -> Tensor:
 
     A query sees what came before it and no padding; queries that are padding themselves count nothing.
     """
-    stop = leaving.query.shape[2] if aware else leaving.own_queries
+    stop = leaving.query.shape[2] if aware else leaving.leaving_queries
     query = leaving.query[:, :, max(0, stop - window) : stop]
     batch, heads, queries, dim = query.shape
     kv_heads, tokens = leaving.keys.shape[1:3]

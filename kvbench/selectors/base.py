@@ -1,6 +1,6 @@
 """What a selector is: it decides which of the tokens that leave the recent window are kept.
 
-Tokens that are not kept are never encoded, so their memory is really gone. Every KV head keeps its own.
+Tokens that are not kept are never encoded, so their memory is really gone. Every KV head keeps tokens of its own.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Leaving:
         return self.keys[:, :, self.begin : self.end], self.values[:, :, self.begin : self.end]
 
     @property
-    def own_queries(self) -> int:
+    def leaving_queries(self) -> int:
         """How many of the queries are as old as the tokens that leave; the oldest one counts whatever its age."""
         return max(1, self.query.shape[2] - (self.keys.shape[2] - self.end))
 
@@ -73,7 +73,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Selector(ABC):
-    """Keeps ``budget`` of the body's tokens; with a share of 0 no scores are asked for."""
+    """Keeps ``budget`` of the body's tokens; with a share of 0 no scores are computed."""
 
     budget: Budget
 

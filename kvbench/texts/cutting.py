@@ -43,21 +43,21 @@ def cut_documents(text: str, split: Split, tokenizer: PreTrainedTokenizerBase, l
     """
     prefix = _prefix(tokenizer)
     body = length - len(prefix)
-    found: list[list[int]] = []
+    windows: list[list[int]] = []
     names: list[str] = []
     for row in documents(text, split):
-        if len(found) == count or TOKENS_PER_CHARACTER * len(row["text"]) < body:
+        if len(windows) == count or TOKENS_PER_CHARACTER * len(row["text"]) < body:
             break  # documents come in order of falling length
         ids = _first(row["text"], tokenizer, body)
         if len(ids) == body:
-            found.append([*prefix, *ids])
+            windows.append([*prefix, *ids])
             names.append(row["id"])
-    if len(found) < count:
+    if len(windows) < count:
         raise KvbenchError(
-            f"text {text} has {len(found)} documents of at least {length} tokens in its {split} split, {count} are "
+            f"text {text} has {len(windows)} documents of at least {length} tokens in its {split} split, {count} are "
             "needed, one for each window; ask for fewer or shorter ones, or alternate texts (essays+docstrings)"
         )
-    return Cut(torch.tensor(found), tuple(names))
+    return Cut(torch.tensor(windows), tuple(names))
 
 
 def cut_joined(text: str, split: Split, tokenizer: PreTrainedTokenizerBase, length: int, count: int) -> Cut:
@@ -100,8 +100,8 @@ def _read(text: str, split: Split, tokenizer: PreTrainedTokenizerBase, needed: i
     rows = documents(text, split)
     characters = CHARACTERS_PER_TOKEN * (needed + MARGIN)
     while True:
-        ends = list(accumulate(len(body) for body in rows["text"]))
-        taken = min(bisect_right(ends, characters) + 1, len(rows))
+        stops = list(accumulate(len(body) for body in rows["text"]))
+        taken = min(bisect_right(stops, characters) + 1, len(rows))
         ids, owners = _tokenize(rows["id"][:taken], rows["text"][:taken], tokenizer)
         if taken == len(rows) or len(ids) >= needed + MARGIN:
             return ids, owners

@@ -27,15 +27,15 @@ def read_packages(packages: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     Raises:
         KvbenchError: a package is not installed or has no such subpackage.
     """
-    found = []
+    modules = []
     for package in packages:
         folder = _folder(package)
         for path in folder.rglob("*.py"):
             parts = path.relative_to(folder).with_suffix("").parts
             name = ".".join((package, *(part for part in parts if part != "__init__")))
             if "tests" not in parts:
-                found.append((name, "\n\n".join(_sections(name, ast.parse(path.read_bytes())))))
-    return tuple(sorted((name, text) for name, text in found if text))
+                modules.append((name, "\n\n".join(_sections(name, ast.parse(path.read_bytes())))))
+    return tuple(sorted((name, text) for name, text in modules if text))
 
 
 def _folder(package: str) -> Path:
@@ -51,9 +51,9 @@ def _folder(package: str) -> Path:
 
 def _sections(name: str, node: ast.Module | _Documented) -> Iterator[str]:
     """The docstring of ``node`` under its name, then those of the classes and functions in it."""
-    told = ast.get_docstring(node)
-    if told:
-        yield f"{name}\n\n{told}"
+    docstring = ast.get_docstring(node)
+    if docstring:
+        yield f"{name}\n\n{docstring}"
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return  # what a function defines inside is nobody's documentation
     for child in node.body:

@@ -47,7 +47,7 @@ def test_only_installed_packages_are_listed():
 
 
 @pytest.mark.parametrize(
-    ("told", "model"),
+    ("info", "model"),
     [
         ({"model name": "AMD EPYC", "flags": "fpu avx avx2 sse"}, "AMD EPYC (AVX2)"),
         (
@@ -58,8 +58,8 @@ def test_only_installed_packages_are_listed():
         ({}, "aarch64"),
     ],
 )
-def test_processors_of_one_name_are_told_apart_by_their_vector_instructions(monkeypatch, told, model):
-    monkeypatch.setattr(environment, "_cpu_info", lambda: told)
+def test_processors_of_one_name_are_told_apart_by_their_vector_instructions(monkeypatch, info, model):
+    monkeypatch.setattr(environment, "_cpu_info", lambda: info)
     monkeypatch.setattr(environment.platform, "processor", lambda: "")
     monkeypatch.setattr(environment.platform, "machine", lambda: "aarch64")
     assert environment.cpu_model() == model

@@ -124,19 +124,19 @@ def test_unusable_device_is_refused(folder: Path):
 
 
 def test_hub_model_is_read_from_its_pinned_snapshot(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    asked = {}
+    arguments = {}
 
     def snapshot(repo: str, **options: object) -> str:
-        asked.update(options, repo=repo)
+        arguments.update(options, repo=repo)
         return str(folder)
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot)
     loaded = load("pythia-160m", fetch=False)
     assert loaded.weights_sha256 == load(str(folder)).weights_sha256
-    assert asked["repo"] == "EleutherAI/pythia-160m"
-    assert asked["revision"] == "50f5173d932e8e61f858120bcb800b97af589f46"
-    assert asked["local_files_only"] is True
-    assert not any("bin" in pattern or "py" in pattern for pattern in asked["allow_patterns"])
+    assert arguments["repo"] == "EleutherAI/pythia-160m"
+    assert arguments["revision"] == "50f5173d932e8e61f858120bcb800b97af589f46"
+    assert arguments["local_files_only"] is True
+    assert not any("bin" in pattern or "py" in pattern for pattern in arguments["allow_patterns"])
 
 
 def test_unreachable_hub_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch):

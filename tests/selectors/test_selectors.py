@@ -62,8 +62,8 @@ def written_out(case: Leaving, window: int) -> Tensor:
 def test_observed_attention_is_attention(window: int, padding: tuple[int, int] | None) -> None:
     """Also where the window reaches back before the candidates, and where queries are padding themselves."""
     case = leaving(queries=40 if window == 64 else 12, first=None if padding is None else torch.tensor(padding))
-    found = observed_attention(case, window, aware=True).flatten(1, 2)
-    torch.testing.assert_close(found.double(), written_out(case, window), atol=1e-6, rtol=1e-5)
+    importance = observed_attention(case, window, aware=True).flatten(1, 2)
+    torch.testing.assert_close(importance.double(), written_out(case, window), atol=1e-6, rtol=1e-5)
 
 
 def test_slices_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,5 +184,5 @@ def test_agnostic_attention_is_that_of_the_newest_tokens_that_leave() -> None:
 
 def test_while_decoding_the_one_query_counts() -> None:
     case = leaving(queries=1)
-    assert case.own_queries == 1
+    assert case.leaving_queries == 1
     torch.testing.assert_close(observed_attention(case, 64, False), observed_attention(case, 64, True))

@@ -16,7 +16,7 @@ class Thing:
     """A thing."""
     def does(self):
         """Does."""
-        def inside(): "not told"
+        def inside(): "not read"
 async def later():
     """Later."""
 '''
@@ -34,9 +34,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_module_is_a_document_of_its_docstrings_and_is_never_imported(package: Path):
-    found = dict(read_packages(("madeup.part",)))
-    assert [*found] == ["madeup.part", "madeup.part._impl"]
-    assert found["madeup.part._impl"] == (
+    modules = dict(read_packages(("madeup.part",)))
+    assert [*modules] == ["madeup.part", "madeup.part._impl"]
+    assert modules["madeup.part._impl"] == (
         "madeup.part._impl\n\nWhat the module is for.\n\nThing\n\nA thing.\n\nThing.does\n\nDoes.\n\nlater\n\nLater."
     )
 

@@ -51,16 +51,16 @@ def test_every_document_is_in_exactly_one_split(tmp_path_factory: pytest.TempPat
 
 @pytest.mark.parametrize("text", ["pydoc", "docstrings"])
 def test_test_split_of_a_text_that_every_installation_has_holds_three_fifths_of_it(text: str):
-    found = {split: ids(text, split) for split in SPLITS}
-    assert len({name for names in found.values() for name in names}) == sum(map(len, found.values()))
-    assert len(found["test"]) / sum(map(len, found.values())) == pytest.approx(0.6, abs=0.02)
+    by_split = {split: ids(text, split) for split in SPLITS}
+    assert len({name for names in by_split.values() for name in names}) == sum(map(len, by_split.values()))
+    assert len(by_split["test"]) / sum(map(len, by_split.values())) == pytest.approx(0.6, abs=0.02)
 
 
 def test_a_document_that_is_there_twice_is_in_one_split(tmp_path: Path):
     for index, text in enumerate(["a" * 9, "b" * 8, "c" * 7, "a" * 9, "d" * 6, "e" * 5, " \n"]):
         (tmp_path / f"{index}.txt").write_text(text)
-    found = [text for split in SPLITS for text in documents(str(tmp_path), split)["text"]]
-    assert sorted(found) == ["a" * 9, "b" * 8, "c" * 7, "d" * 6, "e" * 5]
+    texts = [text for split in SPLITS for text in documents(str(tmp_path), split)["text"]]
+    assert sorted(texts) == ["a" * 9, "b" * 8, "c" * 7, "d" * 6, "e" * 5]
 
 
 def test_documents_of_a_folder_are_the_same_by_every_path(tmp_path: Path):
@@ -103,9 +103,9 @@ def hub_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, TextE
         "two", "hub", repo=str(tmp_path), heading="", calibration_file="train.parquet", test_file="test.json"
     )
     tiny = replace(two, name="tiny", heading="^ = [^=]", development_file="validation.json")
-    found = {"two": two, "tiny": replace(tiny, heading="")}
-    monkeypatch.setattr(splits, "find", lambda name: tiny if name == "articles" else found[name])
-    return found
+    entries = {"two": two, "tiny": replace(tiny, heading="")}
+    monkeypatch.setattr(splits, "find", lambda name: tiny if name == "articles" else entries[name])
+    return entries
 
 
 def test_hub_text_brings_its_own_splits(hub_text: dict[str, TextEntry]):

@@ -30,23 +30,23 @@ def decoded(ids: torch.Tensor) -> str:
 
 
 def test_calibration_is_read_joined_from_the_start(text: str):
-    found = windows(text, "calibration", TOKENIZER, length=100, count=4)
-    assert found.ids.shape == (4, 100) and found.ids.dtype == torch.int64
-    assert decoded(found.ids) == "2" * 370 + "\n\n" + "7" * 28
-    assert [name[:5] for name in found.document_ids] == ["2.txt", "7.txt"]
+    cut = windows(text, "calibration", TOKENIZER, length=100, count=4)
+    assert cut.ids.shape == (4, 100) and cut.ids.dtype == torch.int64
+    assert decoded(cut.ids) == "2" * 370 + "\n\n" + "7" * 28
+    assert [name[:5] for name in cut.document_ids] == ["2.txt", "7.txt"]
 
 
 def test_a_scored_window_is_the_start_of_a_document_of_its_own(text: str):
-    found = windows(text, "test", TOKENIZER, length=100, count=4)
-    assert [decoded(row) for row in found.ids] == [name * 100 for name in "0135"]
-    assert [name[:5] for name in found.document_ids] == ["0.txt", "1.txt", "3.txt", "5.txt"]
+    cut = windows(text, "test", TOKENIZER, length=100, count=4)
+    assert [decoded(row) for row in cut.ids] == [name * 100 for name in "0135"]
+    assert [name[:5] for name in cut.document_ids] == ["0.txt", "1.txt", "3.txt", "5.txt"]
 
 
 def test_documents_that_are_too_short_are_passed_over(text: str):
     """Characters order the documents, tokens decide: the longest has fewer of them than the next."""
     Path(text, "b.txt").write_text("ä" * 385)  # of two bytes, and so of two tokens, each
-    found = windows(text, "test", TOKENIZER, length=700, count=1)
-    assert [name[:5] for name in found.document_ids] == ["b.txt"]
+    cut = windows(text, "test", TOKENIZER, length=700, count=1)
+    assert [name[:5] for name in cut.document_ids] == ["b.txt"]
     with pytest.raises(KvbenchError, match="has 1 documents of at least 700 tokens in its test split, 2 are needed"):
         windows(text, "test", TOKENIZER, length=700, count=2)
 
@@ -70,9 +70,9 @@ def test_fewer_windows_begin_more(length: int, count: int, split: Split):
 @given(length=st.integers(2, 1500))
 def test_shorter_windows_are_of_the_same_documents(length: int):
     longest = windows("pydoc", "test", TOKENIZER, 1500, 6)
-    found = windows("pydoc", "test", TOKENIZER, length, 6)
-    assert found.document_ids == longest.document_ids
-    assert torch.equal(found.ids, longest.ids[:, :length])
+    cut = windows("pydoc", "test", TOKENIZER, length, 6)
+    assert cut.document_ids == longest.document_ids
+    assert torch.equal(cut.ids, longest.ids[:, :length])
 
 
 def test_mixed_text_alternates_windows(text: str):
@@ -115,9 +115,9 @@ def test_special_token_begins_every_window(text: str):
             return encoded
 
     for split in ("calibration", "test"):
-        found = windows(text, split, WithStart(), length=100, count=3)  # type: ignore[arg-type]
-        assert found.ids[:, 0].tolist() == [1, 1, 1]
-        assert torch.equal(found.ids[:, 1:], windows(text, split, TOKENIZER, length=99, count=3).ids)
+        cut = windows(text, split, WithStart(), length=100, count=3)  # type: ignore[arg-type]
+        assert cut.ids[:, 0].tolist() == [1, 1, 1]
+        assert torch.equal(cut.ids[:, 1:], windows(text, split, TOKENIZER, length=99, count=3).ids)
 
 
 def test_splits_share_no_document(text: str):
