@@ -54,21 +54,21 @@ CASES = {
     "quick": [Case(8, 4096, 40), Case(1, 8192, 60)],
     "full": [Case(1, 2048, 200), Case(1, 8192, 200), Case(1, 32768, 60), Case(8, 4096, 120), Case(32, 2048, 60)],
 }
-Held = dict[str, Tensor]
+Stored = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """``attend`` over ``held``; ``meant`` are the keys and values that it stands for."""
+    """``attend`` over ``stored``; ``decoded`` are the keys and values that it stands for."""
 
-    held: Held
-    attend: Callable[[Held], Partial]
-    meant: tuple[Tensor, Tensor]
+    stored: Stored
+    attend: Callable[[Stored], Partial]
+    decoded: tuple[Tensor, Tensor]
 
     @property
     def bytes_read(self) -> int:
         """What a step reads of the context."""
-        return sum(tensor.numel() * tensor.itemsize for tensor in self.held.values())
+        return sum(tensor.numel() * tensor.itemsize for tensor in self.stored.values())
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +78,12 @@ def race(case: Case, bandwidth: Bandwidth) -> Race:
     copies: dict[int, Any] = {}
     calls, facts = {}, {}
     for name, arm in arms.items():
-        place = id(arm.held)
-        if place not in copies:  # exact arms share theirs
-            copies[place] = [{key: held.clone() for key, held in arm.held.items()} for _ in range(_count(arm, case))]
-        calls[name] = _turning(arm, copies[place])
+        identity = id(arm.stored)
+        if identity not in copies:  # exact arms share theirs
+            copies[identity] = [
+                {key: tensor.clone() for key, tensor in arm.stored.items()} for _ in range(_count(arm, case))
+            ]
+        calls[name] = _cycling(arm, copies[identity])
         facts[name] = _facts(arm, query(case.batch))
     with torch.no_grad():
         times = interleaved(calls, case.rounds)
@@ -104,56 +106,57 @@ def _count(arm: Arm, case: Case) -> int:
     return max(1, -(-case.cold // arm.bytes_read))
 
 
-def _turning(arm: Arm, copies: list[Held]) -> Callable[[], object]:
+def _cycling(arm: Arm, copies: list[Stored]) -> Callable[[], object]:
     """The arm on the next copy, each time."""
-    turn = cycle(copies)
-    return lambda: arm.attend(next(turn))
+    endless = cycle(copies)
+    return lambda: arm.attend(next(endless))
 
 
 @torch.no_grad()
 def _arms(case: Case) -> dict[str, Arm]:
-    own, keys, values = query(case.batch), *(states(case.batch, case.tokens, side) for side in ("keys", "values"))
+    queries, keys, values = query(case.batch), *(states(case.batch, case.tokens, side) for side in ("keys", "values"))
     exact = {"keys": keys, "values": values}
     arms = {
-        "folded": Arm(exact, lambda held: _folded(own, held), (keys, values)),
-        "sdpa": Arm(exact, lambda held: _sdpa(own, held), (keys, values)),
-        "none": Arm(exact, lambda held: _none(own, held), (keys, values)),
+        "folded": Arm(exact, lambda stored: _folded(queries, stored), (keys, values)),
+        "sdpa": Arm(exact, lambda stored: _sdpa(queries, stored), (keys, values)),
+        "none": Arm(exact, lambda stored: _none(queries, stored), (keys, values)),
     }
     for name, codec in codecs().items():
-        arms[name] = _coded(codec, own, codec.encode(keys, values), case.tokens, Reading())
+        arms[name] = _coded(codec, queries, codec.encode(keys, values), case.tokens, Reading())
     for name, (base, reading) in PLAIN.items():
-        arms[name] = _coded(codecs()[base], own, arms[base].held, case.tokens, reading)
+        arms[name] = _coded(codecs()[base], queries, arms[base].stored, case.tokens, reading)
     return arms
 
 
-def _coded(codec: Any, own: Tensor, stored: Held, tokens: int, reading: Reading) -> Arm:
+def _coded(codec: Any, queries: Tensor, stored: Stored, tokens: int, reading: Reading) -> Arm:
     return Arm(
         stored,
-        lambda held: codec.attend(own, held, tokens, None, SCALING, None, None, reading),
+        lambda copy: codec.attend(queries, copy, tokens, None, SCALING, None, None, reading),
         codec.decode(stored),
     )
 
 
-def _folded(own: Tensor, held: Held) -> Partial:
-    folded = own.view(own.shape[0], KV_HEADS, HEADS // KV_HEADS, -1) * SCALING
-    weights = torch.softmax(folded @ held["keys"].transpose(-1, -2), -1)
-    return Partial((weights @ held["values"]).view(own.shape), weights, "torch")
+def _folded(queries: Tensor, stored: Stored) -> Partial:
+    folded = queries.view(queries.shape[0], KV_HEADS, HEADS // KV_HEADS, -1) * SCALING
+    weights = torch.softmax(folded @ stored["keys"].transpose(-1, -2), -1)
+    return Partial((weights @ stored["values"]).view(queries.shape), weights, "torch")
 
 
-def _sdpa(own: Tensor, held: Held) -> Partial:
-    output = functional.scaled_dot_product_attention(own, held["keys"], held["values"], scale=SCALING, enable_gqa=True)
+def _sdpa(queries: Tensor, stored: Stored) -> Partial:
+    keys, values = stored["keys"], stored["values"]
+    output = functional.scaled_dot_product_attention(queries, keys, values, scale=SCALING, enable_gqa=True)
     return Partial(output, output, "torch sdpa")
 
 
-def _none(own: Tensor, held: Held) -> Partial:
-    return attend_exact(own, held["keys"], held["values"], SCALING, None, None, True)
+def _none(queries: Tensor, stored: Stored) -> Partial:
+    return attend_exact(queries, stored["keys"], stored["values"], SCALING, None, None, True)
 
 
 @torch.no_grad()
-def _facts(arm: Arm, own: Tensor) -> dict[str, Any]:
+def _facts(arm: Arm, queries: Tensor) -> dict[str, Any]:
     """Bytes, and the distance to fp64 attention over the very values that are stored."""
-    part = arm.attend(arm.held)
-    keys, values = (own_side.double() for own_side in arm.meant)
-    truth = partial_attention(own.double(), keys, values, SCALING).output
+    part = arm.attend(arm.stored)
+    keys, values = (states.double() for states in arm.decoded)
+    truth = partial_attention(queries.double(), keys, values, SCALING).output
     error = float((part.output.double() - truth).norm() / truth.norm())
     return {"bytes_read": arm.bytes_read, "error": error, "attention": part.by}

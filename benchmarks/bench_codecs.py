@@ -59,7 +59,7 @@ def race(case: Case) -> Race:
     with torch.no_grad():
         times = interleaved(calls, case.rounds, warmup=1)
     size = 4 * (keys.numel() + values.numel())
-    facts = {name: _facts(case, size, median(own)) for name, own in times.items()}
+    facts = {name: _facts(case, size, median(seconds)) for name, seconds in times.items()}
     return Race(f"{case.work}, {case.batch} × {case.tokens:,} tokens", times, ("int8",), facts)
 
 
@@ -78,7 +78,7 @@ def _decoding(codec: Any, stored: Any) -> Callable[[], object]:
 
 def _facts(case: Case, size: int, seconds: float) -> dict[str, Any]:
     """Rates of uncompressed fp32 bytes; for a block, what encoding adds to each decoded token in all layers."""
-    found = {"tokens_per_s": case.batch * case.tokens / seconds, "bandwidth": size / seconds}
+    facts = {"tokens_per_s": case.batch * case.tokens / seconds, "bandwidth": size / seconds}
     if case.work == "encode a block":
-        found["per_decoded_token_s"] = LAYERS * seconds / case.tokens
-    return found
+        facts["per_decoded_token_s"] = LAYERS * seconds / case.tokens
+    return facts

@@ -41,8 +41,8 @@ CASES = {
 @pytest.fixture(scope="module")
 def race(case: Case) -> Race:
     """All arms on one prompt, a few steps at a time."""
-    own = speed_bench(case.tokens, case.tiny, case.batch, case.steps, case.rounds)
-    times = own.interleave({name: arm(name, case.tiny) for name in ARMS})
+    speed = speed_bench(case.tokens, case.tiny, case.batch, case.steps, case.rounds)
+    times = speed.interleave({name: arm(name, case.tiny) for name in ARMS})
     facts = {name: _facts(case, times, name) for name in ARMS}
     title = f"decode step of {bench(case.tiny).name}, {case.batch} × {case.tokens:,} tokens"
     return Race(title, {name: times.rounds(name) for name in ARMS}, ("folded", "none", "hf"), facts)
@@ -55,18 +55,18 @@ def test_decode(benchmark: Any, race: Race, arm: str) -> None:
 
 def _facts(case: Case, times: Times, name: str) -> dict[str, Any]:
     """Bytes, the roofline, and how steady steps are; the mean over the median is what encoding adds now and then."""
-    own, cache = arm(name, case.tiny), times.caches[name]
+    decode_arm, cache = arm(name, case.tiny), times.caches[name]
     steps = [step for turn in times.steps[name] for step in turn]
     spread = percentiles(steps)
-    elements = case.batch * own.geometry.elements(cache.get_seq_length())
-    found = roofline(own, cache, case.batch, spread.p50)
+    elements = case.batch * decode_arm.geometry.elements(cache.get_seq_length())
+    limits = roofline(decode_arm, cache, case.batch, spread.p50)
     return {
         "spec": ARMS[name][0],
         "attention": times.attention(name),
         "ratio_to_16_bit": 2 * elements / walk(cache).total,
         "p99_over_p50": spread.p99 / spread.p50,
         "mean_over_p50": sum(steps) / len(steps) / spread.p50,
-        "ceiling": None if found is None else found.ceiling,
-        "share_of_roofline": None if found is None else found.achieved,
-        "roofline": None if found is None else asdict(found),
+        "ceiling": None if limits is None else limits.ceiling,
+        "share_of_roofline": None if limits is None else limits.achieved,
+        "roofline": None if limits is None else asdict(limits),
     }

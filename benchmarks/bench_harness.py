@@ -101,17 +101,17 @@ def _speed_bench(small: ModelBench, rounds: int) -> SpeedBench:
 
 def _turns(small: ModelBench, rounds: int) -> list[float]:
     """What taking turns adds to a step, round by round: hooks on and off, clocks, choosing the order."""
-    own, arms, added = _speed_bench(small, 1), _arms(small), []
+    speed, arms, added = _speed_bench(small, 1), _arms(small), []
     with torch.no_grad():
         for _ in range(max(2, rounds // 10)):
-            own.warmup = 0
+            speed.warmup = 0
             start = time.perf_counter()
             for arm in arms.values():
                 with arm.entered():
-                    arm.fill(own.prompt())
+                    arm.fill(speed.prompt())
             filling = time.perf_counter() - start
             start = time.perf_counter()
-            times = own.interleave(arms)
+            times = speed.interleave(arms)
             whole = time.perf_counter() - start
             stepping = [step for turns in times.steps.values() for turn in turns for step in turn]
             added.append(max(0.0, whole - filling - sum(stepping)) / len(stepping))

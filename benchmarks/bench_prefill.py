@@ -49,7 +49,7 @@ def race(case: Case) -> Race:
     else:
         what = f"prompt of {case.tokens:,} tokens"
         ids = prompt_ids(case.tokens, case.tiny)
-        calls = {name: _whole(own, ids) for name, own in arms.items()}
+        calls = {name: _whole(arm, ids) for name, arm in arms.items()}
     times = interleaved(calls, case.rounds, warmup)
     return Race(
         f"{what}, {bench(case.tiny).name}", times, ("none", "hf"), {name: {"spec": ARMS[name][0]} for name in NAMES}
@@ -61,12 +61,12 @@ def test_prefill(benchmark: Any, race: Race, arm: str) -> None:
     race.report(benchmark, arm)
 
 
-def _whole(own: Arm, ids: Any) -> Callable[[], object]:
+def _whole(arm: Arm, ids: Any) -> Callable[[], object]:
     """Time to first token: the prompt through the model, into a new cache."""
 
     def run() -> None:
-        with own.entered():
-            own.forward(ids, own.new_cache(), logits_to_keep=1)
+        with arm.entered():
+            arm.forward(ids, arm.new_cache(), logits_to_keep=1)
 
     return run
 
@@ -76,15 +76,15 @@ def _chunks(case: Case, arms: dict[str, Arm], turns: int) -> dict[str, Callable[
     prompt = speed_bench(case.tokens, case.tiny).prompt()
     ids = prompt_ids(turns * case.chunk, case.tiny)
 
-    def chunk_by_chunk(own: Arm) -> Callable[[], object]:
-        with own.entered():
-            cache = own.fill(prompt)
+    def chunk_by_chunk(arm: Arm) -> Callable[[], object]:
+        with arm.entered():
+            cache = arm.fill(prompt)
         upcoming = iter(ids.split(case.chunk, 1))
 
         def run() -> None:
-            with own.entered():
-                own.forward(next(upcoming), cache, logits_to_keep=1)
+            with arm.entered():
+                arm.forward(next(upcoming), cache, logits_to_keep=1)
 
         return run
 
-    return {name: chunk_by_chunk(own) for name, own in arms.items()}
+    return {name: chunk_by_chunk(arm) for name, arm in arms.items()}

@@ -70,9 +70,9 @@ def table(arms: Sequence[Arm], copy_bandwidth: float) -> str:
         "|---:|---|---:|---:|---|---:|---:|---:|---:|",
     ]
     for length in sorted({arm.length for arm in arms}):
-        own = [arm for arm in arms if arm.length == length]
-        strongest = min((arm for arm in own if arm.name in BASELINES), key=lambda arm: median(arm.times))
-        for arm in own:
+        of_length = [arm for arm in arms if arm.length == length]
+        strongest = min((arm for arm in of_length if arm.name in BASELINES), key=lambda arm: median(arm.times))
+        for arm in of_length:
             ratio = paired_ratio(strongest.times, arm.times)
             interval = "" if ratio.low is None else f"{ratio.low:.2f} to {ratio.high:.2f}"
             lines.append(
@@ -145,11 +145,11 @@ def copy_bandwidth(device: torch.device, size: int = 1 << 30) -> float:
     return 2 * size / median(times["copy"]) * 1e3
 
 
-def difference(found: Tensor, query: Tensor, keys: Tensor, values: Tensor) -> float:
-    """Largest difference of the first row of ``found`` from fp32 attention, in units of the largest output."""
+def difference(actual: Tensor, query: Tensor, keys: Tensor, values: Tensor) -> float:
+    """Largest difference of the first row of ``actual`` from fp32 attention, in units of the largest output."""
     whole = query[:1].float().flatten(1, 2).unsqueeze(2)
     expected = partial_attention(whole, keys[:1].float(), values[:1].float(), SCALING).output.flatten()
-    return float((found[:1].float().flatten() - expected).abs().max() / expected.abs().max())
+    return float((actual[:1].float().flatten() - expected).abs().max() / expected.abs().max())
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def main(given: Sequence[str] | None = None) -> int:
     print(f"{torch.cuda.get_device_name(device)}, batch {options.batch}, copies {speed / 1e9:.0f} GB/s\n")
     print(table(arms, speed))
     if options.out is not None:
-        found = {
+        report = {
             "provenance": provenance("cuda", started),
             "options": vars(options),
             "geometry": {"heads": HEADS, "kv_heads": KV_HEADS, "dim": DIM, "batch": options.batch},
@@ -246,7 +246,7 @@ def main(given: Sequence[str] | None = None) -> int:
             "arms": [asdict(arm) | {"bandwidth": arm.bandwidth} for arm in arms],
         }
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(options.out, json.dumps(found, indent=1, default=str).encode())
+        replace_file(options.out, json.dumps(report, indent=1, default=str).encode())
     return 0
 
 

@@ -48,10 +48,10 @@ def bench(tiny: bool) -> ModelBench:
 def arm(name: str, tiny: bool) -> Arm:
     """One of :data:`ARMS`, calibrated on little: speed does not depend on how well."""
     spec, reading = ARMS[name]
-    own = bench(tiny)
+    model = bench(tiny)
     source = CalibrationSource(TEXT, 2, 64 if tiny else 512)
-    found = own.arm(parse(spec), source, reading)
-    return Arm(name, found.model, found.geometry, found.plan, found.attachment, found.stock)
+    fitted = model.arm(parse(spec), source, reading)
+    return Arm(name, fitted.model, fitted.geometry, fitted.plan, fitted.attachment, fitted.stock)
 
 
 def prompt_ids(tokens: int, tiny: bool) -> torch.Tensor:

@@ -28,10 +28,10 @@ def test_every_benchmark_runs_and_its_json_becomes_tables(tmp_path):
     command = [sys.executable, "-m", "pytest", "benchmarks", "--tiny", f"--benchmark-json={out}", "-q"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-3000:]
-    found = {own["group"]: own for own in json.loads(out.read_text())["benchmarks"]}
-    assert len(found) == 9
+    groups = {bench["group"]: bench for bench in json.loads(out.read_text())["benchmarks"]}
+    assert len(groups) == 9
     text = markdown(read_benchmarks(out))
-    assert all(f"### {group}" in text.replace("\\", "") for group in found)
+    assert all(f"### {group}" in text.replace("\\", "") for group in groups)
     assert "% of read" in text and "× folded" in text and "× hf" in text and "% of roofline" in text
 
 
@@ -43,8 +43,8 @@ def test_arms_take_turns_in_a_shuffled_order(racing):
 
     times = racing.interleaved({name: arm(name) for name in "abc"}, rounds=8, warmup=2)
     rounds = ["".join(done[start : start + 3]) for start in range(0, len(done), 3)]
-    assert len(rounds) == 10 and {"".join(sorted(own)) for own in rounds} == {"abc"} and len(set(rounds)) > 1
-    assert {name: len(own) for name, own in times.items()} == {"a": 8, "b": 8, "c": 8}
+    assert len(rounds) == 10 and {"".join(sorted(order)) for order in rounds} == {"abc"} and len(set(rounds)) > 1
+    assert {name: len(taken) for name, taken in times.items()} == {"a": 8, "b": 8, "c": 8}
 
 
 def test_ratios_are_those_of_each_round(racing):
@@ -59,7 +59,7 @@ def test_ratios_are_those_of_each_round(racing):
                 self.seen.append(racing.replayed() - start)
 
     drifting = [1.0, 2.0, 4.0, 8.0]
-    race = racing.Race("g", {"slow": [2 * own for own in drifting], "fast": drifting}, ("slow",), {"fast": {"x": 1}})
+    race = racing.Race("g", {"slow": [2 * time for time in drifting], "fast": drifting}, ("slow",), {"fast": {"x": 1}})
     benchmark = Replayer()
     race.report(benchmark, "fast")
     assert benchmark.seen == pytest.approx(drifting)
