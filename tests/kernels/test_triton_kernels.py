@@ -36,7 +36,7 @@ def test_the_kernels_compute_what_they_should(tmp_path: Path) -> None:
 
 
 def test_the_kernels_compile(tmp_path: Path) -> None:
-    """What the interpreter takes, the compiler need not: it is asked too, for Hopper."""
+    """What the interpreter takes, the compiler need not: it is run too, for Hopper."""
     compiled = run(str(HERE / "triton_compiling.py"), "90", folder=tmp_path, interpret=False)
     assert compiled.returncode == 0, compiled.stdout + compiled.stderr
     assert "attend: " in compiled.stdout and "asynchronous copies: True" in compiled.stdout

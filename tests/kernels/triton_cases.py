@@ -36,12 +36,12 @@ def reference(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) 
     return partial_attention(whole, keys.double(), values.double(), SCALING, mask)
 
 
-def assert_close(found: Partial, expected: Partial, tolerance: float, least: float = 1e-6) -> None:
+def assert_close(actual: Partial, expected: Partial, tolerance: float, least: float = 1e-6) -> None:
     """``least``: how large outputs are when they do not happen to cancel."""
-    assert found.output.dtype == found.lse.dtype == torch.float32
+    assert actual.output.dtype == actual.lse.dtype == torch.float32
     scale = expected.output.abs().max().clamp_min(least)
-    assert (found.output.reshape(expected.output.shape) - expected.output).abs().max() <= tolerance * scale
-    assert (found.lse.reshape(expected.lse.shape) - expected.lse).abs().max() <= max(tolerance, 1e-5)
+    assert (actual.output.reshape(expected.output.shape) - expected.output).abs().max() <= tolerance * scale
+    assert (actual.lse.reshape(expected.lse.shape) - expected.lse).abs().max() <= max(tolerance, 1e-5)
 
 
 def random_mask(batch: int, groups: int, tokens: int) -> Tensor:
@@ -85,12 +85,12 @@ def test_exact_decode_in_16_bit(dtype: torch.dtype) -> None:
 def stored(quantizer: Quantizer, latents: Tensor, room: int) -> tuple[Coded, Tensor]:
     """The codes as views into buffers with room for more, as a cache holds them, and their values."""
     encoded = quantizer.encode(latents)
-    held = {}
+    views = {}
     for name, tensor in encoded.items():
         shape = (*tensor.shape[:2], tensor.shape[2] + room, *tensor.shape[3:])
-        held[name] = torch.full(shape, 99, device=DEVICE).to(tensor.dtype)[:, :, : tensor.shape[2]]
-        held[name].copy_(tensor)
-    coded = quantizer.coded(held)  # type: ignore[attr-defined]
+        views[name] = torch.full(shape, 99, device=DEVICE).to(tensor.dtype)[:, :, : tensor.shape[2]]
+        views[name].copy_(tensor)
+    coded = quantizer.coded(views)  # type: ignore[attr-defined]
     assert isinstance(coded, Coded) and readable(coded)
     return coded, quantizer.decode(encoded)
 
@@ -110,9 +110,9 @@ def check(
     coded_keys, key_states = stored(keys, normal(batch, groups, whole, ranks[0]), 8)
     coded_values, value_states = stored(values, normal(batch, groups, whole, ranks[1]), 16)
     mask = random_mask(batch, 1, tokens) if masked else None
-    found = triton_coded_attention(query, coded_keys, coded_values, tokens, SCALING, mask)
+    actual = triton_coded_attention(query, coded_keys, coded_values, tokens, SCALING, mask)
     expected = reference(query, key_states[:, :, :tokens], value_states[:, :, :tokens], mask)
-    assert_close(found, expected, TOLERANCE[dtype], float(value_states.abs().max()) / (8 * tokens) ** 0.5)
+    assert_close(actual, expected, TOLERANCE[dtype], float(value_states.abs().max()) / (8 * tokens) ** 0.5)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -194,8 +194,8 @@ def test_long_tails_keep_their_weight() -> None:
     quantizer = IntegerQuantizer(8, 16)
     coded_keys, key_states = stored(quantizer, keys + normal(1, 1, 2048, 16) * 0.01, 0)
     coded, states = stored(quantizer, (normal(1, 1, 2048, 16).abs() + 1) * 1e-3, 0)
-    found = triton_coded_attention(query.half(), coded_keys, coded, 2048, SCALING)
-    assert_close(found, reference(query, key_states, states, None), TOLERANCE[torch.float16])
+    actual = triton_coded_attention(query.half(), coded_keys, coded, 2048, SCALING)
+    assert_close(actual, reference(query, key_states, states, None), TOLERANCE[torch.float16])
 
 
 def test_a_row_that_sees_nothing_weighs_nothing() -> None:
@@ -203,12 +203,12 @@ def test_a_row_that_sees_nothing_weighs_nothing() -> None:
     mask = torch.ones(2, 1, 1, 72, dtype=torch.bool, device=DEVICE)
     mask[1] = False
     coded, _ = stored(IntegerQuantizer(8, 16), states, 0)
-    for found in (
+    for actual in (
         triton_exact_decode(query, states, states, SCALING, mask),
         triton_coded_attention(query, coded, coded, 72, SCALING, mask),
     ):
-        assert found.output.isfinite().all()
-        assert (found.lse[1] < -1e29).all() and (found.lse[0] > -1e3).all()
+        assert actual.output.isfinite().all()
+        assert (actual.lse[1] < -1e29).all() and (actual.lse[0] > -1e3).all()
 
 
 def test_unreadable_codes_are_named_so() -> None:
@@ -226,8 +226,8 @@ def test_a_plan_reads_every_component_once(widths: list[int], channel: int) -> N
     channels = plan(tuple(widths), channel, True)
     assert len(channels) == -(-len(widths) // channel)
     seen = []
-    for index, own in enumerate(channels):
-        for block in own.blocks:
+    for index, group in enumerate(channels):
+        for block in group.blocks:
             assert block.count <= block.size <= 128 and block.size & (block.size - 1) == 0
             assert block.first // channel == (block.first + block.count - 1) // channel == index
             seen += range(block.first, block.first + block.count)

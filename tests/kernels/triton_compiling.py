@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for GPUs that are not there: a program of its own, run by :mod:`test_triton_kernels`.
 
-Triton brings its own assembler, and asks the driver only which GPU to compile for.
+Triton brings an assembler, and needs the driver only to say which GPU to compile for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kvbench.kernels.triton import splits as triton_splits
 
 
 class AbsentGPU:
-    """What Triton asks a driver before it launches."""
+    """The calls that Triton makes to a driver before it launches."""
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)

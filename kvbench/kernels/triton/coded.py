@@ -13,8 +13,8 @@ from kvbench.codecs.kernel_view import Coded, LevelTables, level_tables
 from kvbench.codecs.packing import TOKENS_PER_GROUP
 from kvbench.kernels.reference import Partial
 from kvbench.kernels.triton.coded_kernel import attend
-from kvbench.kernels.triton.splits import as_mask, cut, merged, on
-from kvbench.kernels.triton.unpack_plan import Plan, plan, table
+from kvbench.kernels.triton.splits import Out, Query, as_mask, cut, merged, on
+from kvbench.kernels.triton.unpack_plan import Plan, Program, plan, table
 
 _MOST_BLOCKS = 16
 """A kernel is unrolled over the blocks of both sides: with more of them it takes minutes to compile."""
@@ -60,11 +60,10 @@ def triton_coded_attention(
     """Attention of ``query`` (batch, groups, rows, key rank), bf16, fp16 or fp32, over ``tokens`` stored tokens.
 
     ``mask`` is boolean, broadcastable to (batch, groups or 1, 1, tokens). The output (batch, groups, rows, value rank)
-    and its log-sum-exp are fp32: latents, to be brought back by whoever took the query into the keys' latents. Both
-    sides must be :func:`readable`.
+    and its log-sum-exp are fp32. A query for latents comes projected into the keys', and sums of the values' latents
+    go out as they are. Both sides must be :func:`readable`.
     """
     batch, groups, rows, _ = query.shape
-    query = query.contiguous()
     key_side, key_plan = _side(keys)
     value_side, value_plan = _side(values)
     demanding = any(side.table is not None or side.codes.shape[-1] > 1024 for side in (key_side, value_side))
@@ -72,14 +71,17 @@ def triton_coded_attention(
     how = cut(batch, groups, rows, triton.cdiv(tokens, tile * TOKENS_PER_GROUP), query.device)
     shape = (batch, groups, how.splits, rows)
     dropped = 0 in values.widths
-    out = (torch.zeros if dropped else torch.empty)(*shape, value_side.rank, device=query.device)
-    lse = torch.empty(shape, device=query.device)
+    out = Out(
+        (torch.zeros if dropped else torch.empty)(*shape, value_side.rank, device=query.device),
+        torch.empty(shape, device=query.device),
+    )
+    program = Program(how.rows, tile, key_plan, value_plan, query.dtype == torch.float32)
     with on(query.device):
         attend[(how.splits, groups * how.blocks, batch)](
-            query, key_side, value_side, as_mask(mask, batch, groups), out, lse, tokens, groups, rows, float(scaling),
-            how.rows, tile, key_plan, value_plan, query.dtype == torch.float32, num_stages=_STAGES,
+            Query(query.contiguous(), groups, rows, float(scaling)), key_side, value_side,
+            as_mask(mask, batch, groups), out, tokens, program, num_stages=_STAGES,
         )  # fmt: skip
-        return merged(out, lse)
+        return merged(out)
 
 
 def _side(coded: Coded) -> tuple[_Side, Plan]:
@@ -95,13 +97,13 @@ def _side(coded: Coded) -> tuple[_Side, Plan]:
 
 
 @lru_cache(maxsize=1024)
-def _tables(held: LevelTables) -> tuple[Tensor, Tensor]:
+def _tables(tables: LevelTables) -> tuple[Tensor, Tensor]:
     """Levels (9, 256) fp16 by width, in units (9,) of their largest / 127: whole numbers if they lie on that grid."""
-    levels = {width: own.value for width, own in held}
+    levels = {width: same.value for width, same in tables}
     device = next(iter(levels.values())).device
     level_tables = torch.zeros(9, 256, device=device)
-    for width, own in levels.items():
-        level_tables[width, : len(own)] = own
+    for width, values in levels.items():
+        level_tables[width, : len(values)] = values
     units = level_tables.abs().amax(1) / 127
     units = torch.where(units > 0, units, 1.0)
     return (level_tables / units[:, None]).half(), units

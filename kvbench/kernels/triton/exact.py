@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kvbench.kernels.reference import Partial
-from kvbench.kernels.triton.splits import LOG2E, LOWEST, as_mask, cut, merged, on, store_part, visible
+from kvbench.kernels.triton.splits import LOG2E, LOWEST, Out, Query, as_mask, cut, merged, on, store_lse, visible
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _TILE = 64
@@ -26,6 +27,16 @@ class _States(NamedTuple):
     head: int
     token: int
     rank: int
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What is compiled into a kernel: query rows and tokens of a tile, and the ranks as powers of two."""
+
+    rows: int
+    tile: int
+    key_rank: int
+    value_rank: int
 
 
 def triton_exact_decode(
@@ -46,16 +57,18 @@ def triton_exact_decode(
         keys, values = torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
     batch, groups, rows, rank = query.shape
     tokens, value_rank = values.shape[2:]
-    query = query.contiguous()
     how = cut(batch, groups, rows, triton.cdiv(tokens, _TILE), query.device)
-    out = torch.empty(batch, groups, how.splits, rows, value_rank, device=query.device)
-    lse = torch.empty(batch, groups, how.splits, rows, device=query.device)
+    out = Out(
+        torch.empty(batch, groups, how.splits, rows, value_rank, device=query.device),
+        torch.empty(batch, groups, how.splits, rows, device=query.device),
+    )
+    sizes = _Sizes(how.rows, _TILE, _padded(rank), _padded(value_rank))
     with on(query.device):
         _attend[(how.splits, groups * how.blocks, batch)](
-            query, _states(keys), _states(values), as_mask(mask, batch, groups), out, lse,
-            tokens, groups, rows, scaling, how.rows, _TILE, _padded(rank), _padded(value_rank), num_stages=2,
+            Query(query.contiguous(), groups, rows, scaling), _states(keys), _states(values),
+            as_mask(mask, batch, groups), out, tokens, sizes, num_stages=2,
         )  # fmt: skip
-        return merged(out, lse)
+        return merged(out)
 
 
 def _states(states: Tensor) -> _States:
@@ -68,37 +81,23 @@ def _padded(rank: int) -> int:
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def _attend(
-    query,
-    keys,
-    values,
-    mask,
-    out,
-    lse,
-    tokens,
-    groups,
-    rows,
-    scaling,
-    ROWS: tl.constexpr,
-    TILE: tl.constexpr,
-    KEY_RANK: tl.constexpr,
-    VALUE_RANK: tl.constexpr,
-):
+def _attend(query, keys, values, mask, out, tokens, SIZES: tl.constexpr):
     """Program (split, head and row block, batch): one pass over its tiles."""
     split, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    head, row = tl.program_id(1) % groups, tl.program_id(1) // groups * ROWS + tl.arange(0, ROWS)
-    component, column = tl.arange(0, KEY_RANK), tl.arange(0, VALUE_RANK)
-    at = ((batch * groups + head) * rows + row)[:, None] * keys.rank + component[None, :]
-    asked = tl.load(query + at, (row < rows)[:, None] & (component < keys.rank)[None, :], 0).to(
+    head = tl.program_id(1) % query.groups
+    row = tl.program_id(1) // query.groups * SIZES.rows + tl.arange(0, SIZES.rows)
+    component, column = tl.arange(0, SIZES.key_rank), tl.arange(0, SIZES.value_rank)
+    at = ((batch * query.groups + head) * query.rows + row)[:, None] * keys.rank + component[None, :]
+    queries = tl.load(query.data + at, (row < query.rows)[:, None] & (component < keys.rank)[None, :], 0).to(
         keys.data.dtype.element_ty
     )
-    top, mass = tl.full([ROWS], LOWEST, tl.float32), tl.zeros([ROWS], tl.float32)
-    mixed = tl.zeros([ROWS, VALUE_RANK], tl.float32)
-    tiles, splits = tl.cdiv(tokens, TILE), tl.num_programs(0)
+    top, mass = tl.full([SIZES.rows], LOWEST, tl.float32), tl.full([SIZES.rows], 0.0, tl.float32)
+    mixed = tl.full([SIZES.rows, SIZES.value_rank], 0.0, tl.float32)
+    tiles, splits = tl.cdiv(tokens, SIZES.tile), tl.num_programs(0)
     for tile in tl.range(tiles * split // splits, tiles * (split + 1) // splits):
-        token = tile * TILE + tl.arange(0, TILE)
+        token = tile * SIZES.tile + tl.arange(0, SIZES.tile)
         key = _tile(keys, batch, head, token, component, tokens)
-        score = tl.dot(asked, tl.trans(key), input_precision="ieee") * (scaling * LOG2E)
+        score = tl.dot(queries, tl.trans(key), input_precision="ieee") * (query.scaling * LOG2E)
         score = visible(mask, batch, head, token, token < tokens, score)
         highest = tl.maximum(top, tl.max(score, 1))
         fade, weight = tl.exp2(top - highest), tl.exp2(score - highest[:, None])
@@ -106,9 +105,9 @@ def _attend(
         mass = mass * fade + tl.sum(weight, 1)
         mixed = tl.dot(weight.to(value.dtype), value, mixed * fade[:, None], input_precision="ieee")
         top = highest
-    place = store_part(out, lse, top, mass, row, rows, groups, splits)
-    there = (row < rows)[:, None] & (column < values.rank)[None, :]
-    tl.store(out + place[:, None] * values.rank + column[None, :], mixed / mass[:, None], there)
+    place = store_lse(query, out, top, mass, row, splits)
+    there = (row < query.rows)[:, None] & (column < values.rank)[None, :]
+    tl.store(out.data + place[:, None] * values.rank + column[None, :], mixed / mass[:, None], there)
 
 
 @triton.jit

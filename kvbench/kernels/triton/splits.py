@@ -37,6 +37,22 @@ class Mask(NamedTuple):
     token: int
 
 
+class Query(NamedTuple):
+    """Queries (batch, groups, rows, rank), contiguous, and what scores are scaled by."""
+
+    data: Tensor
+    groups: int
+    rows: int
+    scaling: float
+
+
+class Out(NamedTuple):
+    """What a kernel writes: outputs (…, rows, rank) and log-sum-exps (…, rows) of splits, or of their merge."""
+
+    data: Tensor
+    lse: Tensor
+
+
 class Cut(NamedTuple):
     """Programs: (splits, groups · row blocks, batch), ``rows`` padded query rows each."""
 
@@ -61,15 +77,15 @@ def as_mask(mask: Tensor | None, batch: int, groups: int) -> Mask:
     return Mask(whole, whole.stride(0), whole.stride(1), whole.stride(3))
 
 
-def merged(out: Tensor, lse: Tensor) -> Partial:
-    """One softmax over the splits of ``out`` (batch, groups, splits, rows, rank) and ``lse`` (…, splits, rows)."""
-    batch, groups, splits, rows, rank = out.shape
+def merged(parts: Out) -> Partial:
+    """One softmax over the splits of ``parts``, (batch, groups, splits, rows, rank) and (…, splits, rows)."""
+    batch, groups, splits, rows, rank = parts.data.shape
     if splits == 1:
-        return Partial(out[:, :, 0], lse[:, :, 0])
-    whole, total = out.new_empty(batch, groups, rows, rank), lse.new_empty(batch, groups, rows)
+        return Partial(parts.data[:, :, 0], parts.lse[:, :, 0])
+    whole = Out(parts.data.new_empty(batch, groups, rows, rank), parts.lse.new_empty(batch, groups, rows))
     padded = triton.next_power_of_2(splits), triton.next_power_of_2(rank)
-    _merge[(rows, batch * groups)](out, lse, whole, total, splits, rows, rank, *padded)
-    return Partial(whole, total)
+    _merge[(rows, batch * groups)](parts, whole, splits, rows, rank, *padded)
+    return Partial(whole.data, whole.lse)
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
@@ -84,7 +100,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 @triton.jit
 def visible(mask, batch, head, token, inside, score):
-    """``score`` (rows, tokens), lowest where the mask hides a token, minus infinity behind the last one."""
+    """``score`` (rows, tokens), lowest where a token is masked, minus infinity behind the last one."""
     if mask.bytes is not None:
         seen = tl.load(mask.bytes + batch * mask.row + head * mask.head + token * mask.token, inside, 0)
         score = tl.where(seen[None, :] != 0, score, LOWEST)
@@ -92,35 +108,25 @@ def visible(mask, batch, head, token, inside, score):
 
 
 @triton.jit
-def store_part(out, lse, top, mass, row, rows, groups, splits):
+def store_lse(query, out, top, mass, row, splits):
     """Store a split's log-sum-exp; where its output rows begin."""
-    part = (tl.program_id(2) * groups + tl.program_id(1) % groups).to(tl.int64) * splits + tl.program_id(0)
-    tl.store(lse + part * rows + row, (top + tl.log2(mass)) / LOG2E, row < rows)
-    return part * rows + row
+    part = (tl.program_id(2) * query.groups + tl.program_id(1) % query.groups).to(tl.int64) * splits + tl.program_id(0)
+    tl.store(out.lse + part * query.rows + row, (top + tl.log2(mass)) / LOG2E, row < query.rows)
+    return part * query.rows + row
 
 
 @triton.jit
-def _merge(
-    out,
-    lse,
-    whole,
-    total,
-    splits,
-    rows,
-    rank,
-    SPLITS: tl.constexpr,
-    RANK: tl.constexpr,
-):
-    """One row: ``out`` (pairs, splits, rows, rank) and ``lse`` (pairs, splits, rows) to ``whole`` and ``total``."""
+def _merge(parts, whole, splits, rows, rank, SPLITS: tl.constexpr, RANK: tl.constexpr):
+    """One row of ``parts``, (pairs, splits, rows, rank) and (pairs, splits, rows), to ``whole`` without the splits."""
     row, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
     split, column = tl.arange(0, SPLITS), tl.arange(0, RANK)
     at = (pair * splits + split) * rows + row
-    part = tl.load(lse + at, split < splits, -float("inf"))
-    top = tl.max(part, 0)
-    weight = tl.exp(part - top)
+    lse = tl.load(parts.lse + at, split < splits, -float("inf"))
+    top = tl.max(lse, 0)
+    weight = tl.exp(lse - top)
     mass = tl.sum(weight, 0)
     there = (split < splits)[:, None] & (column < rank)[None, :]
-    parts = tl.load(out + at[:, None] * rank + column[None, :], there, 0)
-    mixed = tl.sum(parts * weight[:, None], 0) / mass
-    tl.store(whole + (pair * rows + row) * rank + column, mixed, column < rank)
-    tl.store(total + pair * rows + row, top + tl.log(mass))
+    outputs = tl.load(parts.data + at[:, None] * rank + column[None, :], there, 0)
+    mixed = tl.sum(outputs * weight[:, None], 0) / mass
+    tl.store(whole.data + (pair * rows + row) * rank + column, mixed, column < rank)
+    tl.store(whole.lse + pair * rows + row, top + tl.log(mass))

@@ -28,8 +28,8 @@ def load_words(groups, column, inside, side, BLOCK: tl.constexpr):
     for n in tl.static_range(len(BLOCK.sections)):
         if BLOCK.width == 0:
             component = BLOCK.first + column
-            own = _load_mixed(groups, component, inside, side, BLOCK.sections[n].field, BLOCK.sections[n].aligned)
-            words = words + (own,)
+            mixed = _load_mixed(groups, component, inside, side, BLOCK.sections[n].field, BLOCK.sections[n].aligned)
+            words = words + (mixed,)
         elif BLOCK.width == 8:
             high = _load(groups + BLOCK.sections[n].half, column, inside, BLOCK.sections[n])
             words = words + ((_load(groups, column, inside, BLOCK.sections[n]), high),)
@@ -64,10 +64,10 @@ def width_of(column, side, BLOCK: tl.constexpr):
 
 @triton.jit
 def _load(groups, column, inside, SECTION: tl.constexpr):
-    """The words of a section, or the bytes of components with bytes of their own."""
-    if SECTION.own:
-        own = _bytes(groups + SECTION.byte + SECTION.field * column, inside, SECTION.field)
-        word = _spread(own, SECTION.field)
+    """The words of a section, or the bytes of components that share none."""
+    if SECTION.bytewise:
+        packed = _bytes(groups + SECTION.byte + SECTION.field * column, inside, SECTION.field)
+        word = _spread(packed, SECTION.field)
     elif SECTION.aligned:  # words as such: only so does the compiler see that they are neighbours
         word = tl.load((groups + SECTION.byte).to(tl.pointer_type(tl.uint32)) + column, inside, 0)
     else:
@@ -87,9 +87,9 @@ def _load_mixed(groups, component, inside, side, FIELD: tl.constexpr, ALIGNED: t
     elif FIELD == 4 or ALIGNED:
         words = _word(groups + byte, there, ALIGNED) >> shift, place
     else:
-        own = tl.load(row + 3 * side.rank, there, 0) != 0
-        word = _bytes(groups + byte, there & (own == 0), 4) >> shift
-        words = tl.where(own, _spread(_bytes(groups + byte, there & own, FIELD), FIELD), word), place
+        bytewise = tl.load(row + 3 * side.rank, there, 0) != 0
+        word = _bytes(groups + byte, there & (bytewise == 0), 4) >> shift
+        words = tl.where(bytewise, _spread(_bytes(groups + byte, there & bytewise, FIELD), FIELD), word), place
     return words
 
 
@@ -113,11 +113,11 @@ def _bytes(at, there, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _spread(own, FIELD: tl.constexpr):
+def _spread(packed, FIELD: tl.constexpr):
     """Eight tokens side by side, moved to where words have them."""
-    word = own & 0
+    word = packed & 0
     for t in tl.static_range(8):
-        word = word | ((own >> t * FIELD) & ((1 << FIELD) - 1)) << (t % 4 * 8 + t // 4 * FIELD)
+        word = word | ((packed >> t * FIELD) & ((1 << FIELD) - 1)) << (t % 4 * 8 + t // 4 * FIELD)
     return word
 
 
@@ -146,5 +146,5 @@ def _field(words, BLOCK: tl.constexpr, SECTION: tl.constexpr, TOKEN: tl.constexp
 
 @triton.jit
 def _one(pair, TOKEN: tl.constexpr):
-    """The half of a pair that is the token's own."""
+    """The half of a pair that is the token's."""
     return (pair >> 16 if TOKEN & 2 else pair & 0xFFFF).to(tl.uint16)

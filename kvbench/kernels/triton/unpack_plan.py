@@ -28,8 +28,8 @@ _FIELDS = (8, 4, 2, 1)
 class Section:
     """``field`` bits to be shifted by ``place`` in the code, in words from ``byte`` of a group on, behind ``shift``.
 
-    ``half``: bytes to tokens 4-7 where they have words of their own. ``own``: components with bytes of their own.
-    ``aligned``: words can be read as words. In a mixture the table has the rest.
+    ``half``: bytes to tokens 4-7 where they have words of their own. ``bytewise``: the components are in bytes that no
+    others share. ``aligned``: words can be read as words. In a mixture the table has the rest.
     """
 
     field: int
@@ -37,7 +37,7 @@ class Section:
     byte: int
     shift: int
     half: int
-    own: bool
+    bytewise: bool
     aligned: bool
 
 
@@ -60,24 +60,38 @@ class Channel:
 
 
 Plan = tuple[Channel, ...]
-"""What is compiled into a kernel: frozen dataclasses, the only records that Triton takes as constants."""
+"""How one side is unpacked: frozen dataclasses, the only records that Triton takes as constants."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is compiled into a kernel: how sides are unpacked, ``rows`` of queries and ``tile`` token groups per tile.
+
+    ``precise``: queries and weights are fp16 in two parts.
+    """
+
+    rows: int
+    tile: int
+    keys: Plan
+    values: Plan
+    precise: bool
 
 
 @lru_cache(maxsize=1024)
 def plan(widths: tuple[int, ...], channel: int, aligned: bool) -> Plan:
     """Blocks of components of ``widths`` in channel groups of ``channel``; ``aligned``: groups start at whole words."""
-    found = runs(widths)
-    if len(found) > 1:
-        blocks = _mixtures(widths, channel, aligned and all(run.components % 4 == 0 for run in found))
+    of_one_width = runs(widths)
+    if len(of_one_width) > 1:
+        blocks = _mixtures(widths, channel, aligned and all(run.components % 4 == 0 for run in of_one_width))
     else:
-        blocks = [block for run in found for block in _blocks(run, channel, aligned)]
+        blocks = [block for run in of_one_width for block in _blocks(run, channel, aligned)]
     channels = range(-(-len(widths) // channel))
-    return tuple(Channel(tuple(block for block in blocks if block.first // channel == own)) for own in channels)
+    return tuple(Channel(tuple(block for block in blocks if block.first // channel == index)) for index in channels)
 
 
 @lru_cache(maxsize=1024)
 def table(widths: tuple[int, ...], device: torch.device) -> Tensor | None:
-    """(17, rank) int32: widths, then by field byte, shift, place and whether bytes are its own; None: equal widths."""
+    """(17, rank) int32: widths, then by field byte, shift, place and whether it is bytewise; None: equal widths."""
     if len(runs(widths)) <= 1:
         return None
     rows = torch.zeros(17, len(widths), dtype=torch.int32)
@@ -87,7 +101,7 @@ def table(widths: tuple[int, ...], device: torch.device) -> Tensor | None:
         for index in range(run.components):
             for section in _sections(run, fields, index, False):
                 row = 1 + 4 * _FIELDS.index(section.field)
-                entry = section.byte, section.shift, section.place, int(section.own)
+                entry = section.byte, section.shift, section.place, int(section.bytewise)
                 rows[row : row + 4, run.first + index] = torch.tensor(entry, dtype=torch.int32)
                 if section.half:
                     rows[row + 2, run.first + index] = section.half
@@ -100,15 +114,15 @@ def _fields_of(width: int) -> list[int]:
 
 def _mixtures(widths: tuple[int, ...], channel: int, aligned: bool) -> list[Block]:
     """Blocks of adjacent components, whatever their widths, within a channel group."""
-    found = []
+    blocks = []
     for begin in range(0, len(widths), channel):
         for start in range(begin, min(begin + channel, len(widths)), _MOST):
-            own = widths[start : min(start + _MOST, begin + channel)]
-            used = [field for field in _FIELDS if any(width & field for width in own)]
+            mixed = widths[start : min(start + _MOST, begin + channel)]
+            used = [field for field in _FIELDS if any(width & field for width in mixed)]
             sections = tuple(Section(field, 0, 0, 0, 0, False, aligned) for field in used)
-            size = max(LEAST, 1 << (len(own) - 1).bit_length())
-            found.append(Block(0, start, len(own), size, sections))
-    return found
+            size = max(LEAST, 1 << (len(mixed) - 1).bit_length())
+            blocks.append(Block(0, start, len(mixed), size, sections))
+    return blocks
 
 
 def _blocks(run: Run, channel: int, aligned: bool) -> list[Block]:
@@ -118,26 +132,27 @@ def _blocks(run: Run, channel: int, aligned: bool) -> list[Block]:
     for field in fields:
         words = run.components // max(1, 4 // field)
         cuts.update(range(words, run.components, words) if words else ())
-    found = []
+    blocks = []
     for start, stop in pairwise(sorted(cuts)):
         while start < stop:
             size = max(LEAST, min(_MOST, 1 << (stop - start).bit_length() - 1))
             count = min(size, stop - start)
-            found.append(Block(run.width, run.first + start, count, size, _sections(run, fields, start, aligned)))
+            blocks.append(Block(run.width, run.first + start, count, size, _sections(run, fields, start, aligned)))
             start += count
-    return found
+    return blocks
 
 
 def _sections(run: Run, fields: list[int], start: int, aligned: bool) -> tuple[Section, ...]:
     """Where the fields of a block lie whose first component is ``start`` in its run."""
-    found, byte = [], run.byte
+    sections, byte = [], run.byte
     for field in fields:
         shared = max(1, 4 // field)
         words = run.components // shared
-        own = start >= words * shared
-        at = byte + (field * start if own else 4 * (start % words))
-        shift = 0 if own else start // words * 2 * field
+        bytewise = start >= words * shared
+        at = byte + (field * start if bytewise else 4 * (start % words))
+        shift = 0 if bytewise else start // words * 2 * field
         half = 4 * run.components if field == 8 else 0
-        found.append(Section(field, run.width & (field - 1), at, shift, half, own, aligned and not own and at % 4 == 0))
+        words_at_words = aligned and not bytewise and at % 4 == 0
+        sections.append(Section(field, run.width & (field - 1), at, shift, half, bytewise, words_at_words))
         byte += run.components * field
-    return tuple(found)
+    return tuple(sections)
