@@ -43,27 +43,27 @@ class Kernels:
 
 def kernels_for(device: torch.device) -> Kernels | None:
     """The kernels for tensors on ``device``; None, after one warning, where there are none."""
-    found = _load(device.type)
-    return found if isinstance(found, Kernels) else None
+    kernels = _load(device.type)
+    return kernels if isinstance(kernels, Kernels) else None
 
 
 def missing(device: str) -> str | None:
     """Why there are no kernels for ``device`` ("cpu", "cuda"); None if there are."""
-    found = _load(device)
-    return found if isinstance(found, str) else None
+    reason = _load(device)
+    return reason if isinstance(reason, str) else None
 
 
 def warm_up(device: torch.device) -> None:
     """Compile every kernel, or load it from the disk: nobody's timing should contain that."""
     if device.type == "cpu":
         CodebookQuantizer((1,), torch.ones(1)).decode({"codes": torch.zeros(1, 1, 1, 1, dtype=torch.uint8)})
-    found = kernels_for(device)
-    if found is None:
+    kernels = kernels_for(device)
+    if kernels is None:
         return
     query, keys = torch.zeros(1, 1, 1, 16, device=device), torch.zeros(1, 1, 64, 16, device=device)
-    found.exact(query, keys, keys, 1.0, None)
+    kernels.exact(query, keys, keys, 1.0, None)
     codes = torch.zeros(1, 1, 8, 128, dtype=torch.uint8, device=device)
-    found.coded(query, Coded(codes, (8,) * 16, 16), Coded(codes, (8,) * 16, 16), 64, 1.0, None)
+    kernels.coded(query, Coded(codes, (8,) * 16, 16), Coded(codes, (8,) * 16, 16), 64, 1.0, None)
 
 
 @lru_cache(maxsize=4)

@@ -45,7 +45,7 @@ def attend_exact(
     ``before``: keys and values of earlier tokens, which the mask covers too; kernels read them where they lie.
     """
     fitting = fitting_kernels(query, softcap) if kernels else None
-    if fitting is None or any(own.dtype != query.dtype for own in (keys, values, *(before or ()))):
+    if fitting is None or any(states.dtype != query.dtype for states in (keys, values, *(before or ()))):
         if before is not None:
             keys, values = torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
         return partial_attention(query, keys, values, scaling, mask, softcap)

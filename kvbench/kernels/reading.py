@@ -33,15 +33,15 @@ class Reading:
         Raises:
             KvbenchError: a word that is neither.
         """
-        found: dict[str, str] = {}
+        options: dict[str, str] = {}
         for word in text.split("+"):
             if word in get_args(Implementation):
-                found["attention"] = word
+                options["attention"] = word
             elif word in get_args(Read):
-                found["read"] = word
+                options["read"] = word
             else:
                 raise unknown("attention", word, [*get_args(Implementation), *get_args(Read)[1:]])
-        return cls(**found)  # type: ignore[arg-type]
+        return cls(**options)  # type: ignore[arg-type]
 
     @property
     def kernels(self) -> bool:

@@ -1,6 +1,6 @@
 """The CPU kernels compiled as for a processor with AVX2 and no more, against fp64: a process of its own, run by a test.
 
-Which instructions there are is asked while the kernels are imported, so it is denied before.
+The kernels look for instructions while they are imported, so those are hidden before.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ features = {name: has and not name.startswith("avx512") for name, has in llvm.ge
 llvm.get_host_cpu_features = lambda: features
 
 import torch  # noqa: E402
-from kvbench.attention import vectors  # noqa: E402
 
-from kvbench.codecs.kernel_view import Coded, meaning  # noqa: E402
+from kvbench.codecs.kernel_view import Coded, kernel_view  # noqa: E402
 from kvbench.codecs.quantizers.codebook import CodebookQuantizer  # noqa: E402
 from kvbench.codecs.quantizers.integer import IntegerQuantizer  # noqa: E402
 from kvbench.kernels.cpu.coded import coded_attention  # noqa: E402
 from kvbench.kernels.cpu.exact import exact_decode  # noqa: E402
+from kvbench.kernels.cpu.llvm import vectors  # noqa: E402
 from kvbench.kernels.reference import partial_attention  # noqa: E402
 
 MIXED = (8,) * 4 + (6,) * 8 + (5,) * 8 + (4,) * 8 + (3,) * 16 + (2,) * 8 + (1,) * 12
@@ -32,12 +32,12 @@ def main() -> None:
     assert (exact_decode(query, keys, values, 0.125).output - expected).abs().max() < 3e-6
     for quantizer in (*(IntegerQuantizer(bits, 64) for bits in (8, 4, 3)), CodebookQuantizer(MIXED, torch.ones(64))):
         stored = [quantizer.encode(states) for states in (keys, values)]
-        coded = [meaning(quantizer, own) for own in stored]
-        meant = [quantizer.decode(own).double() for own in stored]
+        coded = [kernel_view(quantizer, codes) for codes in stored]
+        decoded = [quantizer.decode(codes).double() for codes in stored]
         assert isinstance(coded[0], Coded) and isinstance(coded[1], Coded)
-        found = coded_attention(query, coded[0], coded[1], 200, 0.125).output
-        expected = partial_attention(whole, *meant, 0.125).output.view(2, 3, 3, 64)
-        assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
+        actual = coded_attention(query, coded[0], coded[1], 200, 0.125).output
+        expected = partial_attention(whole, *decoded, 0.125).output.view(2, 3, 3, 64)
+        assert (actual - expected).abs().max() < 1e-3 * expected.abs().max()
 
 
 if __name__ == "__main__":

@@ -38,10 +38,10 @@ def reference(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) 
     return partial_attention(whole, keys.double(), values.double(), SCALING, mask)
 
 
-def assert_close(found: Partial, expected: Partial, tolerance: float) -> None:
+def assert_close(actual: Partial, expected: Partial, tolerance: float) -> None:
     scale = expected.output.abs().max().clamp_min(1e-6)
-    assert (found.output.reshape(expected.output.shape) - expected.output).abs().max() <= tolerance * scale
-    assert (found.lse.reshape(expected.lse.shape) - expected.lse).abs().max() <= max(tolerance, 1e-5)
+    assert (actual.output.reshape(expected.output.shape) - expected.output).abs().max() <= tolerance * scale
+    assert (actual.lse.reshape(expected.lse.shape) - expected.lse).abs().max() <= max(tolerance, 1e-5)
 
 
 def random_mask(batch: int, groups: int, tokens: int) -> Tensor:
@@ -59,8 +59,8 @@ def test_exact_decode(shape: Sequence[int], rank: int, width: int, beyond: int, 
     query, keys = torch.randn(batch, groups, rows, rank), torch.randn(batch, groups, tokens + 3, rank)[:, :, :tokens]
     values = 1 + torch.randn(batch, groups, tokens + 5, width)[:, :, 2 : tokens + 2]
     mask = None if masked == "none" else random_mask(batch, groups if masked == "each" else 1, tokens)
-    found = exact_decode(query, keys, values, SCALING, mask)
-    assert_close(found, reference(query, keys, values, mask), 3e-6)
+    actual = exact_decode(query, keys, values, SCALING, mask)
+    assert_close(actual, reference(query, keys, values, mask), 3e-6)
 
 
 @given(shapes, st.integers(1, 70), st.integers(1, 70), st.integers(1, 100), st.booleans())
@@ -73,8 +73,8 @@ def test_exact_spans_one_after_the_other(shape: Sequence[int], rank: int, width:
     values = 1 + torch.randn(batch, groups, tokens, width)
     mask = random_mask(batch, groups, tokens) if masked else None
     before = keys[:, :, :first].clone(), values[:, :, :first].clone()
-    found = exact_decode(query, keys[:, :, first:], values[:, :, first:], SCALING, mask, before)
-    assert_close(found, reference(query, keys, values, mask), 3e-6)
+    actual = exact_decode(query, keys[:, :, first:], values[:, :, first:], SCALING, mask, before)
+    assert_close(actual, reference(query, keys, values, mask), 3e-6)
 
 
 def test_components_that_do_not_lie_side_by_side() -> None:
@@ -89,13 +89,13 @@ def test_components_that_do_not_lie_side_by_side() -> None:
 def stored(quantizer: Quantizer, latents: Tensor, capacity: int) -> tuple[Coded, Tensor]:
     """The codes as views into buffers with room for more, as a cache holds them, and their values."""
     encoded = quantizer.encode(latents)
-    held = {}
+    views = {}
     for name, tensor in encoded.items():
         entries = tensor.shape[2]
         buffer = torch.full((*tensor.shape[:2], entries + capacity, *tensor.shape[3:]), 99).to(tensor.dtype)
         buffer[:, :, :entries] = tensor
-        held[name] = buffer[:, :, :entries]
-    coded = kernel_view(quantizer, held)
+        views[name] = buffer[:, :, :entries]
+    coded = kernel_view(quantizer, views)
     assert isinstance(coded, Coded) and readable(coded)
     return coded, quantizer.decode(encoded)
 
@@ -109,9 +109,9 @@ def check(shape: Sequence[int], keys: Quantizer, values: Quantizer, ranks: tuple
     # Around one: outputs that happen to cancel have no relative error to speak of.
     coded_values, value_states = stored(values, 1 + torch.randn(batch, groups, tokens, ranks[1]), 16)
     mask = random_mask(batch, 1, tokens) if masked else None
-    found = coded_attention(query, coded_keys, coded_values, tokens, SCALING, mask)
-    assert found.output.shape == (batch, groups, rows, ranks[1])
-    assert_close(found, reference(query, key_states, value_states, mask), 1e-3)
+    actual = coded_attention(query, coded_keys, coded_values, tokens, SCALING, mask)
+    assert actual.output.shape == (batch, groups, rows, ranks[1])
+    assert_close(actual, reference(query, key_states, value_states, mask), 1e-3)
 
 
 @given(
@@ -276,8 +276,8 @@ def test_a_row_that_sees_nothing_weighs_nothing() -> None:
 
 def test_large_scores_stay_finite() -> None:
     query, states = torch.full((1, 1, 1, 16), 300.0), torch.randn(1, 1, 64, 16)
-    found = exact_decode(query, states, states, 1.0)
-    assert_close(found, partial_attention(query.double(), states.double(), states.double(), 1.0), 1e-4)
+    actual = exact_decode(query, states, states, 1.0)
+    assert_close(actual, partial_attention(query.double(), states.double(), states.double(), 1.0), 1e-4)
 
 
 def test_an_inherited_description_does_not_outlive_another_decoder() -> None:

@@ -30,9 +30,9 @@ def attend() -> str:
 
 
 def test_kernels_attend_where_they_are() -> None:
-    found = kernels_for(CPU)
-    assert found is not None and found.name.startswith("numba") and missing("cpu") is None
-    assert attend() == found.name
+    available = kernels_for(CPU)
+    assert available is not None and available.name.startswith("numba") and missing("cpu") is None
+    assert attend() == available.name
     warm_up(CPU)
 
 

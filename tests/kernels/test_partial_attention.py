@@ -129,11 +129,11 @@ def test_exact_attention_is_causal_attention(queries: int, softcap: float | None
     if masked:
         mask = mask.clone()
         mask[0, ..., :3] = False
-    found = exact_attention(query, keys, values, SCALING, mask if masked else None, softcap)
+    actual = exact_attention(query, keys, values, SCALING, mask if masked else None, softcap)
     expected, lse = one_softmax(Case(query, keys, values, mask, softcap, []))
     attended = lse.isfinite()
-    assert torch.allclose(found[attended], expected[attended], rtol=1e-12, atol=1e-13)
-    assert found.isfinite().all()
+    assert torch.allclose(actual[attended], expected[attended], rtol=1e-12, atol=1e-13)
+    assert actual.isfinite().all()
 
 
 def test_exact_attention_in_slices_equals_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,10 +180,10 @@ def test_a_16_bit_step_is_what_the_stock_kernel_makes_of_it(dtype: torch.dtype) 
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 4, 1, 32), (2, 2, 50, 32), (2, 2, 50, 32))
     query, keys, values = (torch.randn(*shape, generator=generator).to(dtype) for shape in shapes)
-    found = exact_attention(query, keys, values, SCALING)
+    actual = exact_attention(query, keys, values, SCALING)
     stock = functional.scaled_dot_product_attention(query, keys, values, scale=SCALING, enable_gqa=True)
-    assert found.dtype == dtype and found.shape == stock.shape
-    assert (found.double() - stock.double()).abs().max() <= torch.finfo(dtype).eps
+    assert actual.dtype == dtype and actual.shape == stock.shape
+    assert (actual.double() - stock.double()).abs().max() <= torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -104,7 +104,7 @@ def exponential(x: Any) -> Any:
 
 @njit(**JIT)
 def fetch_ahead(address: int, size: int) -> None:
-    """Ask for ``size`` bytes that will be needed soon: the hardware does not look ahead over tiles this short."""
+    """Prefetch ``size`` bytes that will be needed soon: the hardware does not look ahead over tiles this short."""
     for line in range(0, size, 64):
         vectors.prefetch(address + line)
 

@@ -20,8 +20,8 @@ from kvbench.kernels.cpu.llvm.vectors import (
     I64,
     LANES,
     WORDS,
-    ask,
     choose,
+    emit_prefetch,
     emitted,
     every,
     has_vnni,
@@ -72,12 +72,12 @@ def _quads(
 ) -> list[ir.Value]:
     """16 components of the two quads of 8 tokens: bytes, the other quad ``second`` bytes on, or nibbles of one word.
 
-    What lies ``ahead`` of them is asked for: tiles are too short for the hardware to foresee them.
+    What lies ``ahead`` of them is prefetched: tiles are too short for the hardware to foresee them.
     """
     here = load(b, base, offset)
     first = b.add(b.add(base, offset), ahead)
     for place in [first] if nibbles else [b.add(first, offset), b.add(first, b.add(offset, I64(64)))]:  # in order
-        ask(b, place)
+        emit_prefetch(b, place)
     return [here, here] if nibbles else [here, load(b, base, b.add(offset, second))]
 
 
@@ -86,7 +86,7 @@ def _nibble(b: ir.IRBuilder, word: ir.Value, half: int) -> ir.Value:
     return b.and_(word, ir.Constant(WORDS, [0x0F0F0F0F] * LANES))
 
 
-def _turned(b: ir.IRBuilder, words: ir.Value) -> ir.Value:
+def _transposed(b: ir.IRBuilder, words: ir.Value) -> ir.Value:
     raw = b.bitcast(words, BYTES)
     return b.bitcast(shuffle(b, raw, raw, _TRANSPOSED), WORDS)
 
@@ -106,21 +106,23 @@ def scores(tx, codes, query, out, rows, vectors, group_bytes, row_bytes, out_byt
         def some(b: ir.IRBuilder, rows: int, nibbles: int) -> None:
             sums = []
             for group in range(2):
-                own = b.add(codes, b.mul(group_bytes, I64(group)))
+                base = b.add(codes, b.mul(group_bytes, I64(group)))
 
-                def step(b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value], own: ir.Value = own) -> list[ir.Value]:
+                def step(
+                    b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value], base: ir.Value = base
+                ) -> list[ir.Value]:
                     offset = b.mul(index, I64(64))
-                    quads = [_turned(b, words) for words in _quads(b, own, offset, second, ahead, bool(nibbles))]
+                    quads = [_transposed(b, words) for words in _quads(b, base, offset, second, ahead, bool(nibbles))]
                     quads = [_nibble(b, quad, half) for half, quad in enumerate(quads)] if nibbles else quads
                     sides = [load(b, b.add(query, b.mul(row_bytes, I64(row))), offset) for row in range(2 * rows)]
                     pairs = [(quad, side) for quad in quads for side in sides]
                     return [_dot_bytes(b, total, *pair) for pair, total in zip(pairs, sums, strict=True)]
 
-                found = loop(b, vectors, [zero()] * (4 * rows), step)
-                sums += [found[: 2 * rows], found[2 * rows :]]
+                both = loop(b, vectors, [zero()] * (4 * rows), step)
+                sums += [both[: 2 * rows], both[2 * rows :]]
             for row in range(2 * rows):
                 target = b.add(out, b.mul(out_bytes, I64(row)))
-                store(b, _across(b, [own[row] for own in sums]), target, 0)
+                store(b, _across(b, [dots[row] for dots in sums]), target, 0)
 
         choose(b, [rows, nibbles], [(1, 2, 3), (0, 1)], some)
         return context.get_dummy_value()
@@ -149,14 +151,14 @@ def mix(tx, codes, weights, out, rows, columns, groups, group_bytes, row_bytes, 
                         place = I64(64 * column) if nibbles or not half else b.add(second, I64(64 * column))
                         word = load(b, base, place)
                         if not (nibbles and half):
-                            ask(b, b.add(b.add(base, place), ahead))
+                            emit_prefetch(b, b.add(b.add(base, place), ahead))
                         vectors.append(_nibble(b, word, half) if nibbles else b.xor(word, flipped))
                     new = []
                     for row in range(2 * rows):
                         at = b.add(b.add(weights, b.mul(row_bytes, I64(row))), I64(4 * half))
                         lanes = every(b, load(b, at, b.mul(index, I64(8)), I32))
-                        own = sums[row * columns : (row + 1) * columns]
-                        new += [_dot_bytes(b, total, lanes, codes) for total, codes in zip(own, vectors, strict=True)]
+                        old = sums[row * columns : (row + 1) * columns]
+                        new += [_dot_bytes(b, total, lanes, codes) for total, codes in zip(old, vectors, strict=True)]
                     sums = new
                 return sums
 
@@ -232,7 +234,7 @@ def _fetch(b: ir.IRBuilder, windows: ir.Value, orders: ir.Value, slot: int) -> C
     """What a slot adds to the first and to the second quad of the group at an address."""
     first, count = (load(b, windows, I64(16 * slot + 8 * part), I64) for part in range(2))
     here = lanes_left(b, count, I64(0), LANES)
-    words, *turns, mask = (load(b, orders, I64(256 * slot + 64 * part)) for part in range(4))
+    words, *shifts, mask = (load(b, orders, I64(256 * slot + 64 * part)) for part in range(4))
     get = masked(b, "load", WORDS)
     two, three = ir.FunctionType(WORDS, [WORDS] * 2), ir.FunctionType(WORDS, [WORDS] * 3)
     pick = cgutils.get_or_insert_function(b.module, two, "llvm.x86.avx512.permvar.si.512")
@@ -241,7 +243,7 @@ def _fetch(b: ir.IRBuilder, windows: ir.Value, orders: ir.Value, slot: int) -> C
     def fetch(b: ir.IRBuilder, base: ir.Value) -> list[ir.Value]:
         window = b.call(get, [b.inttoptr(b.add(base, first), WORDS.as_pointer()), I32(1), here, zero()])
         word = b.call(pick, [window, words])
-        return [b.and_(b.call(rotate, [word, word, turn]), mask) for turn in turns]
+        return [b.and_(b.call(rotate, [word, word, shift]), mask) for shift in shifts]
 
     return fetch
 
@@ -304,8 +306,8 @@ def _look_up(size: int) -> Any:
 
                 def quad(b: ir.IRBuilder, number: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
                     step = b.add(offset, b.mul(number, quad_bytes))
-                    found = _permuted(b, load(b, source, step, BYTES), parts)
-                    b.call(put, [found, b.inttoptr(b.add(target, step), BYTES.as_pointer()), I32(1), here])
+                    looked_up = _permuted(b, load(b, source, step, BYTES), parts)
+                    b.call(put, [looked_up, b.inttoptr(b.add(target, step), BYTES.as_pointer()), I32(1), here])
                     return []
 
                 return loop(b, quads, [], quad)

@@ -70,12 +70,14 @@ def exact_scores(tx, keys, query, out, rows, rank, token_bytes, row_bytes, out_b
         def some(b: ir.IRBuilder, rows: int) -> None:
             sums = []
             for token in range(4):  # one after the other: the processor foresees only what is read in order
-                own = b.add(keys, b.mul(token_bytes, I64(token)))
+                base = b.add(keys, b.mul(token_bytes, I64(token)))
 
-                def step(b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value], own: ir.Value = own) -> list[ir.Value]:
+                def step(
+                    b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value], base: ir.Value = base
+                ) -> list[ir.Value]:
                     offset = b.mul(index, I64(64))
                     here = lanes_left(b, rank, b.mul(index, I64(LANES)), LANES)
-                    key = _masked_floats(b, b.add(own, offset), here)
+                    key = _masked_floats(b, b.add(base, offset), here)
                     sides = [
                         _masked_floats(b, b.add(b.add(query, offset), b.mul(row_bytes, I64(row))), here)
                         for row in range(rows)
@@ -84,7 +86,7 @@ def exact_scores(tx, keys, query, out, rows, rank, token_bytes, row_bytes, out_b
 
                 sums.append(loop(b, vectors, [_NONE] * rows, step))
             for row in range(rows):
-                store(b, _sum_lanes(b, [own[row] for own in sums]), b.add(out, b.mul(out_bytes, I64(row))), 0)
+                store(b, _sum_lanes(b, [dots[row] for dots in sums]), b.add(out, b.mul(out_bytes, I64(row))), 0)
 
         choose(b, [rows], [(1, 2, 3)], some)
         return context.get_dummy_value()
@@ -186,10 +188,10 @@ def exponentials(tx, row, top, sums):  # type: ignore[no-untyped-def]
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
         row, top, sums = args[0], splat(b, args[1]), args[2]
-        found = [_exp(b, b.fsub(score, top)) for score in _row(b, row)]
-        for part, p in enumerate(found):
+        weights = [_exp(b, b.fsub(score, top)) for score in _row(b, row)]
+        for part, p in enumerate(weights):
             store(b, p, row, 64 * part)
-        store(b, reduce(b.fadd, [load(b, sums, I64(0), FLOATS), *found]), sums, 0)
+        store(b, reduce(b.fadd, [load(b, sums, I64(0), FLOATS), *weights]), sums, 0)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.float32, types.int64), emit
@@ -240,8 +242,8 @@ def from_halves(tx, halves, out):  # type: ignore[no-untyped-def]
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
         halves, out = args
         for part in range(TILE // LANES):
-            own = load(b, halves, I64(2 * LANES * part), ir.VectorType(ir.HalfType(), LANES))
-            store(b, b.fpext(own, FLOATS), out, 64 * part)
+            narrow = load(b, halves, I64(2 * LANES * part), ir.VectorType(ir.HalfType(), LANES))
+            store(b, b.fpext(narrow, FLOATS), out, 64 * part)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), emit
@@ -266,8 +268,8 @@ def scale_row(tx, row, factor, out):  # type: ignore[no-untyped-def]
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
         row, factor, out = args
         factor = splat(b, factor)
-        for part, own in enumerate(_row(b, row)):
-            store(b, b.fmul(own, factor), out, 64 * part)
+        for part, lanes in enumerate(_row(b, row)):
+            store(b, b.fmul(lanes, factor), out, 64 * part)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.float32, types.int64), emit

@@ -137,8 +137,8 @@ def splat(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return shuffle(b, lanes, lanes, [0] * LANES)
 
 
-def ask(b: ir.IRBuilder, address: ir.Value) -> None:
-    """Ask the second-level cache for the line at ``address``, which need not be valid.
+def emit_prefetch(b: ir.IRBuilder, address: ir.Value) -> None:
+    """Prefetch the cache line at ``address``, which need not be valid, into the second level.
 
     The first level has room for two dozen requests at a time (Zen 4); with more, everything waits.
     """
@@ -150,10 +150,10 @@ def ask(b: ir.IRBuilder, address: ir.Value) -> None:
 
 @emitted
 def prefetch(tx, address):  # type: ignore[no-untyped-def]
-    """Ask for the cache line at ``address``, which need not be valid."""
+    """Prefetch the cache line at ``address``, which need not be valid."""
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        ask(b, args[0])
+        emit_prefetch(b, args[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), emit
