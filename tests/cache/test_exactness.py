@@ -128,7 +128,7 @@ def test_crop_a_left_padded_batch(removed: int, variant: str, before_rope: bool)
 @variants
 @pytest.mark.parametrize("removed", [1, 6, 15, 31, 33])
 def test_crop_and_go_on_as_decoded(removed: int, variant: str) -> None:
-    """After a crop into the body more is encoded than the window asks for; no query may lose those tokens."""
+    """After a crop into the body more is encoded than has left the window; no query may lose those tokens."""
     one, ids = subject("llama"), token_ids(2, 2 * TOKENS)
     stock = one.model(ids, use_cache=False).logits
     spans = Spans(sinks=2, recent=8, block=8)

@@ -67,8 +67,8 @@ def entropy_tables() -> EntropyTables:
     source = np.random.default_rng(0).permutation(source)
     deviations = 2.0 ** (np.arange(LOWEST, HIGHEST + 1) / PER_OCTAVE)
     trained = [_train((source * deviation).astype(np.float32), deviation) for deviation in deviations]
-    joined = Tables(*(np.concatenate(arrays) for arrays in zip(*(tables for tables, _ in trained), strict=True)))
-    return EntropyTables(joined, np.array([rate for _, rate in trained]))
+    concatenated = Tables(*(np.concatenate(arrays) for arrays in zip(*(tables for tables, _ in trained), strict=True)))
+    return EntropyTables(concatenated, np.array([rate for _, rate in trained]))
 
 
 def _train(source: NDArray[np.float32], deviation: float) -> tuple[Tables, float]:

@@ -60,9 +60,9 @@ def test_rotation_average_is_the_average():
     total, count = torch.zeros_like(metric), 2000
     torch.manual_seed(1)
     for angles in torch.rand(count, 3).double() * 2 * torch.pi:
-        turn = torch.eye(8).double()
+        rotation = torch.eye(8).double()
         for (a, b), angle in zip(HALVES.tolist(), angles, strict=True):
-            turn[a, a] = turn[b, b] = angle.cos()
-            turn[a, b], turn[b, a] = -angle.sin(), angle.sin()
-        total += turn.T @ metric @ turn / count
+            rotation[a, a] = rotation[b, b] = angle.cos()
+            rotation[a, b], rotation[b, a] = -angle.sin(), angle.sin()
+        total += rotation.T @ metric @ rotation / count
     torch.testing.assert_close(rotation_averaged(metric, HALVES), total, atol=0.7, rtol=0)
