@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "kvbench"
 
@@ -26,6 +28,16 @@ FLOORS = (
     ("errors",),
 )
 """Packages from the roof to the ground. A module imports from its own package and from floors below."""
+
+
+MOST_PARAMETERS = 8
+GENERATED = "kernels/cpu/llvm/"
+"""Intrinsics whose parameters are the operands of what they emit."""
+
+PRIVATE = frozenset(
+    {"worth", "ask", "asked", "ends", "hide", "soften", "still", "turning", "meaning", "own", "found", "held"}
+)
+"""Words that mean nothing to a colleague from another lab, or everything."""
 
 
 @cache
@@ -68,3 +80,31 @@ def test_imports_point_downwards():
         if target != package_of(path) and floor[target] <= floor[package_of(path)]
     ]
     assert upward == []
+
+
+def test_functions_take_few_parameters():
+    crowded = []
+    for path, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not path.startswith(GENERATED):
+                names = [each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                taken = [name for name in names if name not in ("self", "cls")]
+                if len(taken) > MOST_PARAMETERS:
+                    crowded.append(f"{path}: {node.name} takes {len(taken)}")
+    assert crowded == []
+
+
+def names_in(tree: ast.Module) -> Iterator[str]:
+    """Every name that the module gives to something."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+
+
+@pytest.mark.parametrize("path", sorted(modules()))
+def test_names_are_the_fields(path: str):
+    assert sorted({name for name in names_in(modules()[path]) if name.strip("_").lower() in PRIVATE}) == []
