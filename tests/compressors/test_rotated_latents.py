@@ -43,14 +43,14 @@ def test_the_same_subspace_and_the_same_bytes(method: str) -> None:
     assert sizes[0] == sizes[1]
 
 
-def test_latents_of_a_prompts_basis_are_turned() -> None:
+def test_latents_of_a_prompts_basis_are_rotated() -> None:
     assert float((logits("shadowkv:rank=0.5") - logits("shadowkv:rank=0.5+hadamard")).abs().max()) < 1e-9
 
 
-def test_palu_turns_its_latents_unless_told_not_to() -> None:
-    turned, plain = codec("palu:rank=0.5"), codec("palu:rank=0.5,hadamard=false")
+def test_palu_rotates_its_latents_unless_told_not_to() -> None:
+    rotated, plain = codec("palu:rank=0.5"), codec("palu:rank=0.5,hadamard=false")
     spread = []
-    for each in (turned, plain):
+    for each in (rotated, plain):
         states = torch.randn(1, each.keys.kv_heads, 64, each.keys.head_dim, generator=torch.Generator().manual_seed(0))
         assert each.keys.transform is not None
         axes = each.keys.transform
