@@ -65,7 +65,8 @@ class Compressor:
         return "+".join([first, *rest])
 
     def fit(self, geometry: ModelGeometry, statistics: Statistics | None = None) -> Plan:
-        """The plan for a model of this ``geometry``: bases, bit widths, codecs. Closed form, no forward pass.
+        """The plan for a model of this ``geometry``: bases, bit widths, codecs. Closed form from
+        ``statistics``; only ``allocate=sensitivity`` measures, by forward passes.
 
         Raises:
             KvbenchError: statistics are missing or belong to another geometry, or a rank or width does not fit.

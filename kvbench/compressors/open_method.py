@@ -47,6 +47,10 @@ class OpenMethod:
         """The largest value of the knob."""
         return HIGHEST.get(self.knob or "", 1.0)
 
+    def example(self) -> Compressor:
+        """The compressor with its knob at the highest setting."""
+        return self.at(self.choices[-1] if self.choices else self.highest)
+
     def at(self, value: float | None = None, spans: Mapping[str, Any] | None = None) -> Compressor:
         """The compressor with the knob at ``value``; ``spans`` hold where the method does not state its own.
 

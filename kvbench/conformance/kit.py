@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +31,7 @@ from kvbench.calibration.collect import collect
 from kvbench.calibration.statistics import Statistics
 from kvbench.compressors.compressor import Compressor, parse
 from kvbench.compressors.open_method import OpenMethod
+from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
 from kvbench.hooks.geometry import ModelGeometry, probe_geometry
 from kvbench.measure.sensitivity import measure_sensitivity
@@ -296,9 +297,13 @@ def _ladder(compressor: Compressor) -> Iterable[str]:
             steps: Sequence[float] = [max(1, round(share * value)) for share in shares]
         else:
             steps = choices or ((2.0, 4.0, 6.0) if name == "bits" else shares)
-        setting = f"{name}={value:g}"
-        return [str(compressor).replace(setting, f"{name}={step:g}") for step in steps]
+        changed = (replace(part, **{name: type(value)(step)}) for step in steps)
+        return [str(replace(compressor, parts=_with(compressor.parts, part, other))) for other in changed]
     return []
+
+
+def _with(parts: tuple[Part, ...], part: Part, other: Part) -> tuple[Part, ...]:
+    return tuple(other if each is part else each for each in parts)
 
 
 def _body(cache: CompressedCache) -> dict[str, Tensor]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -53,16 +50,8 @@ def _state(device: str) -> KernelState:
     return KernelState(device, kernels.title if kernels else None, reason, cached, taken)
 
 
-def _from_disk() -> bool | None:
-    """Whether numba loaded all requested kernels from its cache; None if none was requested."""
-    stats = [dispatcher.stats for dispatcher in _dispatchers()]
-    if not any(stat.cache_hits or stat.cache_misses for stat in stats):
-        return None
-    return not any(stat.cache_misses for stat in stats)
+def _from_disk() -> bool:
+    """Whether numba loaded all kernels from its cache."""
+    from kvbench.kernels.cpu.jobs import JOBS
 
-
-def _dispatchers() -> Iterator[Any]:
-    """The functions of the attention modules that numba compiles and keeps."""
-    modules = [module for name, module in sys.modules.items() if name.startswith("kvbench.attention.")]
-    for module in modules:
-        yield from (value for value in vars(module).values() if hasattr(getattr(value, "stats", None), "cache_misses"))
+    return all(job.cache_hits for job in JOBS)

@@ -108,13 +108,22 @@ def code_sha256(compressor: Compressor, parts: tuple[str, ...], device: str, roo
 
     ``device`` is one like "cpu" or "cuda:1"; ``root`` is the folder that the package ``kvbench`` lies in.
     """
-    walk = Walk({"kvbench": root}, parts, device.partition(":")[0])
+    return _sha256(compressor, (*SHARED, *ALWAYS_MEASURED), parts, device.partition(":")[0], root)
+
+
+def solving_sha256(compressor: Compressor, root: Path = ROOT) -> str:
+    """Hash of all code that decides at which settings ``compressor`` takes how many bytes."""
+    return _sha256(compressor, CHOOSING, (), "cpu", root)
+
+
+def _sha256(compressor: Compressor, modules: tuple[str, ...], parts: tuple[str, ...], device: str, root: Path) -> str:
+    walk = Walk({"kvbench": root}, parts, device)
     brought = [type(part).__module__ for part in compressor.parts]
     brought += [] if compressor.saved is None else compressor.saved.file.modules
     for package in {name.partition(".")[0] for name in brought} - {"kvbench"}:
         if (folder := _folder(package)) is not None:  # without one a saved plan is refused when it is loaded
             walk.roots[package] = folder
-    for name in (*SHARED, *ALWAYS_MEASURED, *brought):
+    for name in (*modules, *brought):
         walk.enter(name)
     digest = hashlib.sha256()
     for name, source in sorted(walk.sources.items()):

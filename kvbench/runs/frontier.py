@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from kvbench.compressors.compressor import parse
 from kvbench.compressors.equal_bytes import all_methods
+from kvbench.compressors.open_method import OpenMethod
 from kvbench.errors import KvbenchError
+from kvbench.measure.bench import CalibrationSource, ModelBench
+from kvbench.runs.code_identity import packages, solving_sha256
 from kvbench.runs.resolve import calibration_source
 from kvbench.runs.runner import Runner
 from kvbench.runs.suites import Suite, SuiteWorkload
+from kvbench.storage.kept import kept
 
 
 def solve_suite(runner: Runner, suite: Suite, methods: str, at: str) -> tuple[Suite, list[str]]:
@@ -27,7 +33,7 @@ def solve_suite(runner: Runner, suite: Suite, methods: str, at: str) -> tuple[Su
     assert workload.memory is not None
     bench = runner.bench_for(suite.models[0], suite.dtype)
     spans = {} if suite.exact == "model" else {"exact": suite.exact}
-    solver = bench.solver(calibration_source(workload.plain()), workload.memory.prompt, spans)
+    solve = _KeptSolver(bench, calibration_source(workload.plain()), workload.memory.prompt, spans)
     solved: dict[str, tuple[float, ...]] = {}
     left_out = []
     wanted = list(all_methods()) if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]
@@ -35,7 +41,7 @@ def solve_suite(runner: Runner, suite: Suite, methods: str, at: str) -> tuple[Su
         runner.listener.stage(f"solving {method}", index, len(wanted))
         try:
             for target in targets:
-                spec = str(solver.nearest(method, target))
+                spec = solve.nearest(method, target)
                 solved[spec] = (*solved.get(spec, ()), target)
         except KvbenchError as error:
             left_out.append(str(error))
@@ -43,6 +49,22 @@ def solve_suite(runner: Runner, suite: Suite, methods: str, at: str) -> tuple[Su
         raise KvbenchError(f"no method reaches {at}: {left_out[0] if left_out else 'no methods given'}")
     listed = [str(parse(spec)) for spec in suite.compressors]
     return suite.narrowed(compressors=list(dict.fromkeys([*listed, *solved])), solved_for=solved), left_out
+
+
+class _KeptSolver:
+    """A solver whose solutions are kept: a run that is resumed need not fit every method a dozen times again."""
+
+    def __init__(self, bench: ModelBench, source: CalibrationSource, tokens: int, spans: Mapping[str, str]) -> None:
+        self._solver = bench.solver(source, tokens, spans)
+        statistics = bench.statistics_folder(source).name  # names the weights and the calibration windows, too
+        self._depends_on = [statistics, bench.dtype, tokens, dict(spans)]
+
+    def nearest(self, method: str, target: float) -> str:
+        """:meth:`Solver.nearest` as a spec."""
+        example = OpenMethod.of(method).example()
+        versions = packages(example, "cpu")
+        key = ["solved", solving_sha256(example), versions, *self._depends_on, method, target]
+        return kept(key, lambda: ({}, {"spec": str(self._solver.nearest(method, target))}))[1]["spec"]
 
 
 def _sized(suite: Suite) -> SuiteWorkload:

@@ -48,7 +48,7 @@ def test_a_quantized_cache_takes_what_is_predicted(spec: str, dtype: torch.dtype
     """The tensors of quanto pretend to an uncompressed storage; the walk must see through them."""
     needs_package(spec)
     arm = arm_of(spec, dtype=dtype)
-    memory = measure_filled(arm, exact_prompt(arm.model, arm.geometry, token_ids(1, 256)).repeat(2))
+    memory = measure_filled(arm, exact_prompt(arm.model, arm.geometry, token_ids(1, 256)).repeat(2), steps=0)
     assert not memory.flagged, (memory.allocated, memory.predicted_bytes)
     bits = parse(spec).parts[0].bits  # type: ignore[attr-defined]
     assert memory.allocated.payload == 2 * arm.geometry.elements(256) * bits // 8

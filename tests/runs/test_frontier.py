@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kvbench.compressors.equal_bytes import Solver
 from kvbench.errors import KvbenchError
 from kvbench.runs.frontier import solve_suite
 from kvbench.runs.runner import Runner
@@ -84,3 +85,16 @@ def test_a_suite_that_says_no_size_is_refused(runner, change, reason):
 
 def test_the_built_in_suite_stores_exact_tokens_of_all_methods_alike_in_16_bit():
     assert load_suite("frontier").exact == "float16"
+
+
+def test_what_was_solved_once_is_kept(runner, monkeypatch):
+    suite, _ = solved(runner, "int:group=32", "bits=4")
+
+    def forbidden(*_):
+        raise AssertionError("solved again")
+
+    monkeypatch.setattr(Solver, "nearest", forbidden)
+    again, _ = solved(runner, "int:group=32", "bits=4")
+    assert again == suite
+    with pytest.raises(AssertionError, match="solved again"):
+        solved(runner, "int:group=32", "bits=5.37")

@@ -38,3 +38,7 @@ def merge_job(address: int) -> None:
     """:func:`kvbench.kernels.cpu.merge_kernel.merge_parts` by one thread."""
     job = record_at(address, MERGE_JOB)
     merge_kernel.merge_parts(job, longs(address + _MERGE_BYTES, 2 * job.parts))
+
+
+JOBS = (coded_job, exact_job, merge_job)
+"""All that is compiled for others to call."""
