@@ -8,8 +8,8 @@ import sys
 
 from cyclopts import App, CycloptsError, Parameter
 
-from kvbench.cli.check import doctor, validate
 from kvbench.cli.console import say
+from kvbench.cli.doctor import doctor
 from kvbench.cli.fit import calibrate, fit
 from kvbench.cli.generate import generate
 from kvbench.cli.judge import compare, gate
@@ -17,6 +17,7 @@ from kvbench.cli.ls import ls
 from kvbench.cli.report import report
 from kvbench.cli.run import run
 from kvbench.cli.show import show
+from kvbench.cli.validate import validate
 from kvbench.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, KvbenchError
 
 

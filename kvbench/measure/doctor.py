@@ -11,10 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from kvbench.hardware.bandwidth import Bandwidth, measure_bandwidth
 from kvbench.hardware.environment import governor, provenance
 from kvbench.measure.kernel_state import KernelState, kernel_states
@@ -68,16 +64,6 @@ def to_json(diagnosis: Diagnosis) -> str:
     return json.dumps(asdict(diagnosis), default=datetime.isoformat)
 
 
-def render(diagnosis: Diagnosis) -> RenderableType:
-    """The diagnosis as a table for people, with its warnings and problems below."""
-    table = Table.grid(padding=(0, 2))
-    for name, value in _rows(diagnosis):
-        table.add_row(Text(name, style="bold"), Text(value))
-    verdicts = [Text(f"problem: {line}", style="bold red") for line in diagnosis.problems]
-    verdicts += [Text(f"warning: {line}", style="yellow") for line in diagnosis.warnings]
-    return Group(table, Text(), *(verdicts or [Text("fit to measure on", style="green")]))
-
-
 def _doubts(environment: dict[str, Any], noise: Noise, kernels: tuple[KernelState, ...]) -> Iterator[str]:
     load, cores, ratio = environment["load_average"][0], environment["cores"], noise.ratio
     if load > cores:
@@ -85,7 +71,8 @@ def _doubts(environment: dict[str, Any], noise: Noise, kernels: tuple[KernelStat
     if noise.variation > LARGEST_VARIATION:
         yield f"times of identical work vary by {noise.variation:.1%} (above {LARGEST_VARIATION:.0%}): use more rounds"
     if ratio.low is not None and ratio.high is not None and not ratio.low <= 1 <= ratio.high:
-        yield f"identical work differs from itself, {_interval(noise)}: do not trust smaller differences; run it again"
+        measured = interval_text(noise)
+        yield f"identical work differs from itself, {measured}: do not trust smaller differences; run it again"
     for state in kernels:
         if state.missing is not None:
             yield f"no decode kernels for {state.device} ({state.missing}): speeds are those of plain torch"
@@ -96,33 +83,8 @@ def _failures(folder: Path, existing: Path) -> Iterator[str]:
         yield f"cache folder {folder} cannot be written; point KVBENCH_CACHE to another folder"
 
 
-def _rows(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
-    env, bandwidth, noise = diagnosis.environment, diagnosis.bandwidth, diagnosis.noise
-    yield "kvbench", f"{env['kvbench']}, commit {_commit(env)}"
-    yield "python", f"{env['python']} on {env['platform']}"
-    yield "torch", env["torch_build"]
-    yield "packages", ", ".join(f"{name} {version}" for name, version in env["packages"].items() if name != "torch")
-    yield "processor", f"{env['cpu']}, governor {diagnosis.governor or 'unknown'}"
-    yield "threads", f"{env['threads']} of {env['cores']} usable cores, load {env['load_average'][0]:.2f}"
-    yield "memory", f"{env['memory_total'] / 2**30:.1f} GiB"
-    yield "cache folder", f"{diagnosis.cache_folder}, {diagnosis.cache_free_bytes / 2**30:.1f} GiB free"
-    yield "memory read", _speeds(bandwidth.read_single, bandwidth.read, bandwidth.threads)
-    yield "memory copy", f"{_speeds(bandwidth.copy_single, bandwidth.copy, bandwidth.threads)} (read + written)"
-    yield "A/A test", f"{_interval(noise)}, variation {noise.variation:.1%}"
-    for state in diagnosis.kernels:
-        yield f"kernels, {state.device}", str(state)
-
-
-def _commit(environment: dict[str, Any]) -> str:
-    commit = environment["git_sha"]
-    return f"{commit[:10]}{' with changes' if environment['git_dirty'] else ''}" if commit else "unknown"
-
-
-def _speeds(single: float, together: float, threads: int) -> str:
-    return f"{single / 1e9:.1f} GB/s with 1 thread, {together / 1e9:.1f} GB/s with {threads}"
-
-
-def _interval(noise: Noise) -> str:
+def interval_text(noise: Noise) -> str:
+    """The ratio of identical work to itself with its interval."""
     ratio = noise.ratio
     if ratio.low is None or ratio.high is None:
         return f"ratio {ratio.ratio:.3f}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from default_specs import COMBINED_SPECS, DEFAULT_SPECS
@@ -9,12 +11,14 @@ from driving import Subject, calibrated, feed, left_padding, subject, token_ids
 from torch import Tensor
 
 from kvbench.cache.attach import CompressedModel
+from kvbench.cache.compressed import CompressedLayer
+from kvbench.cache.spans import Spans
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 from kvbench.kernels.choice import kernels_for
 from kvbench.kernels.reading import Reading
 
-SPANS = ",sinks=2,recent=8,block=8"
+SPANS = Spans(sinks=2, recent=8, block=8)
 SPECS = [
     "none",
     "identity",
@@ -37,12 +41,14 @@ def one(request: pytest.FixtureRequest) -> Subject:
 
 def logits(one: Subject, spec: str, reading: Reading, mask: Tensor | None = None) -> tuple[Tensor, str]:
     """Logits of the decoded steps, and what attended."""
-    spec = spec if spec == "none" else spec.replace(":", SPANS.replace(",", ":", 1) + ",", 1) if ":" in spec else spec
-    plan = parse(spec).fit(one.geometry, calibrated(one))
+    compressor = parse(spec)
+    plan = replace(compressor, spans=SPANS).fit(one.geometry, calibrated(one))
     ids = token_ids(2, TOKENS)
     with CompressedModel(one.model, plan, one.geometry, reading) as compressed:
         cache = compressed.new_cache()
         outputs = feed(one.model, cache, ids, [TOKENS - STEPS] + [1] * STEPS, mask)
+        bodies = [layer.body.entries for layer in cache.layers if isinstance(layer, CompressedLayer)]
+        assert any(bodies) or spec in ("none", "streaming"), "nothing stored was read"
         return outputs[:, -STEPS:], cache.attended_by
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from kvbench.cli.doctor import render
 from kvbench.hardware.bandwidth import Bandwidth
 from kvbench.measure import doctor, kernel_state
 from kvbench.measure.kernel_state import KernelState
@@ -35,7 +36,7 @@ def machine(monkeypatch, tmp_path):
 def text(diagnosis):
     console = Console(width=160, no_color=True)
     with console.capture() as capture:
-        console.print(doctor.render(diagnosis))
+        console.print(render(diagnosis))
     return capture.get()
 
 
@@ -94,7 +95,7 @@ def test_json_holds_everything(machine):
 def test_every_device_says_what_attends():
     (state, *_) = kernel_state.kernel_states()
     assert state.device == "cpu" and state.ready_s > 0
-    assert (state.implementation is None) == (state.missing is not None)
+    assert (state.implementation is None) == (state.missing is not None) == (state.cached is None)
     assert kernel_state.kernel_states()[0].implementation == state.implementation
 
 

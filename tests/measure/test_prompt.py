@@ -1,24 +1,28 @@
-"""A prompt computed once: filling a cache with it equals prefilling that cache through the model."""
+"""A prompt computed once: a cache filled from it is the cache that sat in the model during the prefill."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
-from driving import SMALL_SPANS, Subject, calibrated, feed, subject, token_ids
-from fp64 import one_thread
+from default_specs import ALL_SPECS
+from driving import SMALL_SPANS, Subject, calibrated, feed, subject, token_ids, worst
+from fp64 import fp64, one_thread
 from torch import Tensor
 from transformers import Cache
 
 from kvbench.cache.buffers import GrowingTensor
 from kvbench.cache.cache import CompressedCache
+from kvbench.cache.prediction import predict_bytes
 from kvbench.compressors.compressor import parse
 from kvbench.measure.arms import Arm
 from kvbench.measure.prompt import exact_prompt
 from kvbench.selectors.base import OBSERVED
 
-__all__ = ["one_thread"]
+__all__ = ["fp64", "one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-TOKENS = 100
+TOKENS, NEW = 110, 6
+EXACT = 1e-10
 NEXT = token_ids(1, 3, seed=1)
 SPANS = f"sinks={SMALL_SPANS.sinks},recent={SMALL_SPANS.recent},block={SMALL_SPANS.block}"
 SPECS = (
@@ -29,6 +33,7 @@ SPECS = (
     f"snapkv:budget=0.5,{SPANS}",
     f"snapkv:budget=0.5,{SPANS}+int:bits=4",
 )
+ATTACHED_SPECS = [spec for spec in ALL_SPECS if parse(spec).baseline in (None, "none")]
 
 
 @pytest.fixture(autouse=True)
@@ -63,10 +68,62 @@ def prefilled(arm: Arm, ids: Tensor) -> Cache:
     return cache
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+# ---- against a prefill through the attached model ------------------------------------------------------------------
+
+
+def both_ways(family: str, spec: str, rows: int) -> tuple[float, object, object, int]:
+    """Largest difference of the next logits, bytes of both caches, and the predicted bytes."""
+    one, compressor = subject(family), parse(spec)
+    ids = token_ids(1, TOKENS + NEW)
+    prompt = exact_prompt(one.model, one.geometry, ids[:, :TOKENS]).repeat(rows)
+    plan = compressor.fit(one.geometry, calibrated(one) if compressor.needs_calibration else None)
+    many = ids.expand(rows, -1)
+    with one.attach_untested(plan) as compressed:
+        attended, filled = compressed.new_cache(), prompt.fill(compressed)
+        feed(one.model, attended, many, [TOKENS])
+        sizes = filled.nbytes(), attended.nbytes()
+        logits = [feed(one.model, cache, many, [2, *[1] * (NEW - 2)], start=TOKENS) for cache in (filled, attended)]
+    return worst(*logits), *sizes, predict_bytes(plan, one.geometry, TOKENS, rows)
+
+
+@pytest.mark.usefixtures("fp64")
+@pytest.mark.parametrize("spec", ATTACHED_SPECS)
+def test_filled_equals_attended(spec: str) -> None:
+    difference, filled, attended, _ = both_ways("llama", spec, rows=2)
+    assert difference < EXACT
+    assert filled == attended
+
+
+@pytest.mark.usefixtures("fp64")
+@pytest.mark.parametrize("family", ["gemma3", "mistral", "gpt_neox", "gpt2"])
+@pytest.mark.parametrize("spec", ["none", "kivi:bits=2", "pca:rank=0.5"])
+def test_filled_equals_attended_in_other_families(family: str, spec: str) -> None:
+    """Sliding windows are trimmed when they are filled, too."""
+    difference, filled, attended, predicted = both_ways(family, spec, rows=1)
+    assert difference < EXACT
+    assert filled == attended
+    assert filled.total == pytest.approx(predicted, rel=0.01)
+
+
+@pytest.mark.usefixtures("fp64")
+@pytest.mark.parametrize("spec", ["none", "kivi:bits=2,recent=200", "int:bits=4"])
+def test_caches_filled_from_one_prompt_leave_it_and_each_other_alone(spec: str) -> None:
+    one, ids = subject("llama"), token_ids(1, TOKENS + NEW)
+    prompt = exact_prompt(one.model, one.geometry, ids[:, :TOKENS])
+    before = {index: (layer.rotated.clone(), layer.values.clone()) for index, layer in prompt.layers.items()}
+    with one.attach_untested(parse(spec).fit(one.geometry)) as compressed:
+        first, second = prompt.fill(compressed), prompt.fill(compressed)
+        untouched = feed(one.model, prompt.fill(compressed), ids, [NEW], start=TOKENS)
+        first.crop(-3)
+        feed(one.model, first, token_ids(1, TOKENS + NEW, seed=5), [3, 1, 1], start=TOKENS - 3)
+        assert worst(feed(one.model, second, ids, [NEW], start=TOKENS), untouched) < EXACT
+    for index, layer in prompt.layers.items():
+        assert torch.equal(layer.rotated, before[index][0]) and torch.equal(layer.values, before[index][1])
+
+
 @pytest.mark.parametrize("spec", SPECS)
-def test_filling_equals_a_prefill_through_the_attached_model(family: str, spec: str):
-    one = subject(family, torch.float32)
+def test_every_tensor_is_the_one_of_a_prefill(spec: str):
+    one = subject("llama", torch.float32)
     ids, arm = token_ids(1, TOKENS), arm_of(one, spec)
     slow = prefilled(arm, ids)
     fast = arm.fill(exact_prompt(one.model, one.geometry, ids))
@@ -76,6 +133,9 @@ def test_filling_equals_a_prefill_through_the_attached_model(family: str, spec: 
         assert name == expected_name and torch.equal(tensor, expected), name
     with arm.entered():
         assert torch.equal(feed(one.model, fast, NEXT, [1, 1, 1]), feed(one.model, slow, NEXT, [1, 1, 1]))
+
+
+# ---- against the stock model -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "phi3"])

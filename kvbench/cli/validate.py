@@ -1,4 +1,4 @@
-"""``kvbench validate`` and ``kvbench doctor``: is a compressor sound, and is this machine fit to measure on?"""
+"""``kvbench validate``: is a compressor sound?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from kvbench.cli.console import out
 from kvbench.cli.options import Json
-from kvbench.errors import EXIT_OK, EXIT_REGRESSION, EXIT_USAGE
+from kvbench.errors import EXIT_OK, EXIT_REGRESSION
 
 if TYPE_CHECKING:
     from kvbench.conformance.kit import Check
@@ -43,15 +43,3 @@ def checks_table(spec: str, checks: list[Check]) -> Table:
         mark = "[green]✓[/green]" if check.passed else "[bold red]✗ FAILED[/bold red]"
         table.add_row(mark, check.name, Text(check.detail))
     return table
-
-
-def doctor(*, json_: Json = False) -> int:
-    """Environment, threads, measured memory bandwidth, decode kernels and an A/A noise check of this machine."""
-    from kvbench.measure.doctor import diagnose, render, to_json
-
-    diagnosis = diagnose()
-    if json_:
-        print(to_json(diagnosis))
-    else:
-        out.print(render(diagnosis))
-    return EXIT_USAGE if diagnosis.problems else EXIT_OK
