@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from racing import Race, interleaved, replayed
+from racing import Race, replayed
 from shapes import HEADS, KV_HEADS, SCALING, codecs, query, states
 from torch import Tensor
 from torch.nn import functional
@@ -22,6 +22,7 @@ from kvbench.hardware.bandwidth import Bandwidth
 from kvbench.kernels.decode import attend_exact
 from kvbench.kernels.reading import Reading
 from kvbench.kernels.reference import Partial, partial_attention
+from kvbench.measure.turns import timed_in_turns
 
 pytestmark = pytest.mark.benchmark(timer=replayed)
 
@@ -86,7 +87,7 @@ def race(case: Case, bandwidth: Bandwidth) -> Race:
         calls[name] = _cycling(arm, copies[identity])
         facts[name] = _facts(arm, query(case.batch))
     with torch.no_grad():
-        times = interleaved(calls, case.rounds)
+        times = timed_in_turns(calls, case.rounds)
     for name, arm in arms.items():
         speed = arm.bytes_read / sorted(times[name])[len(times[name]) // 2]
         facts[name] |= {

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from racing import Race, interleaved, replayed
+from racing import Race, replayed
 from shapes import LAYERS, codecs, states
+
+from kvbench.measure.turns import timed_in_turns
 
 pytestmark = pytest.mark.benchmark(timer=replayed)
 
@@ -57,7 +59,7 @@ def race(case: Case) -> Race:
         decodes = case.work.startswith("decode")
         calls[name] = _decoding(codec, stored) if decodes else _encoding(codec, keys, values)
     with torch.no_grad():
-        times = interleaved(calls, case.rounds, warmup=1)
+        times = timed_in_turns(calls, case.rounds, warmup=1)
     size = 4 * (keys.numel() + values.numel())
     facts = {name: _facts(case, size, median(seconds)) for name, seconds in times.items()}
     return Race(f"{case.work}, {case.batch} × {case.tokens:,} tokens", times, ("int8",), facts)

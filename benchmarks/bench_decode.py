@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -68,5 +68,5 @@ def _facts(case: Case, times: Times, name: str) -> dict[str, Any]:
         "mean_over_p50": sum(steps) / len(steps) / spread.p50,
         "ceiling": None if limits is None else limits.ceiling,
         "share_of_roofline": None if limits is None else limits.achieved,
-        "roofline": None if limits is None else asdict(limits),
+        "roofline": None if limits is None else limits.model_dump(),
     }

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from models import TEXT
-from racing import Race, interleaved, replayed
+from racing import Race, replayed
 
 from kvbench.cache.attach import identity_plan, self_test
 from kvbench.compressors.compressor import parse
@@ -20,6 +20,7 @@ from kvbench.hardware.environment import provenance
 from kvbench.measure.arms import Arm
 from kvbench.measure.bench import ModelBench
 from kvbench.measure.speed import SpeedBench
+from kvbench.measure.turns import timed_in_turns
 from kvbench.measure.workloads import MemoryWorkload
 from kvbench.runs.jsonl import encode_line, read_records
 from kvbench.runs.records import Failure, Provenance, Record
@@ -69,7 +70,7 @@ def steps(case: Case, small: ModelBench) -> Race:
 def parts(case: Case, small: ModelBench, tmp_path_factory: pytest.TempPathFactory) -> Race:
     """Everything around a measurement."""
     calls = _calls(small, tmp_path_factory.mktemp("store"))
-    times = interleaved(calls, case.rounds)
+    times = timed_in_turns(calls, case.rounds)
     return Race("around a measurement", times | {"turns of a step": _turns(small, case.rounds)})
 
 

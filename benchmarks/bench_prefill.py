@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from models import ARMS, arm, bench, prompt_ids, speed_bench
-from racing import Race, interleaved, replayed
+from racing import Race, replayed
 
 from kvbench.measure.arms import Arm
+from kvbench.measure.turns import timed_in_turns
 
 pytestmark = pytest.mark.benchmark(timer=replayed)
 
@@ -50,7 +51,7 @@ def race(case: Case) -> Race:
         what = f"prompt of {case.tokens:,} tokens"
         ids = prompt_ids(case.tokens, case.tiny)
         calls = {name: _whole(arm, ids) for name, arm in arms.items()}
-    times = interleaved(calls, case.rounds, warmup)
+    times = timed_in_turns(calls, case.rounds, warmup)
     return Race(
         f"{what}, {bench(case.tiny).name}", times, ("none", "hf"), {name: {"spec": ARMS[name][0]} for name in NAMES}
     )

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +32,7 @@ from kvbench.errors import KvbenchError
 from kvbench.hardware.environment import provenance
 from kvbench.kernels.reference import partial_attention
 from kvbench.measure.statistics import paired_ratio
+from kvbench.measure.turns import turns
 from kvbench.storage.files import replace_file
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
@@ -123,18 +123,16 @@ def captured(arm: Callable[[], object]) -> Callable[[], None]:
 
 def raced(arms: Mapping[str, Callable[[], object]], rounds: int, flush: Tensor) -> dict[str, list[float]]:
     """Milliseconds by arm and round, in an order shuffled anew each round, with cold caches."""
-    order = random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(3 + rounds):
-        for name in order.sample(list(arms), len(arms)):
-            flush.zero_()
-            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            arms[name]()
-            stop.record()
-            stop.synchronize()
-            if turn >= 3:
-                times[name].append(start.elapsed_time(stop))
+    for number, name in turns(list(arms), rounds, warmup=3):
+        flush.zero_()
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        arms[name]()
+        stop.record()
+        stop.synchronize()
+        if number >= 0:
+            times[name].append(start.elapsed_time(stop))
     return times
 
 

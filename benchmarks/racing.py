@@ -7,9 +7,7 @@ round's pair. The times are then replayed to pytest-benchmark, arm by arm, on a 
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,22 +19,6 @@ _now = [0.0]
 def replayed() -> float:
     """The clock that pytest-benchmark reads: ``pytest.mark.benchmark(timer=replayed)``."""
     return _now[0]
-
-
-def interleaved(
-    arms: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2, seed: int = 0
-) -> dict[str, list[float]]:
-    """Seconds by arm and round, of one call each; the first ``warmup`` rounds are not kept."""
-    order = random.Random(seed)
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(warmup + rounds):
-        for name in order.sample(list(arms), len(arms)):
-            start = time.perf_counter()
-            arms[name]()
-            taken = time.perf_counter() - start
-            if turn >= warmup:
-                times[name].append(taken)
-    return times
 
 
 @dataclass(frozen=True)

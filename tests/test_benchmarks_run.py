@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kvbench.measure.turns import timed_in_turns
 from kvbench.report.benchmarks import markdown, read_benchmarks
 
 ROOT = Path(__file__).parents[1]
@@ -35,13 +36,13 @@ def test_every_benchmark_runs_and_its_json_becomes_tables(tmp_path):
     assert "% of read" in text and "× folded" in text and "× hf" in text and "% of roofline" in text
 
 
-def test_arms_take_turns_in_a_shuffled_order(racing):
+def test_arms_take_turns_in_a_shuffled_order():
     done: list[str] = []
 
     def arm(name: str) -> Callable[[], None]:
         return lambda: done.append(name)
 
-    times = racing.interleaved({name: arm(name) for name in "abc"}, rounds=8, warmup=2)
+    times = timed_in_turns({name: arm(name) for name in "abc"}, rounds=8, warmup=2)
     rounds = ["".join(done[start : start + 3]) for start in range(0, len(done), 3)]
     assert len(rounds) == 10 and {"".join(sorted(order)) for order in rounds} == {"abc"} and len(set(rounds)) > 1
     assert {name: len(taken) for name, taken in times.items()} == {"a": 8, "b": 8, "c": 8}

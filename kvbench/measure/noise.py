@@ -6,12 +6,13 @@ beyond its interval, and whatever spread there is, belongs to the machine and bo
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from kvbench.measure.statistics import PairedRatio, coefficient_of_variation, paired_ratio
+from kvbench.measure.turns import timed_in_turns
 
 ROUNDS = 31
 WARM_UP_ROUNDS = 5
@@ -32,18 +33,6 @@ class Noise:
 def measure_noise(rounds: int = ROUNDS) -> Noise:
     """Time the same matrix product in two interleaved arms, ``rounds`` (at least 2) times each, in about 0.5 s."""
     matrix = torch.rand(MATRIX_SIZE, MATRIX_SIZE, generator=torch.Generator().manual_seed(0))
-    for _ in range(WARM_UP_ROUNDS):
-        _seconds(matrix)
-    arms: tuple[list[float], list[float]] = ([], [])
-    for round_number in range(rounds):
-        # A B, B A, A B, ...: whoever goes second in a round does not always go second.
-        for arm in (arms, arms[::-1])[round_number % 2]:
-            arm.append(_seconds(matrix))
-    variation = coefficient_of_variation(arms[0] + arms[1]) or 0.0
-    return Noise(ratio=paired_ratio(*arms), variation=variation)
-
-
-def _seconds(matrix: torch.Tensor) -> float:
-    start = time.perf_counter()
-    torch.mm(matrix, matrix)
-    return time.perf_counter() - start
+    same = partial(torch.mm, matrix, matrix)
+    first, second = timed_in_turns({"a": same, "b": same}, rounds, WARM_UP_ROUNDS).values()
+    return Noise(ratio=paired_ratio(first, second), variation=coefficient_of_variation(first + second) or 0.0)

@@ -7,7 +7,6 @@ block cycles (:mod:`kvbench.measure.cycles`): what is encoded now and then is pa
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from kvbench.measure.prompt import ExactPrompt, exact_prompt
 from kvbench.measure.results import Bytes, Interval, SpeedResult
 from kvbench.measure.roofline import roofline
 from kvbench.measure.statistics import percentiles
+from kvbench.measure.turns import turns
 
 FILLS = 3
 """Times a cache is filled to time compression; the median counts."""
@@ -144,27 +144,26 @@ class SpeedBench:
 
         ``watch`` is shown the caches of the arms it names, after the prompt and after each turn, off the clock.
         """
-        prompt, order, watching = self.prompt(), random.Random(self.seed), watch or {}
+        prompt, watching = self.prompt(), watch or {}
         caches: dict[str, Cache] = {}
         for name, arm in arms.items():
             with arm.entered():
                 caches[name] = arm.fill(prompt)
             watching.get(name, _nothing)(caches[name])
         times = Times({name: [] for name in arms}, {name: [] for name in arms}, caches)
-        for turn in range(-self.warmup, self.rounds):
+        logits: dict[str, Tensor] = {}
+        for turn, name in turns(list(arms), self.rounds, self.warmup, self.seed):
             first = prompt.length + (turn + self.warmup) * self.steps
             tokens = self.ids[:, first : first + self.steps].expand(self.batch, -1)
-            logits: dict[str, Tensor] = {}
-            for name in order.sample(list(arms), len(arms)):
-                seconds, encoded, logits[name] = self._turn(arms[name], caches[name], tokens)
-                watching.get(name, _nothing)(caches[name])
+            seconds, encoded, logits[name] = self._turn(arms[name], caches[name], tokens)
+            watching.get(name, _nothing)(caches[name])
+            if turn >= 0:
+                times.steps[name].append(seconds)
+                times.encoded[name].append(encoded)
+            if len(logits) == len(arms):  # the round is complete
                 if turn >= 0:
-                    times.steps[name].append(seconds)
-                    times.encoded[name].append(encoded)
-            if turn >= 0 and "none" in arms:
-                before = torch.log_softmax(logits["none"], -1)
-                for name, after in logits.items():
-                    times.kld.setdefault(name, []).extend(divergence(before, torch.log_softmax(after, -1)).tolist())
+                    _compare(logits, times.kld)
+                logits = {}
         return times
 
     def _turn(self, arm: Arm, cache: Cache, tokens: Tensor) -> tuple[list[float], list[bool], Tensor]:
@@ -178,6 +177,15 @@ class SpeedBench:
                 logits.append(output[0, -1].float())  # read and counted off the clock
                 counts.append(encoded_tokens(cache))
         return seconds, grew(counts), torch.stack(logits)
+
+
+def _compare(logits: Mapping[str, Tensor], kld: dict[str, list[float]]) -> None:
+    """Add every arm's KLD (steps) against ``none``, if that is among them."""
+    if "none" not in logits:
+        return
+    before = torch.log_softmax(logits["none"], -1)
+    for name, after in logits.items():
+        kld.setdefault(name, []).extend(divergence(before, torch.log_softmax(after, -1)).tolist())
 
 
 def _nothing(cache: Cache) -> None:
