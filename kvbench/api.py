@@ -44,12 +44,12 @@ def compress(
     if parsed.saved is not None:
         parsed.saved.check_weights(loaded.name, loaded.weights_sha256)
     geometry = probe_geometry(loaded.model)
-    statistics = None
-    if parsed.needs_calibration:
-        statistics = calibration if isinstance(calibration, Statistics) else None
-        if statistics is None:
-            calibration_windows = windows(str(calibration), "calibration", loaded.tokenizer, 1024, 8)
-            statistics = calibrated(loaded, geometry, calibration_windows)
+
+    def statistics() -> Statistics:
+        if isinstance(calibration, Statistics):
+            return calibration
+        return calibrated(loaded, geometry, windows(calibration, "calibration", loaded.tokenizer, 1024, 8))
+
     with attach(loaded.model, parsed.fit(geometry, statistics), geometry) as attached:
         yield attached
 

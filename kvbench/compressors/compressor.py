@@ -6,7 +6,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args
 
@@ -64,9 +64,11 @@ class Compressor:
             first += ("," if ":" in first else ":") + ",".join(extra)
         return "+".join([first, *rest])
 
-    def fit(self, geometry: ModelGeometry, statistics: Statistics | None = None) -> Plan:
-        """The plan for a model of this ``geometry``: bases, bit widths, codecs. Closed form from
-        ``statistics``; only ``allocate=sensitivity`` measures, by forward passes.
+    def fit(self, geometry: ModelGeometry, statistics: Statistics | Callable[[], Statistics] | None = None) -> Plan:
+        """The plan for a model of this ``geometry``: bases, bit widths, codecs.
+
+        In closed form from ``statistics``, or from what they return when called; where nothing needs calibration they
+        are not looked at. Only ``allocate=sensitivity`` measures, by forward passes.
 
         Raises:
             KvbenchError: statistics are missing or belong to another geometry, or a rank or width does not fit.
@@ -74,16 +76,24 @@ class Compressor:
         """
         if self.baseline:
             return Plan({}, self.spans)
-        if self.needs_calibration and statistics is None:
-            raise KvbenchError(f"{self}: needs calibration; run `kvbench calibrate` or pass statistics")
-        _check_statistics(geometry, statistics)
-        draft = Draft(geometry, statistics)
+        draft = Draft(geometry, self._statistics(geometry, statistics))
         for part in self.parts:
             with blaming(type(part), "does not fit"):
                 part.apply(draft)
         plan = draft.finish(self.spans)
         check_codecs(self.parts, geometry, plan.layers)
         return plan
+
+    def _statistics(
+        self, geometry: ModelGeometry, given: Statistics | Callable[[], Statistics] | None
+    ) -> Statistics | None:
+        if not self.needs_calibration:
+            return None
+        if given is None:
+            raise KvbenchError(f"{self}: needs calibration; run `kvbench calibrate` or pass statistics")
+        statistics = given if isinstance(given, Statistics) else given()
+        _check_statistics(geometry, statistics)
+        return statistics
 
 
 def parse(spec: str) -> Compressor:
@@ -136,9 +146,7 @@ def _check_roles(parts: list[Part], given: dict[str, Any]) -> None:
             taken[role] = part.name
 
 
-def _check_statistics(geometry: ModelGeometry, statistics: Statistics | None) -> None:
-    if statistics is None:
-        return
+def _check_statistics(geometry: ModelGeometry, statistics: Statistics) -> None:
     for layer in geometry.compressible:
         known = statistics.layers.get(layer.layer)
         if known is None or len(known.key_sum) != layer.kv_heads * layer.head_dim:

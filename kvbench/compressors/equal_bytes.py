@@ -54,8 +54,7 @@ class Solver:
         if compressor.parts not in self._plans:  # spans change nothing about the fit
             if len(self._plans) >= _KEPT:
                 self._plans.clear()
-            statistics = self.statistics if compressor.needs_calibration else None
-            self._plans[compressor.parts] = compressor.fit(self.geometry, statistics)
+            self._plans[compressor.parts] = compressor.fit(self.geometry, self.statistics)
         plan = replace(self._plans[compressor.parts], spans=compressor.spans)
         return 8 * predict_bytes(plan, self.geometry, self.tokens) / self.geometry.elements(self.tokens)
 

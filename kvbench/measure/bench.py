@@ -102,7 +102,7 @@ class ModelBench:
         """The compressor's plan for this model."""
         if compressor.saved is not None:
             compressor.saved.check_weights(self.name, self.loaded.weights_sha256)
-        return compressor.fit(self.geometry, self._statistics(source) if compressor.needs_calibration else None)
+        return compressor.fit(self.geometry, lambda: self._statistics(source))
 
     def baselines(self, reading: Reading = DEFAULT) -> list[Arm]:
         """``none``, which attends by kernels if ``reading`` lets it, and ``hf``."""

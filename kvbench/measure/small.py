@@ -53,7 +53,7 @@ def attends_on_small(spec: str) -> str | None:
 
 
 def _fitted(compressor: Compressor) -> Plan:
-    return compressor.fit(_geometry(), _calibrated()[1] if compressor.needs_calibration else None)
+    return compressor.fit(_geometry(), lambda: _calibrated()[1])
 
 
 def _geometry() -> ModelGeometry:

@@ -24,7 +24,7 @@ def small(family: str) -> Subject:
 
 def fitted(one: Subject, spec: str) -> Plan:
     compressor = parse(spec)
-    plan = compressor.fit(one.geometry, calibrated(one) if compressor.needs_calibration else None)
+    plan = compressor.fit(one.geometry, lambda: calibrated(one))
     return Plan(plan.layers, SPANS)
 
 

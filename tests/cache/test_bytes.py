@@ -30,7 +30,7 @@ def prefilled(
 ):
     """The cache after a prefill, its bytes, and the plan."""
     one, compressor = subject(family, dtype, **(geometry or WIDE)), parse(spec)
-    plan = compressor.fit(one.geometry, calibrated(one) if compressor.needs_calibration else None)
+    plan = compressor.fit(one.geometry, lambda: calibrated(one))
     with one.attach_untested(plan) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, token_ids(rows, tokens), [tokens])

@@ -33,7 +33,7 @@ dtypes = pytest.mark.parametrize("exact", ["float16", "bfloat16"])
 
 def fitted(one: Subject, spec: str, spans: Spans = SPANS) -> Plan:
     compressor = parse(spec)
-    plan = compressor.fit(one.geometry, calibrated(one) if compressor.needs_calibration else None)
+    plan = compressor.fit(one.geometry, lambda: calibrated(one))
     return replace(plan, spans=spans)
 
 

@@ -51,7 +51,7 @@ def int_plan(family: str, before_rope: bool, spans: Spans = SPANS) -> Plan:
 
 def spec_plan(spec: str) -> Plan:
     one, compressor = subject("llama"), parse(spec)
-    fitted = compressor.fit(one.geometry, calibrated(one) if compressor.needs_calibration else None)
+    fitted = compressor.fit(one.geometry, lambda: calibrated(one))
     return Plan(fitted.layers, SPANS)
 
 

@@ -34,7 +34,7 @@ SPECS = (
 
 def fitted(one: Subject, spec: str) -> Plan:
     compressor = parse(spec)
-    return compressor.fit(one.geometry, calibrated(one) if compressor.needs_calibration else None)
+    return compressor.fit(one.geometry, lambda: calibrated(one))
 
 
 def filled(one: Subject, plan: Plan, tokens: int, rows: int) -> CompressedCache:

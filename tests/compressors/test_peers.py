@@ -46,7 +46,7 @@ MIXED = (
 
 def fitted(one: Subject, spec: str, spans: Spans | None = SPANS) -> Plan:
     compressor = parse(spec)
-    plan = compressor.fit(one.geometry, calibrated(one) if compressor.needs_calibration else None)
+    plan = compressor.fit(one.geometry, lambda: calibrated(one))
     return plan if spans is None else Plan(plan.layers, spans)
 
 

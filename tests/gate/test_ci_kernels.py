@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -94,7 +95,7 @@ def test_the_suite_runs_every_kind_of_reading(monkeypatch: pytest.MonkeyPatch):
         for spec in suite.compressors:
             parsed = parse(spec)
             if parsed.stock is None:
-                plan = parsed.fit(one.geometry, calibrated(one) if parsed.needs_calibration else None)
+                plan = parsed.fit(one.geometry, partial(calibrated, one))
                 arm = Arm.of(spec, one.model, one.geometry, plan)
                 with torch.no_grad(), arm.entered():
                     cache = arm.fill(exact_prompt(one.model, one.geometry, ids[:, :PROMPT]))

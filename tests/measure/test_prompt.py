@@ -76,7 +76,7 @@ def both_ways(family: str, spec: str, rows: int) -> tuple[float, object, object,
     one, compressor = subject(family), parse(spec)
     ids = token_ids(1, TOKENS + NEW)
     prompt = exact_prompt(one.model, one.geometry, ids[:, :TOKENS]).repeat(rows)
-    plan = compressor.fit(one.geometry, calibrated(one) if compressor.needs_calibration else None)
+    plan = compressor.fit(one.geometry, lambda: calibrated(one))
     many = ids.expand(rows, -1)
     with one.attach_untested(plan) as compressed:
         attended, filled = compressed.new_cache(), prompt.fill(compressed)
