@@ -14,7 +14,8 @@ from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 from kvbench.measure import quality
 from kvbench.measure.arms import Arm
-from kvbench.measure.quality import Quality, QualityBench
+from kvbench.measure.quality import QualityBench
+from kvbench.measure.results import Interval, QualityResult
 from kvbench.measure.statistics import mean_interval
 from kvbench.models.loading import LoadedModel
 
@@ -38,7 +39,7 @@ def arm_of(one: Subject, spec: str) -> Arm:
     return Arm.of(spec, one.model, one.geometry, plan)
 
 
-def score(one: Subject, spec: str, block: int = 32, ids: Tensor = IDS, prefix: int = PREFIX) -> Quality:
+def score(one: Subject, spec: str, block: int = 32, ids: Tensor = IDS, prefix: int = PREFIX) -> QualityResult:
     return QualityBench(arm_of(one, "none"), ids, prefix, block).score(arm_of(one, spec))
 
 
@@ -116,9 +117,9 @@ def test_intervals_are_made_of_one_value_a_document():
     one = subject("llama", torch.float32)
     ids = torch.randint(0, one.model.config.vocab_size, (12, 20), generator=torch.Generator().manual_seed(1))
     scored = score(one, LOSSY, ids=ids, prefix=12)
-    assert scored.kld_interval == mean_interval(scored.per_document_kld)
-    assert scored.kld_interval[0] < scored.kld_mean < scored.kld_interval[1]
-    assert scored.delta_nll_interval[0] < scored.delta_nll < scored.delta_nll_interval[1]
+    kld, delta = scored.kld_interval, scored.delta_nll_interval
+    assert kld == Interval.of(mean_interval(scored.per_document_kld)) and delta is not None
+    assert kld.low < scored.kld_mean < kld.high and delta.low < scored.delta_nll < delta.high
 
 
 def test_baselines_too_large_to_keep_are_computed_again_with_the_same_result(monkeypatch: pytest.MonkeyPatch):
