@@ -10,8 +10,8 @@ bench: $(READY)            ## fetch model and text, run the quick suite, print t
 	$(BIN)/kvbench run --suite quick --out runs/quick
 	$(BIN)/kvbench report runs/quick
 
-test: lint                 ## ruff, types, the whole test suite
-	$(BIN)/python -m pytest
+test: lint                 ## ruff, types, the whole test suite, a process a core
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
