@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvbench.compressors.compressor import parse
+from kvbench.compressors.compressor import Compressor
 from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.measure.bench import CalibrationSource, ModelBench
 from kvbench.measure.cycles import require_whole_cycles
@@ -30,30 +30,29 @@ def evaluation_split(workload: Workload) -> Split:
 
 
 def resolve(
-    bench: ModelBench, compressor: str, workload: Workload, threads: int, seed: int, reading: Reading = DEFAULT
+    bench: ModelBench, compressor: Compressor, workload: Workload, threads: int, seed: int, reading: Reading = DEFAULT
 ) -> Trial:
     """The trial of one compressor under one workload.
 
     Raises:
-        KvbenchError: a bad spec, an unknown text, a text too short for its split, splits that share a document, or
+        KvbenchError: an unknown text, a text too short for its split, splits that share a document, or
             more tokens than the model's context, or timed steps that are no whole number of block cycles.
     """
-    parsed = parse(compressor)
-    if workload.speed is not None and parsed.baseline is None:
-        require_whole_cycles(str(parsed), parsed.spans.block, workload.speed.steps, workload.speed.rounds)
+    if workload.speed is not None and compressor.baseline is None:
+        require_whole_cycles(str(compressor), compressor.spans.block, workload.speed.steps, workload.speed.rounds)
     return Trial(
         model=bench.name,
         weights_sha256=bench.loaded.weights_sha256,
-        compressor=str(parsed),
-        code=code_sha256(parsed, workload.parts, bench.device),
-        packages=packages(parsed, bench.device),
+        compressor=str(compressor),
+        code=code_sha256(compressor, workload.parts, bench.device),
+        packages=packages(compressor, bench.device),
         workload=workload,
         dtype=str(bench.loaded.model.dtype).removeprefix("torch."),
         device=bench.device,
         threads=threads,
         seed=seed,
         attention=str(reading),
-        text_sha256=_text_hashes(bench, workload, parsed.needs_calibration),
+        text_sha256=_text_hashes(bench, workload, compressor.needs_calibration),
     )
 
 

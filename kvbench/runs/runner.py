@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from kvbench.compressors.compressor import parse
+from kvbench.compressors.compressor import Compressor, parse
 from kvbench.errors import KvbenchError, PluginError
 from kvbench.hardware.environment import provenance
 from kvbench.kernels.reading import DEFAULT, Reading
@@ -62,6 +62,7 @@ class Runner:
         self.threads = self.threads or torch.get_num_threads()
         torch.set_num_threads(self.threads)
         self._bench: ModelBench | None = None
+        self._compressors: dict[str, Compressor] = {}  # of planned trials, by spec
 
     def plan(self, suite: Suite) -> list[Trial]:
         """Resolve every trial of ``suite``, each once; nothing is measured or written.
@@ -71,10 +72,11 @@ class Runner:
         """
         for model in suite.models:  # a misspelt name is told before the first model is loaded
             find_model(model)
-        calibrates = {spec: parse(spec).needs_calibration for spec in suite.compressors}
+        parsed = {spec: parse(spec) for spec in suite.compressors}
+        self._compressors |= {str(compressor): compressor for compressor in parsed.values()}
         trials = [
-            resolve(self.bench_for(model, suite.dtype), spec, workload, self.threads, suite.seed, self.reading)
-            for model, spec, workload in expand(suite, calibrates.__getitem__)
+            resolve(self.bench_for(model, suite.dtype), parsed[spec], workload, self.threads, suite.seed, self.reading)
+            for model, spec, workload in expand(suite, lambda spec: parsed[spec].needs_calibration)
         ]
         return list({trial.id: trial for trial in trials}.values())  # two spellings of a spec are one trial
 
@@ -120,7 +122,7 @@ class Runner:
         bench = self.bench_for(trial.model, trial.dtype)
         workload, source = trial.workload, calibration_source(trial.workload)
         self.listener.stage("fitting", 0, 1)
-        arm = bench.arm(parse(trial.compressor), source, Reading.parse(trial.attention))
+        arm = bench.arm(self._compressors[trial.compressor], source, Reading.parse(trial.attention))
         text, split = evaluation_text(workload), evaluation_split(workload)
         results: dict[str, Any] = {}
         if workload.quality is not None:
