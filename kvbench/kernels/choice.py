@@ -99,7 +99,7 @@ def _cpu() -> Kernels:
         coded.coded_attention,
         coded.readable,
         merge.merge_parts,
-        coded.Basis,
+        coded.LatentBasis,
         "VNNI" if vectors.has_vnni() else "SIMD",
     )
 

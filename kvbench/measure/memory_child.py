@@ -38,7 +38,7 @@ FORKS = sys.platform == "linux"
 
 
 @dataclass(frozen=True)
-class Request:
+class ProbeRequest:
     """What to measure. The plan, unless the cache is one of transformers' own, and the prompt lie beside it."""
 
     model: str
@@ -51,7 +51,7 @@ class Request:
     chunk: int | None = None
 
 
-def pack(request: Request, arm: Arm, ids: Tensor, folder: Path) -> None:
+def pack(request: ProbeRequest, arm: Arm, ids: Tensor, folder: Path) -> None:
     """Write ``request``, ``arm``'s plan and the prompt's ``ids`` (batch, tokens) into ``folder``.
 
     Raises:
@@ -65,7 +65,7 @@ def pack(request: Request, arm: Arm, ids: Tensor, folder: Path) -> None:
 
 def measure(folder: Path) -> MemoryResult:
     """For what :func:`pack` has written."""
-    request = Request(**json.loads((folder / REQUEST).read_text()))
+    request = ProbeRequest(**json.loads((folder / REQUEST).read_text()))
     torch.set_num_threads(request.threads)
     loaded = load(request.model, getattr(torch, request.dtype), request.device)
     _copy_weights(loaded.model)

@@ -18,7 +18,7 @@ from kvbench.hardware.allocator import STEADY
 from kvbench.hardware.available_memory import available_memory
 from kvbench.hardware.worker import Worker
 from kvbench.measure.arms import Arm
-from kvbench.measure.memory_child import ERRORS, RESULT, Request, pack
+from kvbench.measure.memory_child import ERRORS, RESULT, ProbeRequest, pack
 from kvbench.measure.results import MemoryResult
 
 CHILD = Worker("kvbench.measure.memory_child", STEADY)
@@ -46,7 +46,7 @@ def probe(
         TimeoutError: it took longer than ``timeout_s``.
     """
     check_room(arm, ids)
-    request = Request(
+    request = ProbeRequest(
         model=model,
         compressor=arm.name,
         dtype=str(arm.geometry.dtype).removeprefix("torch."),

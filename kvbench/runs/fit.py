@@ -49,7 +49,7 @@ class Target(Frozen):
         return f"{self.quantity}={self.value:.10g}"
 
 
-class Request(Frozen):
+class FitRequest(Frozen):
     """What is requested; a folder belongs to one request.
 
     ``windows`` of ``length`` tokens of the calibration split of ``text`` feed the fit; ``documents`` of ``tokens`` of
@@ -78,7 +78,7 @@ class Request(Frozen):
         windows: int = 8,
         length: int = 1024,
         documents: int = 2,
-    ) -> Request:
+    ) -> FitRequest:
         """A request to the model on the ``bench``. Raises KvbenchError for counts below 1."""
         counts = {"tokens": tokens, "windows": windows, "length": length, "documents": documents}
         for name, count in counts.items():
@@ -120,14 +120,14 @@ class Probe(Frozen):
 class Probes(Frozen):
     """All settings measured for one request."""
 
-    request: Request
+    request: FitRequest
     probes: tuple[Probe, ...] = ()
 
 
 class Fit(Frozen):
     """The result of a fit. Bits and bytes are of one row's whole cache after ``request.tokens`` tokens."""
 
-    request: Request
+    request: FitRequest
     spec: str
     code: str
     predicted_bytes: int
@@ -160,7 +160,7 @@ def parse_target(text: str) -> Target:
     return Target(quantity=match[1], value=value)  # type: ignore[index,arg-type]
 
 
-def default_folder(request: Request) -> Path:
+def default_folder(request: FitRequest) -> Path:
     """Where a fit is saved unless the user says otherwise."""
     name = f"{request.model}-{request.method}-{request.target}"
     return Path("runs") / "fits" / re.sub(r"[^A-Za-z0-9._-]+", "-", name)
@@ -178,7 +178,7 @@ def fit_method(
 ) -> tuple[Fit, Path]:
     """Load ``model``, fit ``method`` to ``target`` and save it; the fit, and the folder it is in.
 
-    ``settings`` are those of :meth:`Request.of`.
+    ``settings`` are those of :meth:`FitRequest.of`.
 
     Raises:
         KvbenchError: bad input, or a target that no setting reaches.
@@ -186,7 +186,7 @@ def fit_method(
     wanted = parse_target(target)
     OpenMethod.of(method)  # a misspelt method need not wait for the model
     bench = ModelBench(model, dtype, device, report)
-    request = Request.of(bench, method, wanted, **settings)
+    request = FitRequest.of(bench, method, wanted, **settings)
     folder = save or default_folder(request)
     return Fitter(bench, request, folder).run(), folder
 
@@ -196,7 +196,7 @@ class Fitter:
     """Fits one request into ``folder``."""
 
     bench: ModelBench
-    request: Request
+    request: FitRequest
     folder: Path
 
     def run(self) -> Fit:

@@ -16,7 +16,7 @@ from kvbench.codecs.quantizers.codebook import CodebookQuantizer
 from kvbench.codecs.quantizers.floating import FloatQuantizer
 from kvbench.codecs.quantizers.gaussian import GaussianQuantizer
 from kvbench.codecs.quantizers.integer import IntegerQuantizer
-from kvbench.kernels.cpu.coded import Basis, coded_attention, readable
+from kvbench.kernels.cpu.coded import LatentBasis, coded_attention, readable
 from kvbench.kernels.cpu.column_layout import column_layout
 from kvbench.kernels.cpu.exact import exact_decode
 from kvbench.kernels.cpu.llvm.vectors import has_byte_permute
@@ -161,7 +161,7 @@ def test_into_latents_and_back(
     query = torch.randn(batch, groups, heads * rows, dim)
     decoders = [torch.randn(groups, rank, heads * dim) for _ in range(2)]
     means = [torch.randn(groups, heads * dim) * affine for _ in range(2)]
-    bases = [Basis(decoder.to(kept), mean.to(kept), dim) for decoder, mean in zip(decoders, means, strict=True)]
+    bases = [LatentBasis(decoder.to(kept), mean.to(kept), dim) for decoder, mean in zip(decoders, means, strict=True)]
     assert all(basis.usable for basis in bases)
     (keys, key_latents), (values, value_latents) = (
         stored(IntegerQuantizer(8, 128), torch.randn(batch, groups, tokens, rank) / rank**0.5, 8) for _ in range(2)
@@ -174,7 +174,7 @@ def test_into_latents_and_back(
     assert_close(coded_attention(query, keys, values, tokens, SCALING, None, *bases), expected, 1e-3)
 
 
-def expanded(latents: Tensor, basis: Basis, heads: int) -> Tensor:
+def expanded(latents: Tensor, basis: LatentBasis, heads: int) -> Tensor:
     """The states (batch, groups · heads, tokens, head_dim) that latents stand for."""
     states = latents.double() @ basis.decoder.double() + basis.mean.double().unsqueeze(-2)
     return states.unflatten(-1, (heads, -1)).transpose(2, 3).flatten(1, 2)

@@ -16,7 +16,7 @@ from kvbench.errors import KvbenchError
 from kvbench.measure.bench import CalibrationSource, ModelBench
 from kvbench.measure.quality import QualityBench
 from kvbench.measure.workloads import MemoryWorkload, QualityWorkload
-from kvbench.runs.fit import FIT, PROBES, Fitter, Request, default_folder, parse_target
+from kvbench.runs.fit import FIT, PROBES, FitRequest, Fitter, default_folder, parse_target
 from kvbench.texts.windows import windows
 
 __all__ = ["one_thread"]
@@ -32,7 +32,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> ModelBench:
 
 
 def fit(bench: ModelBench, folder: Path, target: str, method: str = "kvtc", **changes: object) -> Fitter:
-    return Fitter(bench, Request.of(bench, method, parse_target(target), **(SMALL | changes)), folder)
+    return Fitter(bench, FitRequest.of(bench, method, parse_target(target), **(SMALL | changes)), folder)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_damaged_results_are_told(bench: ModelBench, tmp_path: Path) -> None:
 
 def test_requests_are_checked_and_name_their_folder(bench: ModelBench) -> None:
     with pytest.raises(KvbenchError, match="documents must be at least 1, got 0"):
-        Request.of(bench, "kvtc", parse_target("bits=3"), documents=0)
-    request = Request.of(bench, "pca+int:bits=4", parse_target("bytes=1MiB"))
+        FitRequest.of(bench, "kvtc", parse_target("bits=3"), documents=0)
+    request = FitRequest.of(bench, "pca+int:bits=4", parse_target("bytes=1MiB"))
     assert default_folder(request) == Path("runs/fits/random-llama-pca-int-bits-4-bytes-1048576")
     with pytest.raises(ValidationError):
         request.tokens = 3

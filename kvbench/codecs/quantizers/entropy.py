@@ -28,7 +28,7 @@ from kvbench.errors import KvbenchError
 
 if TYPE_CHECKING:
     from kvbench.codecs.quantizers.entropy_tables import EntropyTables
-    from kvbench.codecs.quantizers.rans import Layout
+    from kvbench.codecs.quantizers.rans import StreamLayout
 
 BLOCK = 32
 EXPONENT_BYTES = 2
@@ -58,7 +58,7 @@ class EntropyQuantizer:
         return len(self.deviation)
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> StreamLayout:
         """How each component is coded."""
         return tables().layout(self.deviation.numpy() / self.step)
 

@@ -15,7 +15,16 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from kvbench.codecs.quantizers.rans import CENTRE, ESCAPE, PRECISION, TOKENS, Layout, Tables, quantizers_of, search
+from kvbench.codecs.quantizers.rans import (
+    CENTRE,
+    ESCAPE,
+    PRECISION,
+    TOKENS,
+    StreamLayout,
+    Tables,
+    quantizers_of,
+    search,
+)
 from kvbench.codecs.quantizers.rate_control import capacity_for
 
 PER_OCTAVE = 4
@@ -45,18 +54,18 @@ class EntropyTables:
         rates += np.maximum(octaves - HIGHEST, 0) / PER_OCTAVE
         return max(capacity_for(TOKENS * rates.sum()), self.least_words(self.layout(deviations)))
 
-    def least_words(self, layout: Layout) -> int:
+    def least_words(self, layout: StreamLayout) -> int:
         """Words that a block of zeros takes."""
         return capacity_for(TOKENS * float((self.tables.prices[layout.rows[:, 0], 0] + layout.shifts).sum())) + 1
 
-    def layout(self, deviations: Vector) -> Layout:
+    def layout(self, deviations: Vector) -> StreamLayout:
         """How components of these standard ``deviations``, in steps, are coded."""
         lowest = 2.0 ** (LOWEST / PER_OCTAVE)
         classes = np.rint(np.log2(np.maximum(deviations, lowest)) * PER_OCTAVE).astype(np.int64)
         shifts = -np.minimum((HIGHEST - classes) // PER_OCTAVE, 0)
         first = 2 * (classes - shifts * PER_OCTAVE - LOWEST)
         second = first + (shifts == 0)  # half a step is nothing to a bucket of many
-        return Layout(np.stack([first, second], 1).astype(np.uint16), shifts)
+        return StreamLayout(np.stack([first, second], 1).astype(np.uint16), shifts)
 
 
 @lru_cache(maxsize=1)
@@ -77,7 +86,7 @@ def _train(source: NDArray[np.float32], deviation: float) -> tuple[Tables, float
     tables = _tables(plain)
     components = _SAMPLES // TOKENS
     rows = np.tile(np.array([0, 1], dtype=np.uint16), (components, 1))
-    layout = Layout(rows, np.zeros(components, dtype=np.int64))
+    layout = StreamLayout(rows, np.zeros(components, dtype=np.int64))
     indices = np.empty(_SAMPLES, dtype=np.int32)
     bits = 0.0
     for _ in range(_ROUNDS):

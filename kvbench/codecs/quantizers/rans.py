@@ -59,7 +59,7 @@ class Tables(NamedTuple):
     """(rows, 64): bits of the indices ± k; those of an escape where the row has no symbol."""
 
 
-class Layout(NamedTuple):
+class StreamLayout(NamedTuple):
     """How the components of one block are coded, the same in every block."""
 
     rows: NDArray[np.uint16]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kvbench.codecs.quantizers.rans import HEADER, STREAMS, TOKENS, Layout, Tables, encode, search
+from kvbench.codecs.quantizers.rans import HEADER, STREAMS, TOKENS, StreamLayout, Tables, encode, search
 
 FINENESS = 256
 """The step of a block is the common step times 2^(exponent / FINENESS)."""
@@ -26,7 +26,7 @@ def capacity_for(bits: float) -> int:
 
 
 def compress(
-    latents: Floats, layout: Layout, tables: Tables, words: NDArray[np.uint16], exponents: NDArray[np.int16]
+    latents: Floats, layout: StreamLayout, tables: Tables, words: NDArray[np.uint16], exponents: NDArray[np.int16]
 ) -> None:
     """Code ``latents`` (blocks, TOKENS, components), finite and in common steps.
 
@@ -38,7 +38,9 @@ def compress(
         exponents[block] = _code(plain, layout, tables, words[block], scratch)
 
 
-def _code(plain: Floats, layout: Layout, tables: Tables, words: NDArray[np.uint16], scratch: NDArray[np.uint16]) -> int:
+def _code(
+    plain: Floats, layout: StreamLayout, tables: Tables, words: NDArray[np.uint16], scratch: NDArray[np.uint16]
+) -> int:
     """Code one block (components · TOKENS,); the exponent of its step. Newton's method between two bounds."""
     indices = np.empty(len(plain), dtype=np.int32)
     target = 16 * (len(words) - HEADER + STREAMS)  # a state holds a word on average

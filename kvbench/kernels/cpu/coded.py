@@ -29,7 +29,7 @@ def readable(coded: Coded) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Basis:
+class LatentBasis:
     """Latents z stand for states ``z · decoder + mean`` (groups, rank, n · head_dim), n KV heads to a group.
 
     Both are fp16, or both fp32.
@@ -54,8 +54,8 @@ def coded_attention(
     tokens: int,
     scaling: float,
     mask: Tensor | None = None,
-    key_basis: Basis | None = None,
-    value_basis: Basis | None = None,
+    key_basis: LatentBasis | None = None,
+    value_basis: LatentBasis | None = None,
 ) -> Partial:
     """Attention of ``query`` (batch, groups, rows, key rank) fp32 over ``tokens`` stored tokens.
 
@@ -91,7 +91,7 @@ def coded_attention(
     return Partial(part.output.view(batch, groups, rows, -1), part.lse.view(batch, groups, rows))
 
 
-def _side(coded: Coded, layout: ColumnLayout, rows: int, basis: Basis | None, signed: bool = False) -> CodedSide:
+def _side(coded: Coded, layout: ColumnLayout, rows: int, basis: LatentBasis | None, signed: bool = False) -> CodedSide:
     """The record of keys or values; those as ``signed`` bytes."""
     codes, scale, zero = coded.codes, coded.scale, coded.zero
     channel_groups = 1 if scale is None else scale.shape[-1]

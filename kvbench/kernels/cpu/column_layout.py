@@ -13,7 +13,7 @@ from kvbench.codecs.kernel_view import Coded, LevelTables, Same, level_tables
 from kvbench.codecs.packing import Run, packed_bytes, runs
 from kvbench.kernels.cpu.llvm.vectors import LANES
 from kvbench.kernels.cpu.records import UnpackPlan, UnpackRun, pack
-from kvbench.kernels.cpu.unpack_plan import Column, Plan, lookup_table, plan_columns
+from kvbench.kernels.cpu.unpack_plan import Column, ColumnPlan, lookup_table, plan_columns
 
 GRID = 127
 """Levels are read as bytes: multiples of their largest magnitude / 127."""
@@ -34,7 +34,7 @@ class ColumnLayout:
     """
 
     runs: Any
-    plan: Plan
+    plan: ColumnPlan
     levels: Any
     table: Any
     component_of_column: Any

@@ -19,7 +19,7 @@ from kvbench.kernels.cpu.records import UNPACK_RUN, UNPACK_VECTOR
 BYTE_PERMUTE = vectors.has_byte_permute()
 _RUN_BYTES, _VECTOR_BYTES = UNPACK_RUN.itemsize, UNPACK_VECTOR.itemsize
 _WINDOW_BYTES, _ORDER_BYTES, _START_BYTES = 16, 256, 64
-"""Of one slot's window and orders, and of one vector's starts (:class:`kvbench.kernels.cpu.unpack_plan.Plan`)."""
+"""Of one slot's window and orders, and of one vector's starts (:class:`kvbench.kernels.cpu.unpack_plan.ColumnPlan`)."""
 _TABLE_BYTES = 512
 """Of one width's levels: 256 first bytes, 256 second bytes."""
 

@@ -34,7 +34,7 @@ class Column(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class ColumnPlan:
     """``vectors`` (count, 4) int64: an :class:`~kvbench.kernels.cpu.records.UnpackVector` each.
 
     ``windows`` (slots, 2) int64: first byte in a group, and words to read there. ``orders``
@@ -78,7 +78,7 @@ class _Field(NamedTuple):
     shift: int
 
 
-def plan_columns(columns: Sequence[Column], looked_up: bool) -> tuple[Plan, list[Run]]:
+def plan_columns(columns: Sequence[Column], looked_up: bool) -> tuple[ColumnPlan, list[Run]]:
     """How to unpack ``columns``, and the runs for which that does not go, in order.
 
     These are codes wider than 6 bits, codes that do not fill whole words, runs so scattered that a vector would take
@@ -121,7 +121,7 @@ def _in_words(run: Run) -> bool:
     return run.width <= WIDEST and all(run.components * bits % 4 == 0 for bits in (4, 2, 1) if run.width & bits)
 
 
-def _plan(vectors: Sequence[_Vector], looked_up: bool) -> Plan:
+def _plan(vectors: Sequence[_Vector], looked_up: bool) -> ColumnPlan:
     slots = [slot for vector in vectors for slot in vector.slots]
     records, first = [], 0
     for vector in vectors:
@@ -130,7 +130,7 @@ def _plan(vectors: Sequence[_Vector], looked_up: bool) -> Plan:
         first += len(vector.slots)
     starts = [[mark * _BYTES * looked_up for mark in vector.starts()] for vector in vectors]
     orders = [[slot.words, slot.first, slot.second, slot.masks] for slot in slots]
-    return Plan(
+    return ColumnPlan(
         np.array(records, np.int64).reshape(-1, len(UnpackVector._fields)),
         np.array([slot.window for slot in slots], np.int64).reshape(-1, 2),
         np.array(orders, np.uint32).reshape(-1, 4, LANES),

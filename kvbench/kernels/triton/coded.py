@@ -14,7 +14,7 @@ from kvbench.codecs.packing import TOKENS_PER_GROUP
 from kvbench.kernels.reference import Partial
 from kvbench.kernels.triton.coded_kernel import attend
 from kvbench.kernels.triton.splits import Out, Query, as_mask, cut, merged, on
-from kvbench.kernels.triton.unpack_plan import Plan, Program, plan, table
+from kvbench.kernels.triton.unpack_plan import Program, SidePlan, plan, table
 
 _MOST_BLOCKS = 16
 """A kernel is unrolled over the blocks of both sides: with more of them it takes minutes to compile."""
@@ -84,7 +84,7 @@ def triton_coded_attention(
         return merged(out)
 
 
-def _side(coded: Coded) -> tuple[_Side, Plan]:
+def _side(coded: Coded) -> tuple[_Side, SidePlan]:
     codes, affine = coded.codes, coded.scale if coded.scale is not None else coded.zero
     row, head, token = (0, 0, 0) if affine is None else (affine.stride(0), affine.stride(1), affine.stride(2))
     levels, units = (None, None) if coded.levels is None else _tables(level_tables(coded.levels))

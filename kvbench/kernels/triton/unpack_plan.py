@@ -59,7 +59,7 @@ class Channel:
     blocks: tuple[Block, ...]
 
 
-Plan = tuple[Channel, ...]
+SidePlan = tuple[Channel, ...]
 """How one side is unpacked: frozen dataclasses, the only records that Triton takes as constants."""
 
 
@@ -72,13 +72,13 @@ class Program:
 
     rows: int
     tile: int
-    keys: Plan
-    values: Plan
+    keys: SidePlan
+    values: SidePlan
     precise: bool
 
 
 @lru_cache(maxsize=1024)
-def plan(widths: tuple[int, ...], channel: int, aligned: bool) -> Plan:
+def plan(widths: tuple[int, ...], channel: int, aligned: bool) -> SidePlan:
     """Blocks of components of ``widths`` in channel groups of ``channel``; ``aligned``: groups start at whole words."""
     of_one_width = runs(widths)
     if len(of_one_width) > 1:

@@ -197,8 +197,8 @@ def _permuted(b: ir.IRBuilder, codes: ir.Value, table: Sequence[ir.Value]) -> ir
 def unpack_columns(  # type: ignore[no-untyped-def]
     tx, source, group_bytes, groups, out, quad_bytes, slots, windows, orders, starts, table, size
 ):
-    """16 columns of ``groups`` · 8 tokens by their slots (:class:`kvbench.kernels.cpu.unpack_plan.Plan`), as bytes of
-    quads.
+    """16 columns of ``groups`` · 8 tokens by their slots (:class:`~kvbench.kernels.cpu.unpack_plan.ColumnPlan`),
+    as bytes of quads.
 
     If ``size``, they are looked up in the first ``size`` bytes of ``table``.
     """
