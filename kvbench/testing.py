@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
-from kvbench.conformance.kit import CHECKS, Bench, prepare, run_check
+from kvbench.conformance.bench import Bench
+from kvbench.conformance.checks import CHECKS
+from kvbench.conformance.kit import prepare, run_check
 
 if TYPE_CHECKING:
     import pytest

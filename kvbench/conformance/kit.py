@@ -1,45 +1,17 @@
 """The conformance kit: what every compressor must do, checked on a tiny random model in seconds.
 
 ``kvbench validate SPEC`` prints the verdicts; plug-ins take them into their own tests with
-:func:`kvbench.testing.conformance`. Each check is a function of a :class:`Bench` that returns a line about what it saw,
-or raises.
+:func:`kvbench.testing.conformance`.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedModel
-
-from kvbench.cache.attach import CompressedModel, Plan
-from kvbench.cache.cache import CompressedCache
-from kvbench.cache.compressed import CompressedLayer
-from kvbench.cache.prediction import predict_bytes
-from kvbench.calibration.collect import collect
-from kvbench.calibration.statistics import Statistics
-from kvbench.compressors.compressor import Compressor, parse
-from kvbench.compressors.open_method import OpenMethod
-from kvbench.compressors.part import Part
+from kvbench.compressors.compressor import parse
+from kvbench.conformance.bench import Bench
+from kvbench.conformance.checks import CHECKS, ViolationError
 from kvbench.errors import KvbenchError
-from kvbench.hooks.geometry import ModelGeometry, probe_geometry
-from kvbench.measure.sensitivity import measure_sensitivity
-from kvbench.models.random_models import build
-
-TOKENS = 1024
-CLOSE = 1e-3
-"""Largest logit difference, of logits of order 1, that rounding in another order of fp32 sums may cause."""
 
 
 @dataclass(frozen=True)
@@ -49,59 +21,6 @@ class Check:
     name: str
     passed: bool
     detail: str
-
-
-class _ViolationError(Exception):
-    """A check that failed."""
-
-
-@dataclass
-class Bench:
-    """A tiny calibrated model, and the compressor under test on it."""
-
-    compressor: Compressor
-    model: PreTrainedModel
-    geometry: ModelGeometry
-    statistics: Statistics
-    ids: Tensor
-
-    @classmethod
-    def of(cls, compressor: Compressor, family: str = "llama") -> Bench:
-        """A seeded two-layer model with 3 KV heads of 64 and statistics of random text."""
-        sizes = {"layers": 2, "hidden": 192, "heads": 6, "kv_heads": 3, "head_dim": 64, "context": 8192}
-        model = build(family, torch.float32, 0, **sizes)
-        geometry = probe_geometry(model)
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(3, model.config.vocab_size, (3, TOKENS + 64), generator=generator)
-        statistics = collect(model, geometry, ids[:2, :512])
-        statistics.measure_sensitivity = partial(measure_sensitivity, model, geometry, statistics, ids)
-        return cls(compressor, model, geometry, statistics, ids)
-
-    def plan(self, compressor: Compressor | None = None) -> Plan:
-        """The fitted plan of the compressor under test, or of another."""
-        return (compressor or self.compressor).fit(self.geometry, self.statistics)
-
-    @torch.no_grad()
-    def feed(self, cache: CompressedCache, ids: Tensor) -> Tensor:
-        """Logits of ``ids`` (rows, tokens) on top of ``cache``."""
-        pieces = cache.pieces(ids)
-        return torch.cat([self.model(piece, past_key_values=cache, use_cache=True).logits for piece in pieces], 1)
-
-    def filled(self, attached: CompressedModel, rows: Tensor, tokens: int = TOKENS) -> CompressedCache:
-        """A cache after a prefill of the first ``tokens`` of ``rows``."""
-        cache = attached.new_cache()
-        self.feed(cache, rows[:, :tokens])
-        return cache
-
-    def deviation(self, compressor: Compressor) -> float:
-        """Mean squared difference from the stock model's logits over 64 tokens after a prefill."""
-        rows = self.ids[:1]
-        with torch.no_grad():
-            stock = self.model(rows, use_cache=False).logits[:, TOKENS:]
-        with CompressedModel(self.model, self.plan(compressor), self.geometry) as attached:
-            cache = self.filled(attached, rows)
-            cache.as_decoded = True
-            return float((self.feed(cache, rows[:, TOKENS:]) - stock).square().mean())
 
 
 def validate(spec: str) -> list[Check]:
@@ -126,215 +45,7 @@ def run_check(name: str, bench: Bench) -> Check:
     """The verdict of one of :data:`CHECKS`."""
     try:
         return Check(name, True, CHECKS[name](bench))
-    except _ViolationError as violation:
+    except ViolationError as violation:
         return Check(name, False, str(violation))
     except Exception as error:  # a plug-in may do anything; it is reported, and the next check runs
         return Check(name, False, f"{type(error).__name__}: {error}")
-
-
-def _require(condition: bool, what: str) -> None:
-    if not condition:
-        raise _ViolationError(what)
-
-
-def _round_trip(bench: Bench) -> str:
-    again = parse(str(bench.compressor))
-    _require(again == bench.compressor, f"{bench.compressor} parses back to {again}")
-    return str(again)
-
-
-def _bytes(bench: Bench) -> str:
-    plan = bench.plan()
-    with CompressedModel(bench.model, plan, bench.geometry) as attached:
-        allocated = bench.filled(attached, bench.ids[:2]).nbytes()
-    predicted = predict_bytes(plan, bench.geometry, TOKENS, 2)
-    error = allocated.total / predicted - 1
-    _require(abs(error) <= 0.01, f"allocated {allocated.total} bytes, predicted {predicted} ({error:+.1%})")
-    _require(allocated.workspace == 0, f"{allocated.workspace} bytes are held that no span accounts for")
-    return f"{allocated.total} bytes, {error:+.2%} from predicted"
-
-
-def _no_full_copy(bench: Bench) -> str:
-    """A decode step over four tiles may not hold a tensor of the size of one layer's keys."""
-    rows = bench.ids[:1].repeat(1, 4)[:, : 4 * TOKENS + 1]
-    with CompressedModel(bench.model, bench.plan(), bench.geometry) as attached:
-        cache = bench.filled(attached, rows, 4 * TOKENS)
-        with _Largest() as largest:
-            bench.feed(cache, rows[:, -1:])
-    whole = bench.geometry.layers[0].kv_heads * bench.geometry.layers[0].head_dim * 4 * TOKENS
-    _require(largest.elements < whole, f"a tensor of {largest.elements} elements was made; all keys are {whole}")
-    return f"largest temporary {largest.elements / whole:.0%} of one layer's keys"
-
-
-def _monotonic(bench: Bench) -> str:
-    specs = [parse(spec) for spec in _ladder(bench.compressor)]
-    if len(specs) < 2:
-        return "no knob to turn"
-    errors = [bench.deviation(spec) for spec in specs]
-    shown = ", ".join(f"{error:.1e}" for error in errors)
-    _require(all(b <= a * 1.02 for a, b in pairwise(errors)), f"error does not fall: {shown}")
-    return f"error falls: {shown}"
-
-
-def _batch(bench: Bench) -> str:
-    with CompressedModel(bench.model, bench.plan(), bench.geometry) as attached:
-        together = bench.feed(bench.filled(attached, bench.ids), bench.ids[:, TOKENS : TOKENS + 1])
-        alone = [bench.feed(bench.filled(attached, row[None]), row[None, TOKENS : TOKENS + 1]) for row in bench.ids]
-    return _same(together, torch.cat(alone), "a row alone and in a batch")
-
-
-def _token_by_token(bench: Bench) -> str:
-    rows, new = bench.ids[:1], bench.ids[:1, TOKENS : TOKENS + 48]
-    with CompressedModel(bench.model, bench.plan(), bench.geometry) as attached:
-        cache = bench.filled(attached, rows)
-        single = torch.cat([bench.feed(cache, new[:, i : i + 1]) for i in range(new.shape[1])], 1)
-        cache = bench.filled(attached, rows)
-        cache.as_decoded = True
-        block = bench.feed(cache, new)
-    return _same(single, block, "token by token and as a block")
-
-
-def _crop(bench: Bench) -> str:
-    rows = bench.ids[:1]
-    with CompressedModel(bench.model, bench.plan(), bench.geometry) as attached:
-        cache = bench.filled(attached, rows)
-        expected = bench.feed(deepcopy(cache), rows[:, TOKENS : TOKENS + 4])
-        bench.feed(cache, rows[:, TOKENS : TOKENS + 3])
-        cache.crop(-3)
-        again = bench.feed(cache, rows[:, TOKENS : TOKENS + 4])
-        for length in (TOKENS // 2, 6, 2):
-            cache.crop(length - cache.get_seq_length())
-            _require(cache.get_seq_length() == length, f"length {cache.get_seq_length()} after a crop to {length}")
-            _require(bool(bench.feed(cache, rows[:, :1]).isfinite().all()), f"not finite after a crop to {length}")
-    return _same(expected, again, "before and after a crop")
-
-
-def _rows(bench: Bench) -> str:
-    order = torch.tensor([2, 0, 1])
-    new = bench.ids[:, TOKENS : TOKENS + 1]
-    with CompressedModel(bench.model, bench.plan(), bench.geometry) as attached:
-        cache = bench.filled(attached, bench.ids)
-        twin = deepcopy(cache)
-        straight = bench.feed(cache, new)
-        twin.reorder_cache(order)
-        _same(straight[order], bench.feed(twin, new[order]), "rows and reordered rows")
-        repeated = bench.filled(attached, bench.ids[:1])
-        repeated.batch_repeat_interleave(2)
-        return _same(straight[:1].expand(2, -1, -1), bench.feed(repeated, new[:1].repeat(2, 1)), "a row and its copies")
-
-
-def _canary(bench: Bench) -> str:
-    rows = bench.ids[:1]
-    with CompressedModel(bench.model, bench.plan(), bench.geometry) as attached:
-        cache = bench.filled(attached, rows)
-        before = bench.feed(deepcopy(cache), rows[:, TOKENS : TOKENS + 1])
-        body = _body(cache)
-        if not body:
-            return "keeps no body"
-        _require(any(_flips(bench, cache, name, before) for name in body), "a changed byte changes nothing")
-    return "a changed byte changes the output"
-
-
-def _flips(bench: Bench, cache: CompressedCache, name: str, before: Tensor) -> bool:
-    twin = deepcopy(cache)
-    tensor = _body(twin)[name]
-    raw = tensor.contiguous().view(torch.uint8)
-    raw.view(-1)[:: max(1, raw.numel() // 64)] ^= 0x35
-    tensor.copy_(raw.view(tensor.dtype).view_as(tensor))
-    after = bench.feed(twin, bench.ids[:1, TOKENS : TOKENS + 1])
-    return not torch.equal(before, after)
-
-
-def _serialise(bench: Bench) -> str:
-    rows = bench.ids[:1]
-    with CompressedModel(bench.model, bench.plan(), bench.geometry) as attached:
-        cache = bench.filled(attached, rows)
-        before = bench.feed(deepcopy(cache), rows[:, TOKENS : TOKENS + 1])
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "body.safetensors"
-            save_file({name: tensor.contiguous() for name, tensor in _body(cache).items()}, path)
-            for name, tensor in load_file(path).items():
-                _body(cache)[name].copy_(tensor)
-        return _same(before, bench.feed(cache, rows[:, TOKENS : TOKENS + 1]), "before and after saving")
-
-
-def _detach(bench: Bench) -> str:
-    ids = bench.ids[:1, :32]
-    with torch.no_grad():
-        before = bench.model(ids).logits
-        with CompressedModel(bench.model, bench.plan(), bench.geometry) as attached:
-            bench.filled(attached, bench.ids[:1], 256)
-        after = bench.model(ids).logits
-    _require(torch.equal(before, after), "the model answers differently after detaching")
-    return "the model is as before, bit for bit"
-
-
-CHECKS: dict[str, Callable[[Bench], str]] = {
-    "spec round trip": _round_trip,
-    "bytes as predicted": _bytes,
-    "no full copy": _no_full_copy,
-    "error falls": _monotonic,
-    "batch invariance": _batch,
-    "as decoded": _token_by_token,
-    "crop": _crop,
-    "reorder, repeat, copy": _rows,
-    "canary": _canary,
-    "save and load": _serialise,
-    "detach": _detach,
-}
-
-
-def _ladder(compressor: Compressor) -> Iterable[str]:
-    """The spec at rising settings of its first knob."""
-    for part in compressor.parts:
-        method = OpenMethod.of(part.name)
-        if method.knob is None or getattr(part, method.knob) is None:
-            continue
-        name, choices = method.knob, method.choices
-        value = getattr(part, name)
-        shares = (0.25, 0.5, 1.0)
-        if name != "bits" and value > 1 and not choices:  # a count, as mla's latent
-            steps: Sequence[float] = [max(1, round(share * value)) for share in shares]
-        else:
-            steps = choices or ((2.0, 4.0, 6.0) if name == "bits" else shares)
-        changed = (replace(part, **{name: type(value)(step)}) for step in steps)
-        return [str(replace(compressor, parts=_with(compressor.parts, part, other))) for other in changed]
-    return []
-
-
-def _with(parts: tuple[Part, ...], part: Part, other: Part) -> tuple[Part, ...]:
-    return tuple(other if each is part else each for each in parts)
-
-
-def _body(cache: CompressedCache) -> dict[str, Tensor]:
-    """Views of every tensor of every body; layers may share one."""
-    return {
-        f"{index}.{name}": tensor
-        for index, layer in enumerate(cache.layers)
-        if isinstance(layer, CompressedLayer) and layer.owns_body
-        for name, tensor in (layer.body.view() | layer.body.fitted).items()
-    }
-
-
-def _same(a: Tensor, b: Tensor, what: str) -> str:
-    difference = float((a - b).abs().max())
-    _require(difference <= CLOSE, f"{what} differ by {difference:.1e} in the logits")
-    return f"{what} agree to {difference:.0e}"
-
-
-class _Largest(TorchDispatchMode):
-    """Remembers the largest floating-point tensor that any operation made; views and in-place results are none."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = {_address(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.is_floating_point() and _address(tensor) not in given:
-                self.elements = max(self.elements, tensor.numel())
-        return result
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()

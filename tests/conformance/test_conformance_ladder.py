@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvbench.compressors.compressor import parse
-from kvbench.conformance.kit import _ladder
+from kvbench.conformance.checks import _ladder
 
 
 def test_counts_climb_in_counts() -> None:

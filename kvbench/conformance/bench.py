@@ -1,0 +1,71 @@
+"""A tiny random model that every compressor is checked on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kvbench.cache.attach import CompressedModel, Plan
+from kvbench.cache.cache import CompressedCache
+from kvbench.calibration.collect import collect
+from kvbench.calibration.statistics import Statistics
+from kvbench.compressors.compressor import Compressor
+from kvbench.hooks.geometry import ModelGeometry, probe_geometry
+from kvbench.measure.sensitivity import measure_sensitivity
+from kvbench.models.random_models import build
+
+TOKENS = 1024
+"""Of the prompts that caches are filled with."""
+
+
+@dataclass
+class Bench:
+    """A tiny calibrated model, and the compressor under test on it."""
+
+    compressor: Compressor
+    model: PreTrainedModel
+    geometry: ModelGeometry
+    statistics: Statistics
+    ids: Tensor
+
+    @classmethod
+    def of(cls, compressor: Compressor, family: str = "llama") -> Bench:
+        """A seeded two-layer model with 3 KV heads of 64 and statistics of random text."""
+        sizes = {"layers": 2, "hidden": 192, "heads": 6, "kv_heads": 3, "head_dim": 64, "context": 8192}
+        model = build(family, torch.float32, 0, **sizes)
+        geometry = probe_geometry(model)
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(3, model.config.vocab_size, (3, TOKENS + 64), generator=generator)
+        statistics = collect(model, geometry, ids[:2, :512])
+        statistics.measure_sensitivity = partial(measure_sensitivity, model, geometry, statistics, ids)
+        return cls(compressor, model, geometry, statistics, ids)
+
+    def plan(self, compressor: Compressor | None = None) -> Plan:
+        """The fitted plan of the compressor under test, or of another."""
+        return (compressor or self.compressor).fit(self.geometry, self.statistics)
+
+    @torch.no_grad()
+    def feed(self, cache: CompressedCache, ids: Tensor) -> Tensor:
+        """Logits of ``ids`` (rows, tokens) on top of ``cache``."""
+        pieces = cache.pieces(ids)
+        return torch.cat([self.model(piece, past_key_values=cache, use_cache=True).logits for piece in pieces], 1)
+
+    def filled(self, attached: CompressedModel, rows: Tensor, tokens: int = TOKENS) -> CompressedCache:
+        """A cache after a prefill of the first ``tokens`` of ``rows``."""
+        cache = attached.new_cache()
+        self.feed(cache, rows[:, :tokens])
+        return cache
+
+    def deviation(self, compressor: Compressor) -> float:
+        """Mean squared difference from the stock model's logits over 64 tokens after a prefill."""
+        rows = self.ids[:1]
+        with torch.no_grad():
+            stock = self.model(rows, use_cache=False).logits[:, TOKENS:]
+        with CompressedModel(self.model, self.plan(compressor), self.geometry) as attached:
+            cache = self.filled(attached, rows)
+            cache.as_decoded = True
+            return float((self.feed(cache, rows[:, TOKENS:]) - stock).square().mean())
