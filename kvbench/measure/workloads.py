@@ -65,3 +65,7 @@ class MemoryWorkload(Frozen):
     steps: NonNegativeInt = 32
     chunk: PositiveInt = 256
     peaks: bool = True
+
+
+PARTS: dict[str, type[Frozen]] = {"memory": MemoryWorkload, "speed": SpeedWorkload, "quality": QualityWorkload}
+"""What a workload may measure, by the names that it has in suites and records."""

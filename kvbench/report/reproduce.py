@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from kvbench.measure.workloads import PARTS
 from kvbench.runs.records import Record
 from kvbench.runs.suites import Suite, load_suite, suite_names
 from kvbench.runs.trials import Trial, Workload
-
-PARTS = ("quality", "speed", "memory")
 
 
 @dataclass(frozen=True)

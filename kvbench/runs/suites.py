@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from kvbench.cache.spans import ExactDtype
 from kvbench.errors import KvbenchError, unknown
-from kvbench.measure.workloads import MemoryWorkload, QualityWorkload, SpeedWorkload
+from kvbench.measure.workloads import PARTS, QualityWorkload
 from kvbench.runs.trials import Workload
 from kvbench.storage.frozen import Frozen
 
@@ -35,7 +35,7 @@ class SuiteWorkload(Workload):
 
     def plain(self) -> Workload:
         """The workload itself, as trials carry it."""
-        return Workload(name=self.name, quality=self.quality, speed=self.speed, memory=self.memory)
+        return Workload(name=self.name, **{part: getattr(self, part) for part in PARTS})
 
 
 class Suite(Frozen):
@@ -93,12 +93,7 @@ class Suite(Frozen):
         return self
 
 
-_TABLES: dict[str, type[Frozen]] = {
-    "workload": SuiteWorkload,
-    "quality": QualityWorkload,
-    "speed": SpeedWorkload,
-    "memory": MemoryWorkload,
-}
+_TABLES: dict[str, type[Frozen]] = {"workload": SuiteWorkload, **PARTS}
 
 
 def suite_names() -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveInt, model_validator
 
-from kvbench.measure.workloads import MemoryWorkload, QualityWorkload, SpeedWorkload
+from kvbench.measure.workloads import PARTS, MemoryWorkload, QualityWorkload, SpeedWorkload
 from kvbench.runs.canonical import content, digest
 from kvbench.storage.frozen import Frozen
 
@@ -29,13 +29,13 @@ class Workload(Frozen):
         if not self.name or "|" in self.name:
             raise ValueError(f"workload name {self.name!r} must not be empty nor contain '|'")
         if not self.parts:
-            raise ValueError(f"workload {self.name!r} measures nothing: give it quality, speed or memory")
+            raise ValueError(f"workload {self.name!r} measures nothing: give it {', '.join(PARTS)}")
         return self
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the parts that are measured: some of "memory", "speed", "quality"."""
-        return tuple(part for part in ("memory", "speed", "quality") if getattr(self, part) is not None)
+        """Names of the parts that are measured: some of :data:`kvbench.measure.workloads.PARTS`."""
+        return tuple(part for part in PARTS if getattr(self, part) is not None)
 
 
 class Trial(Frozen):
