@@ -18,6 +18,7 @@ from shapes import HEADS, KV_HEADS, SCALING, codecs, query, states
 from torch import Tensor
 from torch.nn import functional
 
+from kvbench.cache.body_attention import BodyAttention
 from kvbench.hardware.bandwidth import Bandwidth
 from kvbench.kernels.decode import attend_exact
 from kvbench.kernels.reading import Reading
@@ -132,7 +133,7 @@ def _arms(case: Case) -> dict[str, Arm]:
 def _coded(codec: Any, queries: Tensor, stored: Stored, tokens: int, reading: Reading) -> Arm:
     return Arm(
         stored,
-        lambda copy: codec.attend(queries, copy, tokens, None, SCALING, None, None, reading),
+        lambda copy: BodyAttention(codec, reading).attend(queries, copy, tokens, None, SCALING),
         codec.decode(stored),
     )
 

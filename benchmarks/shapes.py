@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kvbench.cache.codec import Codec, SideCodec
+from kvbench.codecs.codec import Codec, SideCodec
 from kvbench.codecs.quantizers.base import Quantizer
 from kvbench.codecs.quantizers.codebook import CodebookQuantizer
 from kvbench.codecs.quantizers.integer import IntegerQuantizer

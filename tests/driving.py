@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from kvbench.cache.attach import CompressedModel, LayerPlan, Plan, attach, identity_plan
-from kvbench.cache.codec import Codec, SideCodec
 from kvbench.cache.spans import Spans
 from kvbench.calibration.collect import collect
 from kvbench.calibration.statistics import Statistics
+from kvbench.codecs.codec import Codec, SideCodec
 from kvbench.codecs.quantizers.base import Passthrough
 from kvbench.hooks.geometry import ModelGeometry, probe_geometry
 from kvbench.models.random_models import FAMILIES, build

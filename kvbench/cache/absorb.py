@@ -6,20 +6,16 @@ With keys ``k = D z + μ`` a score is ``q·k = (Dᵀq)·z + q·μ``, and with va
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from kvbench.cache.way import Way
+from kvbench.codecs.codec import Codec, SideCodec
 from kvbench.codecs.kernel_view import Coded
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import side, span, tiles
 from kvbench.kernels.decode import attend_exact
 from kvbench.kernels.reference import Partial, merge, partial_attention, wide
-
-if TYPE_CHECKING:
-    from kvbench.cache.codec import Codec, SideCodec
 
 
 def into_latents(query: Tensor, side: SideCodec) -> tuple[Tensor, Tensor | None]:

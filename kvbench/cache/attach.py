@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from kvbench.cache.cache import CompressedCache
-from kvbench.cache.codec import Codec, SideCodec
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import ExactLayer, KVLayer
 from kvbench.cache.shared import MemberCodec, SharedLayer
 from kvbench.cache.spans import Spans
 from kvbench.cache.static_cache import StaticCompressedCache
+from kvbench.codecs.codec import Codec, SideCodec
 from kvbench.codecs.quantizers.base import Passthrough
 from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry, probe_geometry

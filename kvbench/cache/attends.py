@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from kvbench.cache.attach import LayerPlan, Plan
-from kvbench.cache.codec import Codec
 from kvbench.cache.shared import MemberCodec
 from kvbench.cache.way import REBUILT, Way, way
+from kvbench.codecs.codec import Codec
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 from kvbench.kernels.decode import kernels_taking
 from kvbench.kernels.reading import DEFAULT, Reading

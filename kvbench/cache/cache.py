@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from kvbench.cache.buffers import GrowingTensor
-from kvbench.cache.codec import Codec
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import KVLayer
+from kvbench.codecs.codec import Codec
 from kvbench.hooks.rotary import Positions
 from kvbench.selectors.base import Selector
 

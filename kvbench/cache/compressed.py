@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.body import Body, kind
+from kvbench.cache.body_attention import BodyAttention
 from kvbench.cache.buffers import AXIS, GrowingTensor
-from kvbench.cache.codec import Codec
 from kvbench.cache.crop import crop
 from kvbench.cache.layer import KVLayer, TensorsByKind, gather_slots, mask_at, require_finite
 from kvbench.cache.rounding import exact_dtype, stored_as
 from kvbench.cache.spans import Spans
+from kvbench.codecs.codec import Codec
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.hooks.interception import AttentionCall, rotate
 from kvbench.hooks.rotary import Rotator
@@ -190,8 +191,8 @@ class CompressedLayer(KVLayer):
 
         if self.codec.decoupled:
             query = torch.cat([query, call.query], -1)
-        stored = self.body.view()
-        return self._bound.attend(query, stored, entries, rotate_keys, call.scaling, mask, call.softcap, self.reading)
+        stored, attention = self.body.view(), BodyAttention(self._bound, self.reading)
+        return attention.attend(query, stored, entries, rotate_keys, call.scaling, mask, call.softcap)
 
     def _limits(self, past: int, query: Tensor) -> Tensor:
         """(queries,): where the body ended for each new token, had they been decoded one by one."""

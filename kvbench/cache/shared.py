@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.buffers import AXIS
-from kvbench.cache.codec import Codec, SideCodec
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.spans import Spans
+from kvbench.codecs.codec import Codec, SideCodec
 from kvbench.codecs.quantizers.base import Cost, Stored
 from kvbench.errors import KvbenchError
 from kvbench.hooks.rotary import Rotator

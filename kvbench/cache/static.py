@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from kvbench.cache.body import kind
+from kvbench.cache.body_attention import BodyAttention
 from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import ExactLayer, TensorsByKind, require_finite
@@ -187,9 +188,8 @@ class StaticCompressedLayer(StaticLayer):
             query = torch.cat([query, call.query], -1)
         mask = (torch.arange(self.capacity, device=self.seen.device) < self.start).view(1, 1, 1, -1)
         rotate_keys = None if self.rotator is None else self._rotate_keys
-        body = self.codec.attend(
-            query, self.body, self.capacity, rotate_keys, call.scaling, mask, call.softcap, self.reading
-        )
+        attention = BodyAttention(self.codec, self.reading)
+        body = attention.attend(query, self.body, self.capacity, rotate_keys, call.scaling, mask, call.softcap)
         return merge([part, body]).output
 
     def _rotate_keys(self, keys: Tensor, begin: int, end: int) -> Tensor:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from kvbench.codecs.codec import Codec
 from kvbench.codecs.kernel_view import Coded, kernel_view
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import side
 from kvbench.kernels.choice import Kernels
 from kvbench.kernels.decode import kernels_taking
 from kvbench.kernels.reading import Reading
-
-if TYPE_CHECKING:
-    from kvbench.cache.codec import Codec
 
 READS = {
     "exact": "keys and values are numbers of the model's dtype, read where they lie",

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from kvbench.cache.attach import LayerPlan, Plan
-from kvbench.cache.codec import Codec, SideCodec
 from kvbench.cache.spans import Spans
 from kvbench.calibration.statistics import LayerStatistics, Statistics
+from kvbench.codecs.codec import Codec, SideCodec
 from kvbench.codecs.quantizers.base import Passthrough, Quantizer
 from kvbench.codecs.transforms.linear import LinearTransform
 from kvbench.codecs.transforms.online import PromptBasis

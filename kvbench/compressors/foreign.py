@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.attach import LayerPlan
-from kvbench.cache.codec import Codec
+from kvbench.codecs.codec import Codec
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError, PluginError
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvbench.cache.latent import JointCodec
+from kvbench.codecs.joint import JointCodec
 from kvbench.codecs.transforms.joint import joint_matrix, side_by_side
 from kvbench.compressors.draft import LayerDraft, SideDraft
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvbench.cache.attach import LayerPlan, Plan
-from kvbench.cache.codec import Codec, SideCodec
 from kvbench.calibration.moments import SINKS
 from kvbench.calibration.sensitivity import Sensitivity, SideSensitivity
 from kvbench.calibration.statistics import Statistics
 from kvbench.calibration.store import calibrate, statistics_folder
+from kvbench.codecs.codec import Codec, SideCodec
 from kvbench.codecs.quantizers.base import Passthrough
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError

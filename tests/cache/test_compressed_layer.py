@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kvbench.cache.codec import Codec, SideCodec
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.spans import Spans
+from kvbench.codecs.codec import Codec, SideCodec
 from kvbench.codecs.quantizers.base import Passthrough, Stored
 from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.hooks.interception import AttentionCall

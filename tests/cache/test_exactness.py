@@ -21,9 +21,9 @@ from driving import (
 from torch import Tensor
 
 from kvbench.cache.attach import LayerPlan, Plan
-from kvbench.cache.codec import Codec, SideCodec
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.spans import Spans
+from kvbench.codecs.codec import Codec, SideCodec
 from kvbench.codecs.quantizers.base import Passthrough, Stored
 from kvbench.errors import KvbenchError
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from kvbench.cache.attach import CompressedModel, LayerPlan, Plan
 from kvbench.cache.cache import reachable_tensors
-from kvbench.cache.codec import Codec, SideCodec
 from kvbench.cache.compiled import CompiledDecode, compiled_decode, static_cache
 from kvbench.cache.spans import Spans
 from kvbench.cache.static import StaticCompressedLayer
 from kvbench.codecs import stored
+from kvbench.codecs.codec import Codec, SideCodec
 from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError

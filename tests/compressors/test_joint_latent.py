@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kvbench.cache.attach import attach
+from kvbench.cache.body_attention import BodyAttention
 from kvbench.cache.prediction import body_bits_per_element, predict_bytes
 from kvbench.calibration.collect import collect
 from kvbench.compressors.compressor import parse
@@ -99,7 +100,7 @@ def test_decoupled_keys_are_whole_keys_without_rope(llama):
     codec = llama.fit("mla:rope_dims=8,latent=40").layers[0].codec
     stored = codec.encode(*(torch.randn(2, 1, 2, 24, 16, dtype=torch.float64)))
     query = torch.randn(1, 4, 3, 16, dtype=torch.float64)
-    decoupled = codec.attend(torch.cat([query, query], -1), stored, 24, None, 0.25, None, None)
+    decoupled = BodyAttention(codec).attend(torch.cat([query, query], -1), stored, 24, None, 0.25)
     whole = partial_attention(query, *codec.decode(stored), 0.25)
     torch.testing.assert_close(decoupled.output, whole.output)
     torch.testing.assert_close(decoupled.lse, whole.lse)

@@ -7,9 +7,9 @@ import torch
 from driving import calibrated, feed, subject, token_ids
 
 from kvbench.cache.attach import Plan
-from kvbench.cache.codec import Codec
 from kvbench.cache.prediction import predict_bytes
 from kvbench.cache.spans import Spans
+from kvbench.codecs.codec import Codec
 from kvbench.compressors.compressor import parse
 
 pytestmark = pytest.mark.usefixtures("fp64")

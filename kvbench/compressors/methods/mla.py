@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.cache.latent import DecoupledCodec
+from kvbench.codecs.joint import DecoupledCodec
 from kvbench.codecs.transforms.fitting import Basis, weighted_basis
 from kvbench.codecs.transforms.joint import balanced, joint_matrix
 from kvbench.codecs.transforms.rope import commuting_basis, frequency_pairs

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvbench.cache.codec import Codec
 from kvbench.cache.spans import Spans
+from kvbench.codecs.codec import Codec
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
 from kvbench.compressors.plan_file import PlanFile, open_plan

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvbench.cache.absorb import from_latents, into_latents
-from kvbench.cache.codec import SideCodec
+from kvbench.codecs.codec import SideCodec
 from kvbench.codecs.quantizers.base import Passthrough
 from kvbench.codecs.transforms.fitting import Basis, principal_basis, weighted_basis
 from kvbench.codecs.transforms.linear import LinearTransform

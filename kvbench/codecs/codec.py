@@ -15,14 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from kvbench.cache.absorb import attend_absorbed
-from kvbench.cache.way import way
 from kvbench.codecs.quantizers.base import Cost, Quantizer, Stored
-from kvbench.codecs.stored import prefixed, side, span, tiles
+from kvbench.codecs.stored import prefixed, side
 from kvbench.codecs.transforms.linear import LinearTransform
 from kvbench.codecs.transforms.online import PromptBasis
-from kvbench.kernels.reading import DEFAULT, Reading
-from kvbench.kernels.reference import TILE_SCORES, Partial, attention_in_slices, merge
 
 Rotate = Callable[[Tensor, int, int], Tensor]
 """Rotate keys (batch, kv heads, tokens, head_dim) that sit at entries [start, stop) of the body."""
@@ -146,38 +142,6 @@ class Codec:
     def decode(self, stored: Stored) -> tuple[Tensor, Tensor]:
         """Keys (before RoPE if ``keys_before_rope``) and values, each (batch, kv heads, tokens, ·), in fp32 or fp64."""
         return self.keys.decode(side(stored, "keys")), self.values.decode(side(stored, "values"))
-
-    def attend(
-        self,
-        query: Tensor,
-        stored: Stored,
-        tokens: int,
-        rotate: Rotate | None,
-        scaling: float,
-        mask: Tensor | None,
-        softcap: float | None,
-        reading: Reading = DEFAULT,
-    ) -> Partial:
-        """Attention of ``query`` (batch, heads, queries, head_dim) over the ``tokens`` stored.
-
-        A single query attends in the latents where the codec can and ``reading`` does not forbid it; else tiles of
-        :data:`kvbench.codecs.stored.TILE` tokens are decoded, attended and dropped. ``mask`` is boolean, broadcastable
-        to (batch, kv heads or 1, queries, tokens). A ``decoupled`` codec takes the query with and without RoPE, side
-        by side: (batch, heads, queries, 2 · head_dim).
-        """
-        fast = query.shape[2] == 1 and softcap is None and not query.requires_grad
-        chosen = way(self, stored, (query.dtype, query.device), rotate is not None, fast, reading)
-        if chosen.in_latents:
-            return attend_absorbed(self, query, stored, tokens, scaling, mask, chosen)
-        parts = []
-        for start, stop in tiles(tokens, self.block):
-            keys, values = self.tile(span(stored, tokens, start, stop), rotate, start, stop, query.dtype)
-            tile_mask = None if mask is None else mask[..., start:stop]
-            if tile_mask is not None and query.shape[2] > 1 and bool(tile_mask.all()):
-                tile_mask = None  # most tiles of a long body are seen whole by a whole block of queries
-            parts.append(attention_in_slices(query, keys, values, scaling, tile_mask, softcap, TILE_SCORES))
-        part = merge(parts)
-        return Partial(part.output, part.lse, str(chosen))
 
     def tile(
         self, stored: Stored, rotate: Rotate | None, start: int, stop: int, dtype: torch.dtype

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.cache.codec import Codec, Rotate, SideCodec
+from kvbench.codecs.codec import Codec, Rotate, SideCodec
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import prefixed, side
 
