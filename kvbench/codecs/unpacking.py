@@ -8,12 +8,13 @@ In torch every field of every run is some ten operations on tensors of a few kil
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from kvbench.storage.kernel_cache import kernel
 
 GROUP, QUAD = 8, 4
 
 
-@njit(nogil=True, cache=True)
+@kernel(__file__, nogil=True)
 def unpack_groups(packed, sections, codes):  # type: ignore[no-untyped-def]
     """``packed`` (groups, bytes) uint8 → ``codes`` (groups, 8, components) uint8.
 
@@ -45,14 +46,14 @@ def unpack_groups(packed, sections, codes):  # type: ignore[no-untyped-def]
                     out[token, first + whole + c] |= bits << shift
 
 
-@njit(nogil=True, cache=True)
+@kernel(__file__, nogil=True)
 def _spread(line, place, mask, shift, out, count):  # type: ignore[no-untyped-def]
     """Every fourth byte of ``line`` is one token's: its field at ``place`` is added to ``out``."""
     for i in range(count):
         out[i] |= ((line[QUAD * i] >> place) & mask) << shift
 
 
-@njit(nogil=True, cache=True)
+@kernel(__file__, nogil=True)
 def scaled_levels(codes, levels, starts, scale, out):  # type: ignore[no-untyped-def]
     """``codes`` (tokens, components) uint8 → ``out`` of the same shape, fp32: levels times ``scale`` (components,).
 

@@ -13,7 +13,7 @@ coder behind it, Fischer & Wang 1992). Against rounding and the same coder that 
 A table row gives the frequency of every symbol. A wide component has ``shift`` raw bits below the symbol, and what no
 symbol names follows an escape in a word of its own.
 
-All kernels share this file because numba's cache on disk sees a kernel's own file change, not the files behind it.
+All kernels share this file: what is compiled is kept by its content.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from kvbench.storage.kernel_cache import kernel
 
 TOKENS = 32
 STREAMS = 4
@@ -68,7 +69,7 @@ class StreamLayout(NamedTuple):
     """(components,): raw bits below the symbol."""
 
 
-@njit(nogil=True, cache=True)
+@kernel(__file__, nogil=True)
 def search(scaled, layout, tables, indices):  # type: ignore[no-untyped-def]
     """Choose ``indices`` (components · TOKENS,) int32 for ``scaled`` of the same shape, fp32 in steps.
 
@@ -92,7 +93,7 @@ def search(scaled, layout, tables, indices):  # type: ignore[no-untyped-def]
     return total, active
 
 
-@njit(nogil=True, cache=True)
+@kernel(__file__, nogil=True)
 def _forward(scaled, stream, layout, tables, came, sizes, bits):  # type: ignore[no-untyped-def]
     """The Viterbi pass over one stream; returns the best last state."""
     costs, after = np.full(8, np.inf), np.empty(8)
@@ -113,7 +114,7 @@ def _forward(scaled, stream, layout, tables, came, sizes, bits):  # type: ignore
     return costs.argmin()
 
 
-@njit(nogil=True, cache=True)
+@kernel(__file__, nogil=True)
 def _branches(size, layout, tables, component, i, branch, sizes, bits):  # type: ignore[no-untyped-def]
     """The best index of either quantizer and parity for magnitude ``size``, its bits and its cost."""
     shift = layout.shifts[component]
@@ -132,13 +133,13 @@ def _branches(size, layout, tables, component, i, branch, sizes, bits):  # type:
                 branch[at], sizes[i, at], bits[i, at] = cost, index, price
 
 
-@njit(cache=True)
+@kernel(__file__)
 def bucket_of(index, shift):  # type: ignore[no-untyped-def]
     """``index`` without its ``shift`` raw bits, rounded to the middle of its bucket."""
     return (index + (1 << shift >> 1)) >> shift
 
 
-@njit(nogil=True, cache=True)
+@kernel(__file__, nogil=True)
 def encode(indices, layout, tables, scratch, words):  # type: ignore[no-untyped-def]
     """Code ``indices`` (components · TOKENS,) int32 into ``words`` (capacity,) uint16, the rest filled with zeros.
 
@@ -180,7 +181,7 @@ def encode(indices, layout, tables, scratch, words):  # type: ignore[no-untyped-
     return needed
 
 
-@njit(cache=True)
+@kernel(__file__)
 def quantizers_of(indices):  # type: ignore[no-untyped-def]
     """0 or 1 (components · TOKENS,): which quantizer each index belongs to."""
     used = np.empty(len(indices), dtype=np.uint8)
@@ -191,7 +192,7 @@ def quantizers_of(indices):  # type: ignore[no-untyped-def]
     return used
 
 
-@njit(nogil=True, cache=True)
+@kernel(__file__, nogil=True)
 def decode(words, steps, layout, tables, out):  # type: ignore[no-untyped-def]
     """Decode ``words`` (blocks, capacity) into ``out`` (blocks, TOKENS, components) fp32.
 
@@ -235,7 +236,7 @@ def decode(words, steps, layout, tables, out):  # type: ignore[no-untyped-def]
                 out[block, t, c] = value * step
 
 
-@njit(cache=True)
+@kernel(__file__)
 def level(index, second):  # type: ignore[no-untyped-def]
     """Where ``index`` of the first or second quantizer lies, in steps: every step, or half a step nearer to zero."""
     half = 0.5 if second else 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvbench.kernels.disk_cache import kernel_cache
+from kvbench.storage.kernel_cache import kernel_cache
 
 with kernel_cache(Path(__file__).parent):
     from kvbench.kernels.cpu import coded, exact, merge

@@ -13,12 +13,12 @@ import pytest
 from numba.core.dispatcher import Dispatcher
 
 from kvbench.kernels import cpu
-from kvbench.kernels.disk_cache import cache_folder
+from kvbench.storage.kernel_cache import cache_folder
 
 SMALL = {
     "__init__.py": """
 from pathlib import Path
-from kvbench.kernels.disk_cache import kernel_cache
+from kvbench.storage.kernel_cache import kernel_cache
 with kernel_cache(Path(__file__).parent):
     from small import outer
 """,
@@ -86,6 +86,29 @@ def test_a_kernel_that_calls_a_changed_one_is_compiled_anew(tmp_path: Path) -> N
     assert result() == "1"
     (tmp_path / "small" / "inner.py").write_text(SMALL["inner.py"].replace("return 1", "return 2"))
     assert result() == "2"
+
+
+ALONE = """
+from typing import NamedTuple
+from kvbench.storage.kernel_cache import kernel
+class Before(NamedTuple):
+    x: int
+@kernel(__file__)
+def value(of):
+    return of.x
+print(value(Before(3)))
+"""
+
+
+def test_what_was_kept_of_an_older_version_is_not_looked_at(tmp_path: Path) -> None:
+    """numba itself fails on it where it names a class that is gone."""
+    file = tmp_path / "alone.py"
+    for text in (ALONE, ALONE.replace("Before", "After")):
+        file.write_text(text)
+        environment = os.environ | {"KVBENCH_CACHE": str(tmp_path / "cache")}
+        command = [sys.executable, "-c", "import sys; sys.path.insert(0, '.'); import alone"]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout.strip() == "3", done.stderr
 
 
 def test_all_kernels_are_kept_by_the_source_of_all() -> None:

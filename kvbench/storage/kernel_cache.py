@@ -1,6 +1,7 @@
 """Where compiled CPU kernels are kept: a folder for every version of their source.
 
-numba watches one file at a time, and kernels inline functions of others.
+numba by itself keeps them beside the source and looks at one file's time: kernels inline functions of other files, and
+what was kept of an older version may name classes that are gone.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import atexit
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +21,7 @@ from kvbench.storage.folders import cache_dir
 
 @contextmanager
 def kernel_cache(source: Path) -> Iterator[None]:
-    """Let numba keep what is declared meanwhile in kvbench's cache folder, by the content of the folder ``source``.
+    """Let numba keep what is declared meanwhile in kvbench's cache folder, by the content of ``source`` (file, folder).
 
     Where the cache folder cannot be written, kernels are compiled anew in every process.
     """
@@ -36,8 +37,8 @@ def kernel_cache(source: Path) -> Iterator[None]:
 
 
 def cache_folder(source: Path) -> Path:
-    """Where to keep what is compiled from the files in ``source``; a temporary folder if that cannot be written."""
-    files = sorted(source.rglob("*.py"))
+    """Where to keep what is compiled from ``source``; a temporary folder if that cannot be written."""
+    files = [source] if source.is_file() else sorted(source.rglob("*.py"))
     version = sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
     folder = cache_dir() / "kernels" / version
     try:
@@ -49,3 +50,14 @@ def cache_folder(source: Path) -> Path:
     passing = tempfile.mkdtemp(prefix="kvbench-kernels-")
     atexit.register(shutil.rmtree, passing, ignore_errors=True)
     return Path(passing)
+
+
+def kernel(source: str, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """``numba.njit`` with ``options`` for functions of the file ``source``, which call no kernels of other files."""
+    from numba import njit
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        with kernel_cache(Path(source)):
+            return njit(cache=True, **options)(function)
+
+    return compiled
