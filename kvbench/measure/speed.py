@@ -2,7 +2,8 @@
 
 The arm under test and the baselines decode a document's own next tokens in the same process, a few steps at a time in
 random order, so that clock and neighbours drift over all of them alike. Times per token and ratios are means over whole
-block cycles (:mod:`kvbench.measure.cycles`): what is encoded now and then is paid for by every token.
+block cycles (:mod:`kvbench.measure.cycles`): what is encoded now and then is paid for by every token. Freed memory is
+kept for reuse, so that what ran before a trial has no say in how long its allocations take.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers import Cache
 
 from kvbench.cache.cache import CacheBytes
+from kvbench.hardware.allocator import keep_freed_memory
 from kvbench.measure.arms import Arm
 from kvbench.measure.cycles import (
     cycle_of,
@@ -86,6 +88,7 @@ class SpeedBench:
     def prompt(self) -> ExactPrompt:
         """The prefilled prompt; timed on its second run, the first warms up."""
         if self._prompt is None:
+            keep_freed_memory()
             arm, ids = self.model_arm, self.ids[:, : self.prompt_tokens]
             exact_prompt(arm.model, arm.geometry, ids[:, :256])
             start = _now(arm)
