@@ -75,7 +75,7 @@ def weighted_basis(moment: Tensor, metric: Tensor, groups: int) -> Basis:
     """The basis that minimises tr(M · second moment of the error) at every rank, for ``metric`` M (groups · n squared).
 
     The best rank-r approximation of X M^½ is its projection onto the leading eigenvectors U of M^½ C M^½, and
-    x̂ = x M^½ U Uᵀ M^-½ attains it. With M = Σ q qᵀ this is KQ-SVD's optimum for the scores q·k (METHODS, 2.0b).
+    x̂ = x M^½ U Uᵀ M^-½ attains it. With M = Σ q qᵀ this is KQ-SVD's optimum for the scores q·k.
     """
     root, inverse = _square_roots(group_blocks(metric.double(), groups))
     values, axes = torch.linalg.eigh(root @ group_blocks(moment.double(), groups) @ root)

@@ -30,7 +30,7 @@ def rank_for_energy(spectrum: Tensor, energy: float) -> int:
 def global_ranks(spectra: Sequence[Tensor], rank: float, weights: Sequence[float] | None = None) -> list[int]:
     """Ranks that store ``rank`` of all values and leave the least weighted error, each at least 1.
 
-    The error is additive over components, so the best of all layers and sides win (METHODS, 2.0e): one water level.
+    The error is additive over components, so the best of all layers and sides win: one water level.
     ``weights`` make layers and sides comparable, such as their mean Fisher information.
     """
     weights = [1.0] * len(spectra) if weights is None else weights

@@ -1,7 +1,7 @@
 """What commutes with RoPE, and what a query metric looks like to a key whose rotation is still to come.
 
 RoPE rotates pairs of key dimensions, one frequency each; as a complex number, a pair is multiplied by a phase. Mixing
-the heads *within one frequency* by a complex matrix therefore commutes with it (TransMLA's RoRoPE; METHODS, 2.0c).
+the heads *within one frequency* by a complex matrix therefore commutes with it (RoRoPE of TransMLA, arXiv 2502.07864).
 """
 
 from __future__ import annotations
