@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvbench.storage.kernel_cache import kernel
+from kvbench.storage.kernel_cache import kernels_of
+
+_kernel = kernels_of(__file__)
 
 GROUP, QUAD = 8, 4
 
 
-@kernel(__file__, nogil=True)
+@_kernel(nogil=True)
 def unpack_groups(packed, sections, codes):  # type: ignore[no-untyped-def]
     """``packed`` (groups, bytes) uint8 → ``codes`` (groups, 8, components) uint8.
 
@@ -46,14 +48,14 @@ def unpack_groups(packed, sections, codes):  # type: ignore[no-untyped-def]
                     out[token, first + whole + c] |= bits << shift
 
 
-@kernel(__file__, nogil=True)
+@_kernel(nogil=True)
 def _spread(line, place, mask, shift, out, count):  # type: ignore[no-untyped-def]
     """Every fourth byte of ``line`` is one token's: its field at ``place`` is added to ``out``."""
     for i in range(count):
         out[i] |= ((line[QUAD * i] >> place) & mask) << shift
 
 
-@kernel(__file__, nogil=True)
+@_kernel(nogil=True)
 def scaled_levels(codes, levels, starts, scale, out):  # type: ignore[no-untyped-def]
     """``codes`` (tokens, components) uint8 → ``out`` of the same shape, fp32: levels times ``scale`` (components,).
 

@@ -46,7 +46,7 @@ def _methods(before: Record | None, after: Record | None) -> Iterator[str]:
 def _speed_cells(before: Record | None, after: Record | None) -> dict[str, Cell]:
     """The time per token, never judged, and the speed-up over ``none``, judged within one kind of machine.
 
-    Between two runs a bare time drifts by more than most changes are worth; the speed-up was measured against
+    Between two runs a bare time drifts by more than most changes make; the speed-up was measured against
     ``none`` in the same rounds. On another machine even that is another quantity.
     """
     old, new = (record.speed if record else None for record in (before, after))

@@ -115,8 +115,9 @@ class ModelBench:
     # ---- measurements ----------------------------------------------------------------------------------------------
 
     def quality(self, arm: Arm, workload: QualityWorkload) -> QualityResult:
-        """Score ``arm`` on documents."""
-        return self._quality(workload).score(arm)
+        """Score ``arm`` on documents, which workloads share whatever they calibrate on."""
+        scored = workload.model_dump(exclude={"calibration_text", "calibration_windows", "calibration_length"})
+        return self._quality(QualityWorkload(**scored)).score(arm)
 
     def speed(self, arm: Arm, workload: SpeedWorkload, text: str, seed: int, split: Split = "test") -> SpeedResult:
         """Time ``arm`` against both baselines."""

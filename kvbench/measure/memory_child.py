@@ -64,7 +64,7 @@ def pack(request: ProbeRequest, arm: Arm, ids: Tensor, folder: Path) -> None:
 
 
 def measure(folder: Path) -> MemoryResult:
-    """For what :func:`pack` has written."""
+    """Load what :func:`pack` has written into ``folder``, and measure it. Raises as :func:`measure_memory` does."""
     request = ProbeRequest(**json.loads((folder / REQUEST).read_text()))
     torch.set_num_threads(request.threads)
     loaded = load(request.model, getattr(torch, request.dtype), request.device)

@@ -22,7 +22,7 @@ MARK = 6.0
 """Half the side of the square that a point keeps free."""
 
 LARGEST_SHARE = 0.08
-"""Of its own area, that a name may cost and still be worth its place."""
+"""Of its own area, that a name may cost and still be placed there."""
 
 RANK = 4.0
 """Cost, in covered pixels, of each step down the list of places."""

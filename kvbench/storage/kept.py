@@ -43,7 +43,7 @@ def kept(key: Sequence[object], make: Callable[[], Contents]) -> Contents:
         return contents
     tensors, texts = make()
     size = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
-    if size <= budget():
+    if 0 < budget() >= size:
         with contextlib.suppress(FetchError):
             build_folder(folder, lambda partial: save_file(tensors, partial / _FILE, texts))
             _make_room(folder.parent, folder)

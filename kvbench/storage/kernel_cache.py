@@ -25,11 +25,17 @@ def kernel_cache(source: Path) -> Iterator[None]:
 
     Where the cache folder cannot be written, kernels are compiled anew in every process.
     """
+    with _kept_in(cache_folder(source)):
+        yield
+
+
+@contextmanager
+def _kept_in(folder: Path) -> Iterator[None]:
     from numba import config
 
     settings: Any = config
     before = settings.CACHE_DIR
-    settings.CACHE_DIR = str(cache_folder(source))
+    settings.CACHE_DIR = str(folder)
     try:
         yield
     finally:
@@ -52,12 +58,20 @@ def cache_folder(source: Path) -> Path:
     return Path(passing)
 
 
-def kernel(source: str, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """``numba.njit`` with ``options`` for functions of the file ``source``, which call no kernels of other files."""
+def kernels_of(source: str) -> Callable[..., Callable[[Callable[..., Any]], Any]]:
+    """``numba.njit`` for functions of the file ``source``, which call no kernels of other files.
+
+    What it returns takes njit's options and decorates. The file is read, and its folder tried, once for all of them.
+    """
     from numba import njit
 
-    def compiled(function: Callable[..., Any]) -> Any:
-        with kernel_cache(Path(source)):
-            return njit(cache=True, **options)(function)
+    folder = cache_folder(Path(source))
 
-    return compiled
+    def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+        def compiled(function: Callable[..., Any]) -> Any:
+            with _kept_in(folder):
+                return njit(cache=True, **options)(function)
+
+        return compiled
+
+    return kernel

@@ -132,39 +132,39 @@ def test_version_is_the_packages(kvbench: Cli):
 
 
 def test_no_arguments_show_the_help(kvbench: Cli):
-    found = kvbench()
-    assert found.code == 0 and "Usage: kvbench COMMAND" in found.out
+    outcome = kvbench()
+    assert outcome.code == 0 and "Usage: kvbench COMMAND" in outcome.out
 
 
 # ---- run -------------------------------------------------------------------------------------------------------------
 
 
 def test_run_prints_a_table_and_where_the_records_are(kvbench: Cli, suite: Path, tmp_path: Path):
-    found = kvbench("run", "--suite", suite, "--out", tmp_path / "r", "--threads", 1)
-    assert found.code == 0 and "int:bits=4" in found.out and "random:llama · w" in found.out
-    assert "[1/2] ok     random:llama | none | w (" in found.err
-    assert f"records: {tmp_path}/r/records.jsonl · report: kvbench report {tmp_path}/r\n" in found.err
+    outcome = kvbench("run", "--suite", suite, "--out", tmp_path / "r", "--threads", 1)
+    assert outcome.code == 0 and "int:bits=4" in outcome.out and "random:llama · w" in outcome.out
+    assert "[1/2] ok     random:llama | none | w (" in outcome.err
+    assert f"records: {tmp_path}/r/records.jsonl · report: kvbench report {tmp_path}/r\n" in outcome.err
     again = kvbench("run", "--suite", suite, "--out", tmp_path / "r", "--threads", 1)
-    assert again.code == 0 and again.out == found.out and "2 of 2 trials are already done" in again.err
+    assert again.code == 0 and again.out == outcome.out and "2 of 2 trials are already done" in again.err
 
 
 def test_json_is_alone_on_stdout(kvbench: Cli, suite: Path, ran: Path):
-    found = kvbench("run", "--suite", suite, "--out", ran, "--threads", 1, "--json")
-    records = [json.loads(line) for line in found.out.splitlines()]
+    outcome = kvbench("run", "--suite", suite, "--out", ran, "--threads", 1, "--json")
+    records = [json.loads(line) for line in outcome.out.splitlines()]
     assert [record["trial"]["compressor"] for record in records] == ["none", "int:bits=4"]
     assert [record["id"] for record in records] == [record.id for record in read_records(ran)]
 
 
 def test_quiet_says_nothing_but_the_result(kvbench: Cli, suite: Path, tmp_path: Path):
-    found = kvbench("run", "--suite", suite, "--out", tmp_path / "r", "--threads", 1, "--quiet", "--json")
-    assert found.code == 0 and found.err == "" and len(found.out.splitlines()) == 2
+    outcome = kvbench("run", "--suite", suite, "--out", tmp_path / "r", "--threads", 1, "--quiet", "--json")
+    assert outcome.code == 0 and outcome.err == "" and len(outcome.out.splitlines()) == 2
 
 
 def test_dry_run_tells_done_from_to_do(kvbench: Cli, suite: Path, ran: Path):
     options = ("--suite", suite, "--out", ran, "--threads", 1, "--dry-run")
-    found = kvbench("run", *options, "--compressor", "none", "--compressor", "int:bits=2")
-    states = [line.split(maxsplit=1)[1].replace("to do", "to-do").split()[0] for line in found.out.splitlines()]
-    assert found.code == 0 and states == ["done", "to-do"]
+    outcome = kvbench("run", *options, "--compressor", "none", "--compressor", "int:bits=2")
+    states = [line.split(maxsplit=1)[1].replace("to do", "to-do").split()[0] for line in outcome.out.splitlines()]
+    assert outcome.code == 0 and states == ["done", "to-do"]
     plan = [json.loads(line) for line in kvbench("run", *options, "--json").out.splitlines()]
     assert [(trial["state"], trial["key"]) for trial in plan][1] == ("done", "random:llama | int:bits=4 | w")
     assert len(read_records(ran)) == 2
@@ -183,9 +183,9 @@ def test_failed_trials_are_told_in_one_line_each(kvbench: Cli, suite: Path, tmp_
 
     monkeypatch.setattr(Runner, "_measure", broken)
     monkeypatch.setattr("kvbench.cli.console.err", Console(stderr=True, width=30))
-    found = kvbench("run", "--suite", suite, "--out", tmp_path / "r", "--threads", 1)
-    assert found.code == 4
-    told = [line for line in found.err.splitlines() if " failed " in line]
+    outcome = kvbench("run", "--suite", suite, "--out", tmp_path / "r", "--threads", 1)
+    assert outcome.code == 4
+    told = [line for line in outcome.err.splitlines() if " failed " in line]
     assert told[0].startswith(
         "[1/2] failed random:llama | none | w: shape [2, 3] does not fit [/red] and a second line"
     )
@@ -211,10 +211,10 @@ def test_interrupt_says_how_to_resume(kvbench: Cli, suite: Path, tmp_path: Path,
 
     with monkeypatch.context() as patch:
         patch.setattr(Runner, "_measure", interrupted)
-        found = kvbench("run", "--suite", suite, "--out", tmp_path / "a b", "--threads", 1, "--json")
-    assert found.code == 130 and found.out == ""
+        outcome = kvbench("run", "--suite", suite, "--out", tmp_path / "a b", "--threads", 1, "--json")
+    assert outcome.code == 130 and outcome.out == ""
     again = f"kvbench run --suite {suite} --out '{tmp_path}/a b' --threads 1 --json"
-    assert found.err.splitlines()[-1] == f"interrupted; what is finished is kept, resume with: {again}"
+    assert outcome.err.splitlines()[-1] == f"interrupted; what is finished is kept, resume with: {again}"
     assert [record.status for record in read_records(tmp_path / "a b")] == ["interrupted"]
     resumed = kvbench("run", "--suite", suite, "--out", tmp_path / "a b", "--threads", 1, "--json")
     assert resumed.code == 0 and len(resumed.out.splitlines()) == 2
@@ -248,14 +248,14 @@ def test_gate_passes_fails_and_cannot_decide(kvbench: Cli, ran: Path, tmp_path: 
 
 
 def test_compare_a_run_with_itself(kvbench: Cli, ran: Path):
-    found = kvbench("compare", ran, ran / "records.jsonl", "--same")
-    assert found.code == 0 and "int:bits=4" in found.out
+    outcome = kvbench("compare", ran, ran / "records.jsonl", "--same")
+    assert outcome.code == 0 and "int:bits=4" in outcome.out
 
 
 def test_report_writes_files_and_prints_their_names(kvbench: Cli, ran: Path, tmp_path: Path):
-    found = kvbench("report", ran, "--out", tmp_path)
-    written = [Path(line) for line in found.out.splitlines()]
-    assert found.code == 0 and written and all(path.parent == tmp_path and path.stat().st_size for path in written)
+    outcome = kvbench("report", ran, "--out", tmp_path)
+    written = [Path(line) for line in outcome.out.splitlines()]
+    assert outcome.code == 0 and written and all(path.parent == tmp_path and path.stat().st_size for path in written)
     assert any(path.suffix == ".html" for path in written)
 
 
@@ -270,15 +270,15 @@ def test_show_explains_specs_and_prints_records(kvbench: Cli, ran: Path):
     composed = kvbench("show", "pca:rank=0.5+int:bits=4").out
     assert composed.startswith("pca:rank=0.5+int:bits=4\n") and "low rank" in composed and "quantization" in composed
     record = read_records(ran)[0]
-    found = kvbench("show", record.id, "--results", ran)
-    assert found.code == 0 and json.loads(found.out)["checksum"] == record.checksum
+    outcome = kvbench("show", record.id, "--results", ran)
+    assert outcome.code == 0 and json.loads(outcome.out)["checksum"] == record.checksum
 
 
 def test_show_with_a_model_says_what_it_takes_there(kvbench: Cli):
-    found = kvbench("show", "turboquant:bits=3", "--model", "random:llama")
-    assert found.code == 0, found.err
-    assert "held once for all caches" in found.out and "bits with bases" in found.out
-    pays = re.search(r"pays from +([\d,]+) tokens of one sequence", found.out)
+    outcome = kvbench("show", "turboquant:bits=3", "--model", "random:llama")
+    assert outcome.code == 0, outcome.err
+    assert "held once for all caches" in outcome.out and "bits with bases" in outcome.out
+    pays = re.search(r"pays from +([\d,]+) tokens of one sequence", outcome.out)
     assert pays and 100 < int(pays[1].replace(",", "")) < 1000
     never = kvbench("show", "none", "--model", "random:llama").out
     assert "never takes fewer bytes" in never
@@ -298,8 +298,10 @@ def test_ls_as_table_and_as_json(kvbench: Cli, what: str):
 def test_tables_in_pipes_are_wider_than_a_narrow_terminal():
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     command = [sys.executable, "-m", "kvbench", "ls", "models"]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment)
-    assert any("gemma-3-270m-q4_k_m" in line and "https://ai.google.dev" in line for line in found.stdout.splitlines())
+    outcome = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment)
+    assert any(
+        "gemma-3-270m-q4_k_m" in line and "https://ai.google.dev" in line for line in outcome.stdout.splitlines()
+    )
 
 
 def test_a_reader_that_goes_away_is_no_failure():
@@ -316,9 +318,9 @@ def test_a_reader_that_goes_away_is_no_failure():
 
 def test_generate_side_by_side(kvbench: Cli):
     options = ("--model", "random:llama", "--compressor", "int:bits=4,recent=0", "--tokens", 50)
-    found = kvbench("generate", "Once upon a time", *options, "--json")
-    assert found.code == 0 and found.err == ""
-    result = json.loads(found.out)
+    outcome = kvbench("generate", "Once upon a time", *options, "--json")
+    assert outcome.code == 0 and outcome.err == ""
+    result = json.loads(outcome.out)
     assert result["prompt_tokens"] == 16 and len(result["compressed"]["tokens"]) == 50
     assert result["compressed"]["body_tokens"] > 0 and result["uncompressed"]["body_tokens"] == 0
     panels = kvbench("generate", "Once upon a time", *options).out
@@ -327,22 +329,22 @@ def test_generate_side_by_side(kvbench: Cli):
 
 def test_generate_says_when_nothing_was_compressed(kvbench: Cli):
     for spec, told in (("int:bits=4", True), ("hf", False)):
-        found = kvbench("generate", "Hi", "--model", "random:llama", "--tokens", 2, "--compressor", spec)
-        assert ("nothing was compressed" in found.out) == told
+        outcome = kvbench("generate", "Hi", "--model", "random:llama", "--tokens", 2, "--compressor", spec)
+        assert ("nothing was compressed" in outcome.out) == told
 
 
 def test_calibrate_prints_the_folder_and_finds_it_again(kvbench: Cli, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
     command = ("calibrate", "--model", "random:llama", "--text", "pydoc", "--windows", 2, "--length", 64)
-    found = kvbench(*command)
-    assert found.code == 0 and Path(found.out.strip()).is_dir() and found.err == ""
-    assert kvbench(*command) == found
+    outcome = kvbench(*command)
+    assert outcome.code == 0 and Path(outcome.out.strip()).is_dir() and outcome.err == ""
+    assert kvbench(*command) == outcome
 
 
 def test_doctor_speaks_json(kvbench: Cli):
-    found = kvbench("doctor", "--json")
-    assert found.code == 0 and found.err == ""
-    assert {"environment", "bandwidth", "noise", "warnings", "problems"} <= {*json.loads(found.out)}
+    outcome = kvbench("doctor", "--json")
+    assert outcome.code == 0 and outcome.err == ""
+    assert {"environment", "bandwidth", "noise", "warnings", "problems"} <= {*json.loads(outcome.out)}
 
 
 def test_lists_and_explanations_say_what_attends(kvbench: Cli):

@@ -90,10 +90,10 @@ def test_a_kernel_that_calls_a_changed_one_is_compiled_anew(tmp_path: Path) -> N
 
 ALONE = """
 from typing import NamedTuple
-from kvbench.storage.kernel_cache import kernel
+from kvbench.storage.kernel_cache import kernels_of
 class Before(NamedTuple):
     x: int
-@kernel(__file__)
+@kernels_of(__file__)()
 def value(of):
     return of.x
 print(value(Before(3)))

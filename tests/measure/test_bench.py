@@ -59,9 +59,12 @@ def test_self_test_runs_once_per_frame_of_the_keys(bench: ModelBench, monkeypatc
 
 def test_documents_prompts_and_windows_are_shared(bench: ModelBench, monkeypatch: pytest.MonkeyPatch):
     qualities, speeds, cuts = (counted(monkeypatch, name) for name in ("QualityBench", "SpeedBench", "windows"))
-    for spec in ("none", "int:bits=4"):
+    for spec, calibrated_on in (("none", "pydoc"), ("int:bits=4", "essays")):
         arm = bench.arm(parse(spec), SOURCE)
-        bench.quality(arm, QualityWorkload(text="pydoc", documents=1, length=48, prefix=16, block=16))
+        scored = QualityWorkload(
+            text="pydoc", documents=1, length=48, prefix=16, block=16, calibration_text=calibrated_on
+        )
+        bench.quality(arm, scored)
         bench.speed(arm, SpeedWorkload(prompt=32, steps=32, rounds=1, warmup=0), "pydoc", seed=0)
         bench.memory(arm, MemoryWorkload(batch=2, prompt=32, steps=0, peaks=False), "pydoc")
     assert len(qualities) == len(speeds) == 1 and len(cuts) == 3

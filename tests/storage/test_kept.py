@@ -67,6 +67,9 @@ def test_nothing_is_kept_beyond_the_budget(gib: str, cache: Path, monkeypatch: p
     kept(["a"], maker)
     kept(["a"], maker)
     assert maker.calls == 2 and not list(cache.rglob("*.safetensors"))
+    if gib == "0":  # not even texts without tensors
+        assert kept(["b"], lambda: ({}, {"spec": "first"})) == ({}, {"spec": "first"})
+        assert kept(["b"], lambda: ({}, {"spec": "second"})) == ({}, {"spec": "second"})
 
 
 def test_a_budget_that_is_no_size_is_refused(monkeypatch: pytest.MonkeyPatch):

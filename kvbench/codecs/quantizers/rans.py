@@ -23,7 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kvbench.storage.kernel_cache import kernel
+from kvbench.storage.kernel_cache import kernels_of
+
+_kernel = kernels_of(__file__)
 
 TOKENS = 32
 STREAMS = 4
@@ -69,7 +71,7 @@ class StreamLayout(NamedTuple):
     """(components,): raw bits below the symbol."""
 
 
-@kernel(__file__, nogil=True)
+@_kernel(nogil=True)
 def search(scaled, layout, tables, indices):  # type: ignore[no-untyped-def]
     """Choose ``indices`` (components · TOKENS,) int32 for ``scaled`` of the same shape, fp32 in steps.
 
@@ -93,7 +95,7 @@ def search(scaled, layout, tables, indices):  # type: ignore[no-untyped-def]
     return total, active
 
 
-@kernel(__file__, nogil=True)
+@_kernel(nogil=True)
 def _forward(scaled, stream, layout, tables, came, sizes, bits):  # type: ignore[no-untyped-def]
     """The Viterbi pass over one stream; returns the best last state."""
     costs, after = np.full(8, np.inf), np.empty(8)
@@ -114,7 +116,7 @@ def _forward(scaled, stream, layout, tables, came, sizes, bits):  # type: ignore
     return costs.argmin()
 
 
-@kernel(__file__, nogil=True)
+@_kernel(nogil=True)
 def _branches(size, layout, tables, component, i, branch, sizes, bits):  # type: ignore[no-untyped-def]
     """The best index of either quantizer and parity for magnitude ``size``, its bits and its cost."""
     shift = layout.shifts[component]
@@ -133,13 +135,13 @@ def _branches(size, layout, tables, component, i, branch, sizes, bits):  # type:
                 branch[at], sizes[i, at], bits[i, at] = cost, index, price
 
 
-@kernel(__file__)
+@_kernel()
 def bucket_of(index, shift):  # type: ignore[no-untyped-def]
     """``index`` without its ``shift`` raw bits, rounded to the middle of its bucket."""
     return (index + (1 << shift >> 1)) >> shift
 
 
-@kernel(__file__, nogil=True)
+@_kernel(nogil=True)
 def encode(indices, layout, tables, scratch, words):  # type: ignore[no-untyped-def]
     """Code ``indices`` (components · TOKENS,) int32 into ``words`` (capacity,) uint16, the rest filled with zeros.
 
@@ -181,7 +183,7 @@ def encode(indices, layout, tables, scratch, words):  # type: ignore[no-untyped-
     return needed
 
 
-@kernel(__file__)
+@_kernel()
 def quantizers_of(indices):  # type: ignore[no-untyped-def]
     """0 or 1 (components · TOKENS,): which quantizer each index belongs to."""
     used = np.empty(len(indices), dtype=np.uint8)
@@ -192,7 +194,7 @@ def quantizers_of(indices):  # type: ignore[no-untyped-def]
     return used
 
 
-@kernel(__file__, nogil=True)
+@_kernel(nogil=True)
 def decode(words, steps, layout, tables, out):  # type: ignore[no-untyped-def]
     """Decode ``words`` (blocks, capacity) into ``out`` (blocks, TOKENS, components) fp32.
 
@@ -236,7 +238,7 @@ def decode(words, steps, layout, tables, out):  # type: ignore[no-untyped-def]
                 out[block, t, c] = value * step
 
 
-@kernel(__file__)
+@_kernel()
 def level(index, second):  # type: ignore[no-untyped-def]
     """Where ``index`` of the first or second quantizer lies, in steps: every step, or half a step nearer to zero."""
     half = 0.5 if second else 0.0

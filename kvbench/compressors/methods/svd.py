@@ -11,7 +11,7 @@ from kvbench.compressors.low_rank import LowRank
 
 @dataclass(frozen=True)
 class Svd(LowRank):
-    """Truncated SVD of W_k and W_v: what low rank is worth when nothing is known about the inputs. The honest floor.
+    """Truncated SVD of W_k and W_v: how far low rank gets when nothing is known about the inputs. The honest floor.
 
     The factor A of W ≈ B A spans the same latents as the leading eigenvectors of W Wᵀ, the second moment of the outputs
     for white inputs. Stored: all KV heads' keys before RoPE, and values, in those coordinates around the projection's

@@ -1,6 +1,6 @@
 """Decode kernels for the CPU, compiled by numba.
 
-They are all imported here, whichever of them is asked for first, so that what numba keeps on disk always belongs to the
+They are all imported here, whichever of them is imported first, so that what numba keeps on disk always belongs to the
 source of all of them together.
 """
 

@@ -96,9 +96,9 @@ def exact_scores(tx, keys, query, out, rows, rank, token_bytes, row_bytes, out_b
 
 @emitted
 def exact_mix(tx, values, weights, out, rows, tokens, token_bytes, row_bytes, out_bytes, count):  # type: ignore[no-untyped-def]
-    """out[row][component] (fp32) += weights · values over ``tokens``, 1 to 3 rows, the ``count`` next components
+    """out[row][component] (fp32) += weights · values over ``tokens``, 1 to 3 rows.
 
-    and no more than 64.
+    Components are the ``count`` next ones and no more than 64.
     """
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
