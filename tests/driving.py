@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -16,8 +17,9 @@ from kvbench.cache.spans import Spans
 from kvbench.calibration.collect import collect
 from kvbench.calibration.statistics import Statistics
 from kvbench.codecs.codec import Codec, SideCodec
+from kvbench.codecs.frame import Bands, Frame, bands_of
 from kvbench.codecs.quantizers.base import Passthrough
-from kvbench.hooks.geometry import ModelGeometry, probe_geometry
+from kvbench.hooks.geometry import LayerGeometry, ModelGeometry, probe_geometry
 from kvbench.models.random_models import FAMILIES, build
 from kvbench.selectors.base import Budget, Leaving, Selector
 
@@ -37,6 +39,14 @@ class KeepAll(Selector):
         return leaving.candidates[0].new_zeros(*leaving.candidates[0].shape[:3])
 
 
+FRAMES: tuple[Frame, ...] = get_args(Frame)
+
+
+def in_frame(layer: LayerGeometry, frame: Frame) -> tuple[bool, Bands | None]:
+    """What a codec of ``layer`` is told of the frame of its keys."""
+    return frame == "before", bands_of(layer, block=8) if frame == "bands" else None
+
+
 @dataclass(frozen=True)
 class Subject:
     """A random model and its geometry; tests share it, so they must leave it as they found it."""
@@ -49,10 +59,10 @@ class Subject:
     def has_window(self) -> bool:
         return any(layer.sliding_window for layer in self.geometry.layers)
 
-    def identity(self, before_rope: bool = False, spans: Spans = SMALL_SPANS) -> Plan:
-        return identity_plan(self.geometry, before_rope, spans)
+    def identity(self, frame: Frame = "after", spans: Spans = SMALL_SPANS) -> Plan:
+        return identity_plan(self.geometry, frame, spans)
 
-    def lossless(self, before_rope: bool, variant: str, spans: Spans = SMALL_SPANS) -> Plan:
+    def lossless(self, frame: Frame, variant: str, spans: Spans = SMALL_SPANS) -> Plan:
         """Identity in another way: ``plain``, in ``blocks`` of 8 tokens, or through a selector that keeps ``all``."""
         quantizer = Passthrough(self.geometry.dtype, block=8 if variant == "blocks" else 1)
         layers = {}
@@ -60,7 +70,7 @@ class Subject:
             keys = SideCodec(layer.kv_heads, layer.head_dim, None, quantizer)
             values = SideCodec(layer.kv_heads, layer.value_dim, None, quantizer)
             selector = KeepAll() if variant == "all" else None
-            layers[layer.layer] = LayerPlan(Codec(keys, values, before_rope), selector)
+            layers[layer.layer] = LayerPlan(Codec(keys, values, *in_frame(layer, frame)), selector)
         return Plan(layers, spans)
 
     def attach(self, plan: Plan) -> AbstractContextManager[CompressedModel]:

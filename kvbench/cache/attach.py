@@ -19,6 +19,7 @@ from kvbench.cache.shared import MemberCodec, SharedLayer
 from kvbench.cache.spans import Spans
 from kvbench.cache.static_cache import StaticCompressedCache
 from kvbench.codecs.codec import Codec, SideCodec
+from kvbench.codecs.frame import Frame, bands_of
 from kvbench.codecs.quantizers.base import Passthrough
 from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry, probe_geometry
@@ -44,9 +45,15 @@ class Plan:
     spans: Spans = field(default_factory=Spans)
 
     @property
-    def keys_before_rope(self) -> bool:
-        """Whether any layer stores keys before RoPE."""
-        return any(layer.codec is not None and layer.codec.keys_before_rope for layer in self.layers.values())
+    def frame(self) -> Frame:
+        """The frame that layers store keys in, "after" RoPE where none says otherwise."""
+        codecs = [layer.codec for layer in self.layers.values() if layer.codec is not None]
+        return next((codec.frame for codec in codecs if codec.frame != "after"), "after")
+
+    @property
+    def rotates(self) -> bool:
+        """Whether any layer's stored keys are rotated when they are read."""
+        return self.frame != "after"
 
     def model_level_bytes(self) -> int:
         """Bytes of bases, codebooks, static scales and what selectors know, each storage once."""
@@ -78,10 +85,10 @@ class CompressedModel:
     """
 
     def __init__(self, model: PreTrainedModel, plan: Plan, geometry: ModelGeometry, reading: Reading = DEFAULT) -> None:
-        if plan.keys_before_rope and geometry.dynamic_rope:
+        if plan.rotates and geometry.dynamic_rope:
             raise UnsupportedModelError(
-                "this model's RoPE depends on the length seen so far (dynamic NTK or LongRoPE), so keys stored before "
-                "RoPE cannot be rotated again exactly; choose a compressor with keys after RoPE"
+                "this model's RoPE depends on the length seen so far (dynamic NTK or LongRoPE), so stored keys cannot "
+                "be rotated again exactly; choose a compressor with keys after RoPE"
             )
         self.model, self.plan, self.geometry, self.reading = model, plan, geometry, reading
         self._modules = attention_modules(model)
@@ -130,9 +137,15 @@ class CompressedModel:
     def rotator(self, layer: int, cache: CompressedCache) -> Rotator | None:
         """The rotation of ``layer``'s stored keys in ``cache``; None without RoPE or with keys stored after it."""
         geometry, plan = self._by_layer[layer], self.plan.layers.get(layer)
-        if plan is None or plan.codec is None or not plan.codec.keys_before_rope or geometry.rotary_dims == 0:
+        if plan is None or plan.codec is None or not plan.codec.rotates or geometry.rotary_dims == 0:
             return None
         return Rotator(self._modules[layer], geometry, self._tables[geometry.rope_group], cache.positions)
+
+    def before_rope(self, layer: int) -> bool:
+        """Whether the cache of ``layer`` takes keys before RoPE, and rotates them by itself."""
+        plan = self.plan.layers.get(layer)
+        before = plan is not None and plan.codec is not None and plan.codec.keys_before_rope
+        return before and self._by_layer[layer].rotary_dims > 0
 
     def record(
         self, layer: int, cache: CompressedCache, seen: int, rotation: Rotation, positions: Tensor | None
@@ -165,16 +178,17 @@ class CompressedModel:
         if rotator is not None and rotation is not None:
             self.record(layer, cache, kv_layer.seen, rotation, positions)
         kv_layer.expected = True
-        return Takeover(_LayerContext(kv_layer, rotator), before_rope=rotator is not None)
+        return Takeover(_LayerContext(kv_layer, rotator), self.before_rope(layer))
 
 
-def identity_plan(geometry: ModelGeometry, keys_before_rope: bool, spans: Spans | None = None) -> Plan:
+def identity_plan(geometry: ModelGeometry, frame: Frame, spans: Spans | None = None) -> Plan:
     """Nothing is compressed, yet everything runs through the whole machinery: the reference of the self-test."""
     layers = {}
     for layer in geometry.compressible:
         keys = SideCodec(layer.kv_heads, layer.head_dim, None, Passthrough(geometry.dtype))
         values = SideCodec(layer.kv_heads, layer.value_dim, None, Passthrough(geometry.dtype))
-        layers[layer.layer] = LayerPlan(Codec(keys, values, keys_before_rope))
+        bands = bands_of(layer, block=8) if frame == "bands" else None
+        layers[layer.layer] = LayerPlan(Codec(keys, values, frame == "before", bands))
     return Plan(layers, spans or Spans())
 
 
@@ -186,13 +200,13 @@ def attach(model: PreTrainedModel, plan: Plan, geometry: ModelGeometry | None = 
         UnsupportedModelError: no attention interface, or identity codecs do not reproduce the stock logits.
     """
     geometry = geometry or probe_geometry(model)
-    self_test(model, geometry, plan.keys_before_rope)
+    self_test(model, geometry, plan.frame)
     with CompressedModel(model, plan, geometry) as compressed:
         yield compressed
 
 
 @torch.no_grad()
-def self_test(model: PreTrainedModel, geometry: ModelGeometry, keys_before_rope: bool, tokens: int = 20) -> None:
+def self_test(model: PreTrainedModel, geometry: ModelGeometry, frame: Frame, tokens: int = 20) -> None:
     """Identity codecs must reproduce the stock logits on ``tokens`` seeded tokens, in a prefill and a decode step.
 
     Raises:
@@ -205,7 +219,7 @@ def self_test(model: PreTrainedModel, geometry: ModelGeometry, keys_before_rope:
     ids = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
     everywhere = torch.ones_like(ids)
     stock = model(ids, attention_mask=everywhere, use_cache=False).logits
-    plan = identity_plan(geometry, keys_before_rope, Spans(sinks=2, recent=4, block=4))
+    plan = identity_plan(geometry, frame, Spans(sinks=2, recent=4, block=4))
     with CompressedModel(model, plan, geometry) as compressed:
         cache = compressed.new_cache()
         head = model(ids[:, :-1], attention_mask=everywhere[:, :-1], past_key_values=cache, use_cache=True).logits

@@ -31,7 +31,7 @@ def _layer_way(
     if layer.sliding_window is not None or plan is None or plan.codec is None:
         fast = reading.kernels and softcap is None
         return Way(kernels_taking(geometry.dtype, geometry.device) if fast else None, "exact")
-    rotates = plan.codec.keys_before_rope and layer.rotary_dims > 0
+    rotates = plan.codec.rotates and layer.rotary_dims > 0
     return codec_way(plan.codec, layer, geometry, rotates, reading, softcap)
 
 

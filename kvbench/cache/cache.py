@@ -16,10 +16,10 @@ from kvbench.cache.buffers import GrowingTensor
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import KVLayer
 from kvbench.codecs.codec import Codec
-from kvbench.hooks.rotary import Positions
+from kvbench.hooks.rotary import Positions, RotaryTable
 from kvbench.selectors.base import Selector
 
-_SHARED = (Codec, Selector, nn.Module, type, ModuleType, CodeType, FrameType)
+_SHARED = (Codec, Selector, RotaryTable, nn.Module, type, ModuleType, CodeType, FrameType)
 """What no cache owns: the walk over its bytes stops there."""
 
 

@@ -2,7 +2,8 @@
 
 ``sinks`` are the first real tokens of each row and stay exact; the ``body`` is encoded; the ``tail`` holds the exact
 recent window and grows until a block of tokens leaves it for the body. Keys of all three are kept in the codec's
-frame (before or after RoPE) and attention merges the three parts by log-sum-exp.
+frame (before or after RoPE; only in the body relative to their block) and attention merges the three parts by
+log-sum-exp.
 
 Sinks and tail are stored in the dtype that the spec's ``exact`` names. A prompt attends to itself as it was computed,
 and what stays of it in sinks and tail is rounded afterwards; every later token is rounded as it is appended, before
@@ -17,6 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kvbench.cache.block_frame import BlockFrame
 from kvbench.cache.body import Body, kind
 from kvbench.cache.body_attention import BodyAttention
 from kvbench.cache.buffers import AXIS, GrowingTensor
@@ -51,6 +53,7 @@ class CompressedLayer(KVLayer):
         self.as_decoded = False
         self.most_at_once: int | None = None
         self.body, self.owns_body = Body(), True
+        self.block_frame: BlockFrame | None = None  # of a codec with bands, once the model has run
         self._clear()
 
     def _clear(self) -> None:
@@ -87,7 +90,7 @@ class CompressedLayer(KVLayer):
 
     def attend(self, call: AttentionCall, rotator: Rotator | None) -> Tensor:
         """Attend over sinks, body and tail; then encode what has left the window."""
-        rotator = rotator if self.codec.keys_before_rope else None
+        rotator = self._tail_rotator(rotator)
         query = call.query
         if rotator is not None and call.rotation is not None:
             query = rotate(call.module, query, call.rotation, rotator.rotary_dims)
@@ -111,6 +114,12 @@ class CompressedLayer(KVLayer):
         if limits is None:
             self._settle(query, call.scaling, rotator)
         return output
+
+    def _tail_rotator(self, rotator: Rotator | None) -> Rotator | None:
+        """``rotator`` if sinks and tail are kept before RoPE; with bands the body alone needs it."""
+        if rotator is not None and self.codec.bands is not None:
+            self.block_frame = BlockFrame(rotator, self.codec.bands)
+        return rotator if self.codec.keys_before_rope else None
 
     def _attend_tail_only(self, query: Tensor, call: AttentionCall, rotator: Rotator | None) -> Tensor:
         """Nothing has left the window yet: plain exact attention."""
@@ -182,7 +191,9 @@ class CompressedLayer(KVLayer):
             real = self.body_slots(query.device).unsqueeze(-2) >= (self.first + self.spans.sinks).view(-1, 1, 1, 1)
             mask = real if mask is None else mask & real
         rotate_keys = None
-        if rotator is not None:
+        if self.block_frame is not None:
+            rotate_keys = self._restored
+        elif rotator is not None:
 
             def rotate_keys(keys: Tensor, begin: int, end: int) -> Tensor:
                 if slots is None:
@@ -193,6 +204,11 @@ class CompressedLayer(KVLayer):
             query = torch.cat([query, call.query], -1)
         stored, attention = self.body.view(), BodyAttention(self._bound, self.reading)
         return attention.attend(query, stored, entries, rotate_keys, call.scaling, mask, call.softcap)
+
+    def _restored(self, keys: Tensor, begin: int, end: int) -> Tensor:
+        """Stored keys of the body's entries [begin, end), relative to their blocks, after RoPE."""
+        assert self.block_frame is not None
+        return self.block_frame.restore(keys, self.body_slots(keys.device)[..., :end], begin)
 
     def _limits(self, past: int, query: Tensor) -> Tensor:
         """(queries,): where the body ended for each new token, had they been decoded one by one."""
@@ -225,7 +241,7 @@ class CompressedLayer(KVLayer):
     def load(self, keys: Tensor, values: Tensor, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
         """Take in a prompt; ``keys`` in the codec's frame."""
         self.append(keys, values)
-        self._settle(query, scaling, rotator if self.codec.keys_before_rope else None)
+        self._settle(query, scaling, self._tail_rotator(rotator))
         self._round_prompt()
 
     def _find_first(self, mask: Tensor | None) -> None:
@@ -297,12 +313,21 @@ class CompressedLayer(KVLayer):
     def _append(self, keys: Tensor, values: Tensor, slots: Tensor | None = None) -> None:
         """Encode tokens into the body."""
         require_finite(keys, values)
+        if self.block_frame is not None:
+            keys = self.block_frame.store(keys, self._slots_with(slots, keys), self.body.entries)
         if not self.body.entries:
             self.body.fitted = self.codec.fit(keys, values, self._real(keys, slots))
         self.body.append(self._encode(keys, values), keys.shape[AXIS], slots)
 
     def _encode(self, keys: Tensor, values: Tensor) -> Stored:
         return self._bound.encode(keys, values)
+
+    def _slots_with(self, new: Tensor | None, keys: Tensor) -> Tensor:
+        """The slots of the body's entries and of the ``new`` ones, those of ``keys``."""
+        if new is None:
+            start, entries = self.spans.sinks, self.body.entries + keys.shape[AXIS]
+            return torch.arange(start, start + entries, device=keys.device)[None, None]
+        return new if self.body.slots is None else torch.cat([self.body.slots.view, new], -1)
 
     @property
     def _bound(self) -> Codec:
@@ -325,11 +350,13 @@ class CompressedLayer(KVLayer):
         crop(self, length)
 
     def decoded_body(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of the body, decoded, in the codec's frame; empty tensors without a body."""
+        """Keys and values of the body, decoded, in the tail's frame; empty tensors without a body."""
         if not self.body.entries:
             assert self.sink_keys is not None and self.sink_values is not None
             return self.sink_keys[:, :, :0].to(self.dtype), self.sink_values[:, :, :0].to(self.dtype)
         keys, values = self._bound.decode(self.body.view())
+        if self.block_frame is not None:
+            keys = self._restored(keys, 0, self.body.entries)
         return keys.to(self.dtype), values.to(self.dtype)
 
     def begin_tail(self, slot: int, keys: Tensor, values: Tensor) -> None:

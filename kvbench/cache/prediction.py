@@ -14,7 +14,7 @@ from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 def predict_bytes(plan: Plan, geometry: ModelGeometry, tokens: int, batch: int = 1) -> int:
     """Bytes that a cache holds right after a prefill of ``tokens`` unpadded tokens, all layers."""
     total = sum(_layer_bytes(plan, layer, geometry.dtype, tokens) for layer in geometry.layers) * batch
-    rotary = plan.keys_before_rope and any(layer.rotary_dims for layer in geometry.compressible)
+    rotary = plan.rotates and any(layer.rotary_dims for layer in geometry.compressible)
     return round(total) + (4 * tokens if rotary else 0)  # one int32 position per token, shared by rows and layers
 
 

@@ -37,7 +37,7 @@ class MemberCodec(Codec):
     def whole(self) -> Codec:
         """The codec of all members, as if their heads belonged to one layer."""
         keys, values = (replace(side, kv_heads=side.kv_heads * len(self.members)) for side in (self.keys, self.values))
-        return Codec(keys, values, self.keys_before_rope)
+        return Codec(keys, values, self.keys_before_rope, self.bands)
 
     def fit(self, keys: Tensor, values: Tensor, real: Tensor | None = None) -> Stored:
         """Bases over the heads of all members: ``keys`` and ``values`` are theirs."""

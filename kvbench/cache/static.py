@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from kvbench.cache.block_frame import BlockFrame
 from kvbench.cache.body import kind
 from kvbench.cache.body_attention import BodyAttention
 from kvbench.cache.buffers import AXIS, GrowingTensor
@@ -148,7 +149,10 @@ class StaticCompressedLayer(StaticLayer):
         for side in self.codec.sides.values():
             if side.transform is not None:
                 _ = side.transform.shifts  # cached from here on: a graph cannot read it from the device
-        self.spans, self.rotator, self.reading = spans, rotator, reading
+        self.spans, self.reading = spans, reading
+        bands = layer.codec.bands
+        self.block_frame = None if rotator is None or bands is None else BlockFrame(rotator, bands)
+        self.rotator = rotator if layer.codec.keys_before_rope else None
         self.encoded = layer.body.entries
         self.start = torch.tensor(self.encoded, device=seen.device)
         self.capacity = max(spans.boundary(capacity) - spans.sinks, self.encoded)
@@ -187,14 +191,19 @@ class StaticCompressedLayer(StaticLayer):
         if self.codec.decoupled:
             query = torch.cat([query, call.query], -1)
         mask = (torch.arange(self.capacity, device=self.seen.device) < self.start).view(1, 1, 1, -1)
-        rotate_keys = None if self.rotator is None else self._rotate_keys
+        rotate_keys = self._rotate_keys if self.codec.rotates else None
         attention = BodyAttention(self.codec, self.reading)
         body = attention.attend(query, self.body, self.capacity, rotate_keys, call.scaling, mask, call.softcap)
         return merge([part, body]).output
 
     def _rotate_keys(self, keys: Tensor, begin: int, end: int) -> Tensor:
+        if self.block_frame is not None:
+            return self.block_frame.restore(keys, self._slots(end), begin)
         assert self.rotator is not None
         return self.rotator.span(keys, self.spans.sinks + begin, self.spans.sinks + end)
+
+    def _slots(self, entries: int) -> Tensor:
+        return torch.arange(self.spans.sinks, self.spans.sinks + entries, device=self.seen.device)
 
     # ---- between steps ----------------------------------------------------------------------------------------------
 
@@ -212,6 +221,8 @@ class StaticCompressedLayer(StaticLayer):
         leaving = slice(sinks, sinks + count)
         keys, values = (self._as_computed(exact[:, :, leaving]) for exact in (self.exact_keys, self.exact_values))
         require_finite(keys, values)
+        if self.block_frame is not None:
+            keys = self.block_frame.store(keys, self._slots(self.encoded + count), self.encoded)
         stored = self.codec.encode(keys, values)
         for name, tensor in stored.items():
             entries = tensor.shape[AXIS]

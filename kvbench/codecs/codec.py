@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from kvbench.codecs.frame import Bands, Frame
 from kvbench.codecs.quantizers.base import Cost, Quantizer, Stored
 from kvbench.codecs.stored import prefixed, side
 from kvbench.codecs.transforms.linear import LinearTransform
@@ -29,6 +30,9 @@ class SideCodec:
     """Keys or values of one layer: ``transform`` (None: the heads as they are), then ``quantizer``.
 
     With ``online`` the transform is fitted to every sequence by itself: :meth:`fit` and :meth:`bound` come first.
+
+    Predictive coding: the first ``leading`` components are quantized first, and the others stand for what the quantized
+    ones do not tell. Decoding is linear all the same: the decoder's rows of the leading components hold the prediction.
     """
 
     kv_heads: int
@@ -36,6 +40,7 @@ class SideCodec:
     transform: LinearTransform | None
     quantizer: Quantizer
     online: PromptBasis | None = None
+    leading: int = 0
 
     @property
     def groups(self) -> int:
@@ -59,7 +64,16 @@ class SideCodec:
 
     def encode(self, states: Tensor) -> Stored:
         """(batch, kv heads, tokens, head_dim) → stored tensors (batch, groups, entries, …)."""
-        return self.quantizer.encode(states if self.transform is None else self.transform.forward(states))
+        latents = states if self.transform is None else self.transform.forward(states)
+        return self.quantizer.encode(self._unpredicted(latents) if self.leading else latents)
+
+    def _unpredicted(self, latents: Tensor) -> Tensor:
+        """``latents``, of which the leading ones stay and the others lose what those tell once they are quantized."""
+        assert self.transform is not None
+        told = self.quantizer.decode(self.quantizer.encode(latents))[..., : self.leading]
+        encoder, decoder = (basis.to(latents.dtype) for basis in (self.transform.encoder, self.transform.decoder))
+        prediction = torch.matmul(told, torch.matmul(decoder[:, : self.leading], encoder[..., self.leading :]))
+        return torch.cat([latents[..., : self.leading], latents[..., self.leading :] - prediction], -1)
 
     def decode(self, stored: Stored) -> Tensor:
         """Stored tensors → (batch, kv heads, tokens, head_dim)."""
@@ -83,11 +97,16 @@ class SideCodec:
 
 @dataclass(frozen=True, eq=False)
 class Codec:
-    """One layer's codec. ``keys_before_rope``: keys are stored unrotated and rotated when they are read."""
+    """One layer's codec. ``keys_before_rope``: keys are stored unrotated and rotated when they are read.
+
+    With ``bands`` they are stored relative to their block; whoever encodes and decodes brings them into that frame and
+    back (:class:`kvbench.cache.block_frame.BlockFrame`).
+    """
 
     keys: SideCodec
     values: SideCodec
     keys_before_rope: bool = False
+    bands: Bands | None = None
     decoupled: ClassVar[bool] = False
     """Whether part of a stored key is never rotated: queries then come as rotated and unrotated halves."""
 
@@ -108,6 +127,18 @@ class Codec:
         online = any(side.online is not None for side in self.sides.values())
         in_model = not online and all(basis.encoder.dim() == 3 for basis in bases)
         return len(self.sides) == 2 and not self.decoupled and in_model
+
+    @property
+    def frame(self) -> Frame:
+        """The frame that keys are stored in."""
+        if self.bands is not None:
+            return "bands"
+        return "before" if self.keys_before_rope else "after"
+
+    @property
+    def rotates(self) -> bool:
+        """Whether stored keys are rotated when they are read, so that a cache must know their positions."""
+        return self.frame != "after"
 
     @property
     def joins_heads(self) -> bool:
@@ -140,7 +171,7 @@ class Codec:
         return prefixed("keys", self.keys.encode(keys)) | prefixed("values", self.values.encode(values))
 
     def decode(self, stored: Stored) -> tuple[Tensor, Tensor]:
-        """Keys (before RoPE if ``keys_before_rope``) and values, each (batch, kv heads, tokens, ·), in fp32 or fp64."""
+        """Keys, in the frame they are stored in, and values, each (batch, kv heads, tokens, ·), in fp32 or fp64."""
         return self.keys.decode(side(stored, "keys")), self.values.decode(side(stored, "values"))
 
     def tile(

@@ -9,8 +9,10 @@ import torch
 
 from kvbench.cache.attach import LayerPlan, Plan
 from kvbench.cache.spans import Spans
+from kvbench.calibration.block_moments import relative_to_block
 from kvbench.calibration.statistics import LayerStatistics, Statistics
 from kvbench.codecs.codec import Codec, SideCodec
+from kvbench.codecs.frame import BLOCK, Bands, Frame, bands_of
 from kvbench.codecs.quantizers.base import Passthrough, Quantizer
 from kvbench.codecs.transforms.linear import LinearTransform
 from kvbench.codecs.transforms.online import PromptBasis
@@ -33,6 +35,7 @@ class SideDraft:
     quantizer: Quantizer | None = None
     online: PromptBasis | None = None
     joint: bool = False
+    leading: int = 0
 
 
 @dataclass
@@ -45,7 +48,8 @@ class LayerDraft:
     values: SideDraft
     selector: Selector | None = None
     codec: Callable[..., Codec] = Codec
-    """Called with both side codecs and whether keys are stored before RoPE."""
+    """Called with both side codecs, whether keys are stored before RoPE, and the bands."""
+    bands: Bands | None = None
 
     @property
     def sides(self) -> tuple[SideDraft, SideDraft]:
@@ -109,11 +113,31 @@ class Draft:
             raise KvbenchError("this compressor needs calibration; pass calibration=… or run `kvbench calibrate`")
         return self.statistics
 
+    def store_keys(self, frame: Frame, block: int = BLOCK, pairs: int | None = None) -> None:
+        """Choose the frame of the keys, and with it their statistics. ``block`` and ``pairs`` are those of the bands.
+
+        Raises:
+            KvbenchError: bands need calibration.
+            UnsupportedModelError: bands, and it cannot be told which dimensions RoPE turns together.
+        """
+        if frame == "before":
+            self.store_keys_before_rope()
+        elif frame == "bands":
+            self._store_keys_in_bands(block, pairs)
+
     def store_keys_before_rope(self) -> None:
         """Keep keys unrotated; their statistics are those before RoPE."""
         self.keys_before_rope = True
         for layer in self:
             layer.keys.moment = "key"
+
+    def _store_keys_in_bands(self, block: int, pairs: int | None) -> None:
+        """Keep keys relative to their block, but for fast RoPE pairs; their statistics follow, as "key"."""
+        for layer in self:
+            layer.bands = bands_of(layer.geometry, block, pairs)
+            layer.keys.moment = "key"  # without RoPE, those are the keys
+            if layer.bands is not None:
+                layer.statistics = relative_to_block(layer.calibrated, layer.geometry, layer.bands)
 
     def finish(self, spans: Spans) -> Plan:
         """The plan; sides without a quantizer keep their latents in the model's dtype."""
@@ -127,11 +151,12 @@ class Draft:
                 side.transform and side.transform.to(self.geometry.device),
                 side.quantizer or Passthrough(self.geometry.dtype),
                 side.online,
+                side.leading,
             )
             for side in layer.sides
         )
         before = self.keys_before_rope and layer.geometry.rotary_dims > 0
-        codec = layer.codec(keys, values, before)
+        codec = layer.codec(keys, values, before, layer.bands)
         most = None if layer.selector is None else layer.selector.budget.most
         if most is not None and most < codec.block:
             raise KvbenchError(

@@ -31,3 +31,12 @@ def joint_moment(layer: LayerDraft, nope: Tensor | None = None) -> tuple[Tensor,
     values = statistics.second("value")
     centre = side_by_side(mean, torch.zeros_like(statistics.mean("value")), heads)
     return joint_matrix(keys, values, heads, cross), centre
+
+
+def band_index(layer: LayerDraft) -> tuple[Tensor, Tensor]:
+    """Where the fast band and everything else lie in the order [k₁ | v₁ | k₂ | v₂ …] of :func:`joint_moment`."""
+    geometry = layer.geometry
+    assert layer.bands is not None
+    fast = torch.zeros(geometry.kv_heads, geometry.head_dim + geometry.value_dim, dtype=torch.bool)
+    fast[:, layer.bands.fast] = True
+    return fast.flatten().nonzero()[:, 0], (~fast).flatten().nonzero()[:, 0]

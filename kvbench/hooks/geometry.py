@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from kvbench.errors import UnsupportedModelError
 from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover
+from kvbench.hooks.rope import Rope, measure_rope
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class LayerGeometry:
     """One attention layer. ``rotary_dims`` counts the leading key dimensions that RoPE rotates (0: none).
 
     ``rope_group`` numbers the distinct rotation tables of the model; ``sliding_window`` is in tokens, None = full.
+    ``rope`` says how the rotated dimensions are paired; None without RoPE, or where that cannot be told.
     """
 
     layer: int
@@ -32,6 +34,7 @@ class LayerGeometry:
     rotary_dims: int
     rope_group: int
     sliding_window: int | None
+    rope: Rope | None = None
 
     @property
     def elements_per_token(self) -> int:
@@ -71,13 +74,13 @@ class _Probe:
     """Records shapes and NaNs of the keys that reach attention, and answers zeros so that no NaN travels on."""
 
     def __init__(self) -> None:
-        self.seen: dict[int, tuple[AttentionCall, int]] = {}
+        self.seen: dict[int, tuple[AttentionCall, int, Rotation | None]] = {}
         self._groups: dict[int, int] = {}
 
     def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover:
         group = 0 if rotation is None else self._groups.setdefault(id(rotation[0]), len(self._groups))
         nan = None if rotation is None else tuple(torch.full_like(part, float("nan")) for part in rotation)
-        return Takeover(_Recorder(self, layer, group), replace_rotation=nan)  # type: ignore[arg-type]
+        return Takeover(_Recorder(self, layer, group, rotation), replace_rotation=nan)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -85,9 +88,10 @@ class _Recorder:
     probe: _Probe
     layer: int
     group: int
+    rotation: Rotation | None
 
     def attend(self, call: AttentionCall) -> Tensor:
-        self.probe.seen[self.layer] = (call, self.group)
+        self.probe.seen[self.layer] = (call, self.group, self.rotation)
         return call.query.new_zeros(*call.query.shape[:3], call.values.shape[-1])
 
 
@@ -112,7 +116,7 @@ def probe_geometry(model: PreTrainedModel) -> ModelGeometry:
     return ModelGeometry(layers, model.dtype, model.device, dynamic)
 
 
-def _layer(index: int, call: AttentionCall, group: int, stock: list[Any]) -> LayerGeometry:
+def _layer(index: int, call: AttentionCall, group: int, rotation: Rotation | None, stock: list[Any]) -> LayerGeometry:
     rotary = call.keys[0].isnan().any(0).any(0)
     rotary_dims = int(rotary.sum())
     if not bool(rotary[:rotary_dims].all()):
@@ -121,6 +125,7 @@ def _layer(index: int, call: AttentionCall, group: int, stock: list[Any]) -> Lay
             "this family is not supported"
         )
     window = getattr(stock[index], "sliding_window", None) if index < len(stock) else None
+    second = None if rotation is None else (rotation[0][:1, 1:2], rotation[1][:1, 1:2])
     return LayerGeometry(
         layer=index,
         heads=call.query.shape[1],
@@ -130,4 +135,5 @@ def _layer(index: int, call: AttentionCall, group: int, stock: list[Any]) -> Lay
         rotary_dims=rotary_dims,
         rope_group=group,
         sliding_window=window,
+        rope=None if second is None else measure_rope(call.module, second, rotary_dims),
     )

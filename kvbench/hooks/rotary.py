@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from copy import copy, deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,19 +108,37 @@ class Rotator:
         assert index is not None
         return rotate(self.module, keys, self.table.lookup(index[:, start:stop]), self.rotary_dims)
 
-    def at(self, keys: Tensor, slots: Tensor) -> Tensor:
-        """Rotate ``keys`` (batch, kv heads, tokens, d) at ``slots`` (batch, tokens) or (batch, kv heads, tokens)."""
+    def at(self, keys: Tensor, slots: Tensor, inverse: bool = False) -> Tensor:
+        """Rotate ``keys`` (batch, kv heads, tokens, d) at ``slots`` (batch, tokens) or (batch, kv heads, tokens).
+
+        One row or head of slots stands for all. ``inverse`` turns rotated keys back.
+        """
         index = self._positions.index
         assert index is not None
-        rows = index.expand(keys.shape[0], -1)
-        if slots.dim() == 2:
-            return rotate(self.module, keys, self.table.lookup(rows.gather(1, slots.long())), self.rotary_dims)
+        if slots.dim() == 2 or slots.shape[1] == 1:
+            slots = slots.flatten(1)
+            rows = max(index.shape[0], slots.shape[0])
+            rotation = self.table.lookup(index.expand(rows, -1).gather(1, slots.expand(rows, -1).long()))
+            return rotate(self.module, keys, turned_back(rotation) if inverse else rotation, self.rotary_dims)
         batch, heads, tokens, dim = keys.shape
-        flat = rows.gather(1, slots.flatten(1).long()).reshape(batch * heads, tokens)
-        rotated = rotate(
-            self.module, keys.reshape(batch * heads, 1, tokens, dim), self.table.lookup(flat), self.rotary_dims
-        )
+        slots = slots.expand(batch, -1, -1).flatten(1).long()
+        rotation = self.table.lookup(index.expand(batch, -1).gather(1, slots).reshape(batch * heads, tokens))
+        rotation = turned_back(rotation) if inverse else rotation
+        rotated = rotate(self.module, keys.reshape(batch * heads, 1, tokens, dim), rotation, self.rotary_dims)
         return rotated.view(batch, heads, tokens, dim)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rotator:
+        """Model and table stay shared; the positions are those of the copied cache."""
+        twin = copy(self)
+        twin._positions = deepcopy(self._positions, memo)
+        return twin
+
+
+def turned_back(rotation: Rotation) -> Rotation:
+    """The inverse of a rotation that may also scale (YaRN)."""
+    cos, sin = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in rotation)
+    square = cos.square() + sin.square()
+    return cos / square, -sin / square
 
 
 class StaticTable:
@@ -145,10 +165,14 @@ class StaticRotator:
         rotation = (self.table.cos[None, start:stop], self.table.sin[None, start:stop])
         return rotate(self.module, keys, rotation, self.rotary_dims)
 
-    def at(self, keys: Tensor, slots: Tensor) -> Tensor:
-        """Rotate ``keys`` (batch, kv heads, tokens, d) at ``slots`` (tokens,); those past the end are not in use."""
-        index = slots.clamp_max(self.table.cos.shape[0] - 1)
-        return rotate(self.module, keys, (self.table.cos[index][None], self.table.sin[index][None]), self.rotary_dims)
+    def at(self, keys: Tensor, slots: Tensor, inverse: bool = False) -> Tensor:
+        """Rotate ``keys`` (batch, kv heads, tokens, d) at ``slots`` (…, tokens), the same for all rows and heads.
+
+        Those past the end are not in use. ``inverse`` turns rotated keys back.
+        """
+        index = slots.flatten().clamp_max(self.table.cos.shape[0] - 1)
+        rotation = self.table.cos[index][None], self.table.sin[index][None]
+        return rotate(self.module, keys, turned_back(rotation) if inverse else rotation, self.rotary_dims)
 
 
 def _widened(table: Tensor, capacity: int) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from kvbench.cache.attach import Plan, self_test
 from kvbench.calibration.statistics import Statistics
 from kvbench.calibration.store import statistics_folder
+from kvbench.codecs.frame import Frame
 from kvbench.compressors.compressor import Compressor, parse
 from kvbench.compressors.equal_bytes import Solver
 from kvbench.errors import KvbenchError
@@ -74,7 +75,7 @@ class ModelBench:
         self.geometry = probe_geometry(self.loaded.model)
         self.report("preparing kernels", 0, 1)
         warm_up(self.loaded.model.device)
-        self._tested: set[bool] = set()
+        self._tested: set[Frame] = set()
         self._statistics = lru_cache(maxsize=4)(self._collect)
         self._quality = lru_cache(maxsize=1)(self._quality_bench)
         self._speed = lru_cache(maxsize=1)(self._speed_bench)
@@ -93,9 +94,9 @@ class ModelBench:
         if compressor.stock is not None:
             return Arm.of(str(compressor), self.loaded.model, self.geometry, None, compressor.stock)
         plan = self.fit(compressor, source)
-        if plan.keys_before_rope not in self._tested:
-            self_test(self.loaded.model, self.geometry, plan.keys_before_rope)
-            self._tested.add(plan.keys_before_rope)
+        if plan.frame not in self._tested:
+            self_test(self.loaded.model, self.geometry, plan.frame)
+            self._tested.add(plan.frame)
         return Arm.of(str(compressor), self.loaded.model, self.geometry, plan, reading=reading)
 
     def fit(self, compressor: Compressor, source: CalibrationSource) -> Plan:

@@ -73,7 +73,7 @@ class ExactPrompt:
             rotator = compressed.rotator(index, cache)
             if rotator is not None and prompt.rotation is not None:
                 compressed.record(index, cache, 0, prompt.rotation, None)
-            keys = prompt.rotated if rotator is None else prompt.keys
+            keys = prompt.keys if compressed.before_rope(index) else prompt.rotated
             layer.load(keys, prompt.values, prompt.query, prompt.scaling, rotator)
         return cache
 

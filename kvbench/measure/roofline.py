@@ -129,7 +129,7 @@ def _attention(arm: Arm, cache: Cache, tokens: int) -> int:
 def _body(arm: Arm, layer: LayerGeometry, cached: CompressedLayer) -> int:
     """Multiplications of one row's attention over the body of ``cached``."""
     codec, entries = cached.codec, cached.body.entries
-    rotates = codec.keys_before_rope and layer.rotary_dims > 0
+    rotates = codec.rotates and layer.rotary_dims > 0
     if codec_way(codec, layer, arm.geometry, rotates, cached.reading).in_latents:
         into = sum(
             layer.heads * side.head_dim * side.rank for side in codec.sides.values() if side.transform is not None

@@ -106,7 +106,7 @@ def _only(plan: Plan, layer: LayerGeometry, side: str, dtype: torch.dtype) -> Co
     assert codec is not None
     exact = SideCodec(layer.kv_heads, layer.value_dim if side == "key" else layer.head_dim, None, Passthrough(dtype))
     keys, values = (codec.keys, exact) if side == "key" else (exact, codec.values)
-    return Codec(keys, values, codec.keys_before_rope)
+    return Codec(keys, values, codec.keys_before_rope, codec.bands)
 
 
 def _error(codec: SideCodec, prompt: LayerPrompt, side: str) -> float:

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import transformers
-from driving import ALL_FAMILIES, SMALL_SPANS, feed, subject, token_ids, worst
+from driving import ALL_FAMILIES, FRAMES, SMALL_SPANS, feed, subject, token_ids, worst
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from kvbench.cache.attach import CompressedModel, Plan, attach, identity_plan, self_test
@@ -87,8 +87,8 @@ def test_stock_attention_meanwhile(family: str) -> None:
 def test_two_attachments_one_after_another() -> None:
     one, ids = subject("llama"), token_ids(2, 30)
     stock = one.model(ids).logits
-    for before_rope in (False, True):
-        with one.attach(one.identity(before_rope)) as compressed:
+    for frame in FRAMES:
+        with one.attach(one.identity(frame)) as compressed:
             outputs = [feed(one.model, compressed.new_cache(), ids, [20, 10]) for _ in range(2)]
         assert all(worst(logits, stock) < EXACT for logits in outputs)
 
@@ -174,7 +174,7 @@ def test_families_that_cannot_be_hooked_are_refused_and_left_alone(name: str) ->
     before, logits = traces(model), model(ids, use_cache=False).logits
     with pytest.raises(UnsupportedModelError, match=REFUSED[name][1]):
         geometry = probe_geometry(model)
-        with attach(model, identity_plan(geometry, True), geometry):
+        with attach(model, identity_plan(geometry, "before"), geometry):
             pytest.fail("attached")
     assert traces(model) == before
     assert torch.equal(model(ids, use_cache=False).logits, logits)
@@ -183,9 +183,9 @@ def test_families_that_cannot_be_hooked_are_refused_and_left_alone(name: str) ->
 def test_a_norm_after_rope_only_forbids_keys_before_rope() -> None:
     model = refused_model("hunyuan")
     geometry = probe_geometry(model)
-    self_test(model, geometry, keys_before_rope=False)
+    self_test(model, geometry, "after")
     with pytest.raises(UnsupportedModelError, match="every number would be wrong"):
-        self_test(model, geometry, keys_before_rope=True)
+        self_test(model, geometry, "before")
 
 
 def test_rope_that_depends_on_the_length_forbids_keys_before_rope() -> None:
@@ -196,8 +196,8 @@ def test_rope_that_depends_on_the_length_forbids_keys_before_rope() -> None:
     geometry = probe_geometry(model)
     assert geometry.dynamic_rope
     with pytest.raises(UnsupportedModelError, match="keys after RoPE"):
-        CompressedModel(model, identity_plan(geometry, True), geometry)
-    with attach(model, identity_plan(geometry, False), geometry) as compressed:
+        CompressedModel(model, identity_plan(geometry, "before"), geometry)
+    with attach(model, identity_plan(geometry, "after"), geometry) as compressed:
         assert compressed.rope_table_bytes == 0
 
 
@@ -206,7 +206,7 @@ def test_a_model_in_training_mode_is_told_so() -> None:
     one = subject("gpt2")
     model = copy.deepcopy(one.model).train()
     with pytest.raises(KvbenchError, match=r"GPT2LMHeadModel is in training mode.*call model\.eval"):
-        self_test(model, one.geometry, keys_before_rope=False)
+        self_test(model, one.geometry, "after")
 
 
 def test_rotations_of_unknown_positions_are_refused() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from driving import calibrated, feed, left_padding, position_ids, subject, token_ids, worst
+from driving import FRAMES, calibrated, feed, left_padding, position_ids, subject, token_ids, worst
 from torch import Tensor
 from transformers import Cache
 
+from kvbench.codecs.frame import Frame
 from kvbench.compressors.compressor import parse
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -19,11 +20,11 @@ families = pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "gpt_
 
 @dtypes
 @families
-@pytest.mark.parametrize("before_rope", [False, True], ids=["after", "before"])
-def test_identity_in_every_dtype(family: str, before_rope: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("frame", FRAMES)
+def test_identity_in_every_dtype(family: str, frame: Frame, dtype: torch.dtype) -> None:
     one, ids, mask = subject(family, dtype), token_ids(2, TOKENS), left_padding(2, TOKENS, (6, 0))
     stock = one.model(ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False).logits
-    with one.attach(one.identity(before_rope)) as compressed:
+    with one.attach(one.identity(frame)) as compressed:
         cache = compressed.new_cache()
         logits = feed(one.model, cache, ids, (13, 9, *[1] * 12), mask)
     assert logits.dtype == dtype

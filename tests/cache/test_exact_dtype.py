@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from driving import Subject, calibrated, feed, left_padding, position_ids, subject, token_ids, worst
+from driving import FRAMES, Subject, calibrated, feed, left_padding, position_ids, subject, token_ids, worst
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +18,7 @@ from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.prediction import predict_bytes
 from kvbench.cache.rounding import stored_as
 from kvbench.cache.spans import Spans
+from kvbench.codecs.frame import Frame
 from kvbench.compressors.compressor import parse
 from kvbench.compressors.plan_file import dump_plan, open_plan
 from kvbench.errors import KvbenchError
@@ -91,11 +92,11 @@ def test_blocks_as_decoded_see_what_single_tokens_see(spec: str, padding: tuple[
 
 
 @pytest.mark.usefixtures("fp64")
-@pytest.mark.parametrize("before_rope", [False, True])
-def test_the_prompt_itself_is_attended_exactly_and_later_tokens_see_it_rounded(before_rope: bool) -> None:
+@pytest.mark.parametrize("frame", FRAMES)
+def test_the_prompt_itself_is_attended_exactly_and_later_tokens_see_it_rounded(frame: Frame) -> None:
     one, ids = subject("llama"), token_ids(2, 50)
     stock = one.model(ids).logits
-    with one.attach_untested(one.identity(before_rope, SPANS)) as compressed:
+    with one.attach_untested(one.identity(frame, SPANS)) as compressed:
         cache = compressed.new_cache()
         assert worst(feed(one.model, cache, ids, [40]), stock[:, :40]) < EXACT
         later = worst(feed(one.model, cache, ids, [1] * 10, start=40), stock[:, 40:])
@@ -152,10 +153,10 @@ def test_crop_into_sinks_and_body(length: int) -> None:
 
 
 @dtypes
-@pytest.mark.parametrize("before_rope", [False, True])
-def test_static_caches_do_the_same(before_rope: bool, exact: str) -> None:
+@pytest.mark.parametrize("frame", FRAMES)
+def test_static_caches_do_the_same(frame: Frame, exact: str) -> None:
     one, ids = subject("llama", torch.float64), token_ids(2, 60)
-    with one.attach_untested(one.identity(before_rope, replace(SPANS, recent=4, exact=exact))) as compressed:
+    with one.attach_untested(one.identity(frame, replace(SPANS, recent=4, exact=exact))) as compressed:
         growing = compressed.new_cache()
         feed(one.model, growing, ids, [21])
         expected = feed(one.model, growing, ids, [1] * 39, start=21)

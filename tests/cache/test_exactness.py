@@ -8,6 +8,7 @@ import pytest
 import torch
 from driving import (
     ALL_FAMILIES,
+    FRAMES,
     SMALL_SPANS,
     VARIANTS,
     Subject,
@@ -24,6 +25,7 @@ from kvbench.cache.attach import LayerPlan, Plan
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.spans import Spans
 from kvbench.codecs.codec import Codec, SideCodec
+from kvbench.codecs.frame import Frame
 from kvbench.codecs.quantizers.base import Passthrough, Stored
 from kvbench.errors import KvbenchError
 
@@ -34,7 +36,7 @@ CHUNKS = (13, 11, *[1] * 10)
 PADDING = (9, 2, 0)
 families = pytest.mark.parametrize("family", ALL_FAMILIES)
 variants = pytest.mark.parametrize("variant", VARIANTS)
-frames = pytest.mark.parametrize("before_rope", [False, True], ids=["after", "before"])
+frames = pytest.mark.parametrize("frame", FRAMES)
 
 
 def bodies(cache) -> list[int]:
@@ -43,10 +45,10 @@ def bodies(cache) -> list[int]:
 
 @frames
 @families
-def test_prefill_in_chunks_and_decode(family: str, before_rope: bool) -> None:
+def test_prefill_in_chunks_and_decode(family: str, frame: Frame) -> None:
     one, ids = subject(family), token_ids(2, TOKENS)
     stock = one.model(ids, use_cache=False).logits
-    with one.attach(one.identity(before_rope)) as compressed:
+    with one.attach(one.identity(frame)) as compressed:
         cache = compressed.new_cache()
         logits = feed(one.model, cache, ids, CHUNKS)
     assert worst(logits, stock) < EXACT
@@ -55,10 +57,10 @@ def test_prefill_in_chunks_and_decode(family: str, before_rope: bool) -> None:
 
 @frames
 @families
-def test_left_padded_batch(family: str, before_rope: bool) -> None:
+def test_left_padded_batch(family: str, frame: Frame) -> None:
     one, ids, mask = subject(family), token_ids(3, TOKENS), left_padding(3, TOKENS, PADDING)
     stock = one.model(ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False).logits
-    with one.attach(one.identity(before_rope)) as compressed:
+    with one.attach(one.identity(frame)) as compressed:
         logits = feed(one.model, compressed.new_cache(), ids, CHUNKS, mask)
     assert worst(logits, stock, mask) < EXACT
     assert logits.isfinite().all(), "padding rows must stay finite"
@@ -66,10 +68,10 @@ def test_left_padded_batch(family: str, before_rope: bool) -> None:
 
 @frames
 @families
-def test_blocks_as_decoded(family: str, before_rope: bool) -> None:
+def test_blocks_as_decoded(family: str, frame: Frame) -> None:
     one, ids = subject(family), token_ids(2, TOKENS)
     stock = one.model(ids, use_cache=False).logits
-    with one.attach(one.identity(before_rope)) as compressed:
+    with one.attach(one.identity(frame)) as compressed:
         cache = compressed.new_cache()
         prefill = feed(one.model, cache, ids, [5])
         cache.as_decoded = True
@@ -80,11 +82,11 @@ def test_blocks_as_decoded(family: str, before_rope: bool) -> None:
 @frames
 @variants
 @pytest.mark.parametrize("removed", [1, 6, 7, 16, 28, 31, 32, 33, 34])
-def test_crop_at_every_depth(removed: int, variant: str, before_rope: bool) -> None:
+def test_crop_at_every_depth(removed: int, variant: str, frame: Frame) -> None:
     """34 tokens are 2 sinks, 24 in the body and 8 exact ones: the cuts fall in the tail, the body and the sinks."""
     one, ids = subject("llama"), token_ids(2, 2 * TOKENS)
     stock = one.model(ids, use_cache=False).logits
-    with one.attach_untested(one.lossless(before_rope, variant)) as compressed:
+    with one.attach_untested(one.lossless(frame, variant)) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, ids, [TOKENS])
         cache.crop(-removed)
@@ -96,10 +98,10 @@ def test_crop_at_every_depth(removed: int, variant: str, before_rope: bool) -> N
 
 @frames
 @pytest.mark.parametrize("family", [name for name in ALL_FAMILIES if not subject(name).has_window])
-def test_crop_in_every_family(family: str, before_rope: bool) -> None:
+def test_crop_in_every_family(family: str, frame: Frame) -> None:
     one, ids = subject(family), token_ids(2, 2 * TOKENS)
     stock = one.model(ids, use_cache=False).logits
-    with one.attach_untested(one.identity(before_rope)) as compressed:
+    with one.attach_untested(one.identity(frame)) as compressed:
         for removed in (3, 17, 33):
             cache = compressed.new_cache()
             feed(one.model, cache, ids, [TOKENS])
@@ -111,12 +113,12 @@ def test_crop_in_every_family(family: str, before_rope: bool) -> None:
 @frames
 @variants
 @pytest.mark.parametrize("removed", [2, 14, 16, 20, 22, 23, 27, 31])
-def test_crop_a_left_padded_batch(removed: int, variant: str, before_rope: bool) -> None:
+def test_crop_a_left_padded_batch(removed: int, variant: str, frame: Frame) -> None:
     """Rows start at different slots, so one row's sinks are another row's body."""
     one, tokens = subject("llama"), 2 * TOKENS
     ids, mask = token_ids(3, tokens), left_padding(3, tokens, PADDING)
     stock = one.model(ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False).logits
-    with one.attach_untested(one.lossless(before_rope, variant)) as compressed:
+    with one.attach_untested(one.lossless(frame, variant)) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, ids, [TOKENS], mask)
         cache.crop(-removed)
@@ -144,10 +146,10 @@ def test_crop_and_go_on_as_decoded(removed: int, variant: str) -> None:
 
 @variants
 @frames
-def test_every_way_of_storing_a_padded_batch(variant: str, before_rope: bool) -> None:
+def test_every_way_of_storing_a_padded_batch(variant: str, frame: Frame) -> None:
     one, ids, mask = subject("qwen3"), token_ids(3, TOKENS), left_padding(3, TOKENS, PADDING)
     stock = one.model(ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False).logits
-    with one.attach_untested(one.lossless(before_rope, variant)) as compressed:
+    with one.attach_untested(one.lossless(frame, variant)) as compressed:
         logits = feed(one.model, compressed.new_cache(), ids, CHUNKS, mask)
         cache = compressed.new_cache()
         start = feed(one.model, cache, ids, [15], mask)
@@ -167,11 +169,11 @@ def test_spans_may_be_empty_or_odd(spans: Spans) -> None:
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 1), (4, 2), (4, 4), (6, 3)], ids=["mqa", "gqa", "mha", "gqa of 2"])
 @frames
-def test_head_counts(heads: int, kv_heads: int, before_rope: bool) -> None:
+def test_head_counts(heads: int, kv_heads: int, frame: Frame) -> None:
     one, ids = subject("llama", heads=heads, kv_heads=kv_heads, hidden=96, layers=2), token_ids(2, TOKENS)
     assert (one.geometry.layers[0].heads, one.geometry.layers[0].kv_heads) == (heads, kv_heads)
     stock = one.model(ids, use_cache=False).logits
-    with one.attach_untested(one.identity(before_rope)) as compressed:
+    with one.attach_untested(one.identity(frame)) as compressed:
         assert worst(feed(one.model, compressed.new_cache(), ids, CHUNKS), stock) < EXACT
 
 
@@ -203,40 +205,40 @@ class _Perturbed(Passthrough):
         return stored["latent"] * 1.001
 
 
-def perturbed_plan(one: Subject, before_rope: bool, keys: bool) -> Plan:
+def perturbed_plan(one: Subject, frame: Frame, keys: bool) -> Plan:
     plans = {}
     for layer in one.geometry.compressible:
         quantizers = [_Perturbed(torch.float64), Passthrough(torch.float64)]
         key, value = quantizers if keys else reversed(quantizers)
         key_side = SideCodec(layer.kv_heads, layer.head_dim, None, key)
         value_side = SideCodec(layer.kv_heads, layer.value_dim, None, value)
-        plans[layer.layer] = LayerPlan(Codec(key_side, value_side, before_rope))
+        plans[layer.layer] = LayerPlan(Codec(key_side, value_side, frame))
     return Plan(plans, SMALL_SPANS)
 
 
 @frames
 @pytest.mark.parametrize("keys", [True, False], ids=["keys", "values"])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "gpt2", "qwen3_moe"])
-def test_control_an_error_of_a_thousandth_is_seen(family: str, before_rope: bool, keys: bool) -> None:
+def test_control_an_error_of_a_thousandth_is_seen(family: str, frame: Frame, keys: bool) -> None:
     one, ids = subject(family), token_ids(2, TOKENS)
     stock = one.model(ids, use_cache=False).logits
-    with one.attach_untested(perturbed_plan(one, before_rope, keys)) as compressed:
+    with one.attach_untested(perturbed_plan(one, frame, keys)) as compressed:
         error = worst(feed(one.model, compressed.new_cache(), ids, [TOKENS - 1, 1]), stock)
     assert 1e4 * EXACT < error < 0.1
 
 
 @frames
 @pytest.mark.parametrize("family", ["llama", "phi", "gpt_neox", "gemma3"])
-def test_control_rotating_at_wrong_positions_is_seen(family: str, before_rope: bool, monkeypatch) -> None:
+def test_control_rotating_at_wrong_positions_is_seen(family: str, frame: Frame, monkeypatch) -> None:
     one, ids = subject(family), token_ids(2, TOKENS)
     stock = one.model(ids, use_cache=False).logits
-    with one.attach_untested(one.identity(before_rope)) as compressed:
+    with one.attach_untested(one.identity(frame)) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, ids, [TOKENS - 1])
-        if before_rope:
+        if frame != "after":
             cache.positions.index += torch.arange(TOKENS - 1, dtype=torch.int32) % 2
         logits = feed(one.model, cache, ids, [1], start=TOKENS - 1)
-    assert (worst(logits, stock[:, -1:]) > 1e4 * EXACT) == before_rope
+    assert (worst(logits, stock[:, -1:]) > 1e4 * EXACT) == (frame != "after")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -6,18 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from driving import ALL_FAMILIES, Subject, feed, left_padding, subject, token_ids
+from driving import ALL_FAMILIES, FRAMES, Subject, feed, left_padding, subject, token_ids
 from torch import Tensor
 
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.compressed import CompressedLayer
+from kvbench.codecs.frame import Frame
 
 pytestmark = pytest.mark.usefixtures("fp64")
 EXACT = 1e-10
 NEW = 12
 SCORES = {"return_dict_in_generate": True, "output_scores": True}
 families = pytest.mark.parametrize("family", ALL_FAMILIES)
-frames = pytest.mark.parametrize("before_rope", [False, True], ids=["after", "before"])
+frames = pytest.mark.parametrize("frame", FRAMES)
 few = pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "qwen2_swa"])
 
 
@@ -37,20 +38,20 @@ def assert_same(output: Any, stock: Any) -> None:
 
 @frames
 @families
-def test_greedy_with_left_padding(family: str, before_rope: bool) -> None:
+def test_greedy_with_left_padding(family: str, frame: Frame) -> None:
     one, ids, mask = subject(family), token_ids(3, 15), left_padding(3, 15, (6, 0, 1))
     stock = generate(one, ids, attention_mask=mask)
-    with one.attach_untested(one.identity(before_rope)) as compressed:
+    with one.attach_untested(one.identity(frame)) as compressed:
         output = generate(one, ids, compressed.new_cache(), attention_mask=mask)
     assert_same(output, stock)
 
 
 @frames
 @families
-def test_beams(family: str, before_rope: bool) -> None:
+def test_beams(family: str, frame: Frame) -> None:
     one, ids = subject(family), token_ids(2, 11)
     stock = generate(one, ids, num_beams=3)
-    with one.attach_untested(one.identity(before_rope)) as compressed:
+    with one.attach_untested(one.identity(frame)) as compressed:
         output = generate(one, ids, compressed.new_cache(), num_beams=3)
     assert_same(output, stock)
     assert (output.sequences_scores - stock.sequences_scores).abs().max() < EXACT

@@ -8,7 +8,18 @@ from collections.abc import Iterator
 import pytest
 import torch
 from default_specs import CODED_SPECS, COMBINED_SPECS, DEFAULT_SPECS
-from driving import ALL_FAMILIES, calibrated, feed, left_padding, position_ids, subject, token_ids, worst
+from driving import (
+    ALL_FAMILIES,
+    FRAMES,
+    calibrated,
+    feed,
+    in_frame,
+    left_padding,
+    position_ids,
+    subject,
+    token_ids,
+    worst,
+)
 from torch import Tensor
 
 from kvbench.cache.attach import CompressedModel, LayerPlan, Plan
@@ -18,6 +29,7 @@ from kvbench.cache.spans import Spans
 from kvbench.cache.static import StaticCompressedLayer
 from kvbench.codecs import stored
 from kvbench.codecs.codec import Codec, SideCodec
+from kvbench.codecs.frame import Frame
 from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
@@ -36,16 +48,16 @@ REFUSED = tuple(name for names in IMPOSSIBLE.values() for name in names)
 ADMITTED = [
     spec for spec in (*DEFAULT_SPECS.values(), *COMBINED_SPECS, *CODED_SPECS) if not spec.startswith((*REFUSED, "hf"))
 ]
-frames = pytest.mark.parametrize("before_rope", [False, True], ids=["after", "before"])
+frames = pytest.mark.parametrize("frame", FRAMES)
 
 
-def int_plan(family: str, before_rope: bool, spans: Spans = SPANS) -> Plan:
+def int_plan(family: str, frame: Frame, spans: Spans = SPANS) -> Plan:
     quantizer = IntegerQuantizer(4, 8)
     layers = {}
     for layer in subject(family).geometry.compressible:
         keys = SideCodec(layer.kv_heads, layer.head_dim, None, quantizer)
         values = SideCodec(layer.kv_heads, layer.value_dim, None, quantizer)
-        layers[layer.layer] = LayerPlan(Codec(keys, values, before_rope))
+        layers[layer.layer] = LayerPlan(Codec(keys, values, *in_frame(layer, frame)))
     return Plan(layers, spans)
 
 
@@ -75,9 +87,9 @@ def encoded(decode: CompiledDecode) -> list[int]:
 
 @frames
 @pytest.mark.parametrize("family", ALL_FAMILIES)
-def test_steps_equal_the_growing_caches(family: str, before_rope: bool, fp64: None) -> None:
+def test_steps_equal_the_growing_caches(family: str, frame: Frame, fp64: None) -> None:
     one, ids = subject(family), token_ids(2, TOKENS)
-    with one.attach_untested(int_plan(family, before_rope)) as compressed:
+    with one.attach_untested(int_plan(family, frame)) as compressed:
         decode = compiled_decode(compressed, ids[:, :PROMPT], TOKENS, backend=None)
         first = encoded(decode)
         assert worst(steps(decode, ids), growing(compressed, ids)) < EXACT
@@ -104,18 +116,18 @@ def test_both_ways_to_read(read: str, fp64: None) -> None:
 @frames
 @pytest.mark.parametrize("spans", [Spans(0, 0, 8), Spans(0, 4, 8), Spans(3, 0, 8), Spans(4, 100, 8)])
 @pytest.mark.parametrize("prompt", [1, 2, 14, 22])
-def test_any_spans_and_prompts(prompt: int, spans: Spans, before_rope: bool, fp64: None) -> None:
+def test_any_spans_and_prompts(prompt: int, spans: Spans, frame: Frame, fp64: None) -> None:
     one, ids = subject("llama"), token_ids(2, 40)
-    with one.attach_untested(int_plan("llama", before_rope, spans)) as compressed:
+    with one.attach_untested(int_plan("llama", frame, spans)) as compressed:
         decode = compiled_decode(compressed, ids[:, :prompt], 40, backend=None)
         assert worst(steps(decode, ids, prompt), growing(compressed, ids, prompt)) < EXACT
 
 
 @frames
-def test_many_tiles_most_of_them_empty(before_rope: bool, fp64: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_tiles_most_of_them_empty(frame: Frame, fp64: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "TILE", 16)
     one, ids = subject("gpt_neox"), token_ids(2, TOKENS)
-    with one.attach_untested(int_plan("gpt_neox", before_rope)) as compressed:
+    with one.attach_untested(int_plan("gpt_neox", frame)) as compressed:
         decode = compiled_decode(compressed, ids[:, :PROMPT], 200, backend=None)
         assert worst(steps(decode, ids), growing(compressed, ids)) < EXACT
 
@@ -171,9 +183,9 @@ def one_graph(family: str, plan: Plan, backend: str, tolerance: float) -> None:
 @frames
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "opt"])
 def test_compiles_without_a_break_or_a_second_graph(
-    family: str, before_rope: bool, no_grad: None, no_recompilation: None
+    family: str, frame: Frame, no_grad: None, no_recompilation: None
 ) -> None:
-    one_graph(family, int_plan(family, before_rope), "eager", 1e-6)
+    one_graph(family, int_plan(family, frame), "eager", 1e-6)
 
 
 @pytest.mark.parametrize("spec", ["kvtc:bits=4", "turboquant:bits=4", "fp8", "pca:rank=0.5,heads=each,keys=after"])
@@ -194,14 +206,14 @@ def test_inductor(no_grad: None, no_recompilation: None) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NOT TESTED: capturing a step as a CUDA graph needs CUDA")
 @frames
-def test_captured_as_a_cuda_graph(before_rope: bool, no_grad: None) -> None:
+def test_captured_as_a_cuda_graph(frame: Frame, no_grad: None) -> None:
     """Capture refuses whatever reads a number back from the device, and replays know nothing but addresses."""
     from kvbench.hooks.geometry import probe_geometry
     from kvbench.models.random_models import build
 
     model = build("llama", torch.float32, 0, layers=2).cuda()
     ids = token_ids(2, TOKENS).cuda()
-    plan = int_plan("llama", before_rope)
+    plan = int_plan("llama", frame)
     with CompressedModel(model, plan, probe_geometry(model)) as compressed:
         expected = growing(compressed, ids)
         decode = compiled_decode(compressed, ids[:, :PROMPT], TOKENS, backend=None)
@@ -229,10 +241,10 @@ def test_captured_as_a_cuda_graph(before_rope: bool, no_grad: None) -> None:
 
 
 @frames
-def test_bytes_are_those_of_the_capacity(before_rope: bool, fp64: None) -> None:
+def test_bytes_are_those_of_the_capacity(frame: Frame, fp64: None) -> None:
     one, ids = subject("llama"), token_ids(2, TOKENS)
     capacity = SPANS.sinks + SPANS.recent + 80  # room for a body of 80
-    with one.attach_untested(int_plan("llama", before_rope)) as compressed:
+    with one.attach_untested(int_plan("llama", frame)) as compressed:
         decode = compiled_decode(compressed, ids[:, :PROMPT], capacity, backend=None)
         before = decode.cache.nbytes()
         steps(decode, ids)
@@ -244,7 +256,7 @@ def test_bytes_are_those_of_the_capacity(before_rope: bool, fp64: None) -> None:
     exact = 2 * 2 * 2 * layer.kv_heads * layer.head_dim * window * 8  # layers, sides, rows
     pairs = layer.head_dim // 8 * 4  # fp16 scale and zero per 8 channels
     body = 2 * 2 * 2 * layer.kv_heads * 80 * (layer.head_dim // 2 + pairs)
-    table = 2 * capacity * layer.rotary_dims * 8 if before_rope else 0
+    table = 2 * capacity * layer.rotary_dims * 8 if frame != "after" else 0
     assert before.total == after.total, "nothing is allocated while decoding"
     assert (after.exact, after.payload + after.scales + after.slack) == (exact, body)
     assert (after.payload, after.scales) == (grown.nbytes().payload, grown.nbytes().scales)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from driving import VARIANTS, Subject, feed, left_padding, position_ids, subject, token_ids, worst
+from driving import FRAMES, VARIANTS, Subject, feed, left_padding, position_ids, subject, token_ids, worst
 from torch import Tensor
 
 from kvbench.cache.cache import CompressedCache
+from kvbench.codecs.frame import Frame
 from kvbench.errors import KvbenchError
 
 pytestmark = pytest.mark.usefixtures("fp64")
@@ -25,14 +26,14 @@ ROWS: dict[str, tuple[Callable[[Any], None], Callable[[Tensor], Tensor]]] = {
     "deepcopy": (lambda cache: None, lambda rows: rows),
 }
 variants = pytest.mark.parametrize("variant", VARIANTS)
-frames = pytest.mark.parametrize("before_rope", [False, True], ids=["after", "before"])
+frames = pytest.mark.parametrize("frame", FRAMES)
 
 
 @pytest.mark.parametrize("operation", ROWS)
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "opt", "phi"])
 @frames
-def test_rows(family: str, before_rope: bool, operation: str) -> None:
-    check_rows(subject(family), operation, "plain", before_rope, padding=(7, 0, 2))
+def test_rows(family: str, frame: Frame, operation: str) -> None:
+    check_rows(subject(family), operation, "plain", frame, padding=(7, 0, 2))
 
 
 @pytest.mark.parametrize("operation", ROWS)
@@ -42,14 +43,14 @@ def test_rows_in_every_way_of_storing(variant: str, operation: str, padding: tup
     check_rows(subject("llama"), operation, variant, True, padding)
 
 
-def check_rows(one: Subject, operation: str, variant: str, before_rope: bool, padding: tuple[int, ...]) -> None:
+def check_rows(one: Subject, operation: str, variant: str, frame: Frame, padding: tuple[int, ...]) -> None:
     """Feed, operate, feed on: as if the rows had been arranged so from the start."""
     act, arrange = ROWS[operation]
     ids, mask = token_ids(3, TOKENS), left_padding(3, TOKENS + MORE, padding)
     rows, kept = arrange(ids), arrange(mask)
     rows = torch.cat([rows, token_ids(len(rows), MORE, seed=4)], 1)
     stock = one.model(rows, attention_mask=kept, position_ids=position_ids(kept), use_cache=False).logits
-    with one.attach_untested(one.lossless(before_rope, variant)) as compressed:
+    with one.attach_untested(one.lossless(frame, variant)) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, ids, [TOKENS], mask[:, :TOKENS])
         if operation == "deepcopy":

@@ -112,8 +112,8 @@ def test_sliding_layers_get_no_plan() -> None:
 def test_a_model_without_rope_stores_keys_as_they_come() -> None:
     one = subject("gpt2")
     plan = parse("pca:rank=0.5").fit(one.geometry, calibrated(one))
-    assert not plan.keys_before_rope
-    assert parse("pca:rank=0.5").fit(subject("llama").geometry, calibrated(subject("llama"))).keys_before_rope
+    assert plan.frame == "after"
+    assert parse("pca:rank=0.5").fit(subject("llama").geometry, calibrated(subject("llama"))).frame == "before"
 
 
 def test_bits_are_spent_on_both_sides() -> None:

@@ -302,10 +302,10 @@ def changes(spec: str) -> dict[str, float]:
 @pytest.mark.parametrize("spec", [*QUANTIZERS, *HALVES, *MIXED])
 def test_every_stored_byte_counts(spec: str) -> None:
     changed = changes(spec)
-    before_rope = parse(spec).fit(*_geometry(spec)).keys_before_rope
+    rotates = parse(spec).fit(*_geometry(spec)).rotates
     assert changed
     for name, change in changed.items():
-        if name != "slots" or before_rope:  # slots only rotate keys and mask them
+        if name != "slots" or rotates:  # slots only rotate keys and mask them
             assert change > 1e-12, f"{name} is stored and never read"
 
 

@@ -53,7 +53,7 @@ def logits(plan: Plan, model: Subject) -> Tensor:
 def test_every_method_comes_back(spec: str, model: Subject, tmp_path: Path) -> None:
     plan = fitted(spec, model)
     again = parse(save(plan, model, tmp_path)).fit(model.geometry)
-    assert again.spans == plan.spans and again.keys_before_rope == plan.keys_before_rope
+    assert again.spans == plan.spans and again.frame == plan.frame
     assert again.model_level_bytes() == plan.model_level_bytes(), "a shared basis was stored more than once"
     assert worst(logits(again, model), logits(plan, model)) < 1e-5, (
         "more than other strides of the same numbers explain"

@@ -54,7 +54,7 @@ def test_self_test_runs_once_per_frame_of_the_keys(bench: ModelBench, monkeypatc
     tests = counted(monkeypatch, "self_test")
     for spec in ("int:bits=4", "kivi:bits=2", "pca:rank=0.5,keys=before", "pca:rank=0.25,keys=before", "hf"):
         bench.arm(parse(spec), SOURCE)
-    assert [before_rope for *_, before_rope in tests] == [False, True]
+    assert [frame for *_, frame in tests] == ["after", "before"]
 
 
 def test_documents_prompts_and_windows_are_shared(bench: ModelBench, monkeypatch: pytest.MonkeyPatch):

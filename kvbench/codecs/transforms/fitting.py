@@ -34,6 +34,20 @@ class Basis:
     encoder: Tensor
     decoder: Tensor
 
+    @property
+    def variances(self) -> Tensor:
+        """The values of the first group, (n,)."""
+        return self.values[0]
+
+    @property
+    def parts(self) -> list[int]:
+        """Components by kind: all are of one."""
+        return [len(self.variances)]
+
+    def leading(self, rank: int) -> Basis:
+        """The first ``rank`` components."""
+        return Basis(self.values[:, :rank], self.encoder[..., :rank], self.decoder[:, :rank])
+
     def scale(self, rank: int) -> float:
         """By what the first ``rank`` latents are multiplied in :meth:`transform`.
 

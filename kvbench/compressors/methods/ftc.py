@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from kvbench.codecs.frame import BLOCK, Frame
 from kvbench.codecs.quantizers.allocation import grain, water_fill
-from kvbench.codecs.quantizers.codebook import CodebookQuantizer
-from kvbench.codecs.quantizers.entropy import EntropyQuantizer, entropy_quantizers
+from kvbench.codecs.quantizers.entropy import entropy_quantizers
 from kvbench.codecs.quantizers.lloyd import MAX_BITS
-from kvbench.codecs.transforms.fitting import Basis, weighted_basis
+from kvbench.codecs.transforms.fitting import weighted_basis
 from kvbench.codecs.transforms.joint import joint_matrix
-from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
-from kvbench.compressors.joint import join_sides, joint_moment
+from kvbench.codecs.transforms.predictive import PredictiveBasis
+from kvbench.compressors.coordinates import Coordinates
+from kvbench.compressors.draft import Draft, LayerDraft
+from kvbench.compressors.joint import band_index, join_sides, joint_moment
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
-
-Fitted = tuple[SideDraft, Basis, Tensor]
-"""A side to fill in, its coordinates, and the point they are taken around."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,15 @@ class Ftc(Part):
     What each part contributes is measured by suite ``ablation``, what calibration on another text costs by suite
     ``domains``: calibrate on what will be read, or on texts of several kinds.
 
-    Keys are taken before RoPE, around their mean, and rotated when they are read; values around zero, which is what
-    tokens that soak up attention carry. ``keys=after`` stores rotated keys instead, so that decode can absorb them, at
-    a cost in quality; their basis is split. ``bits`` is the mean over all K and V elements of the body.
+    Keys are taken around their mean, values around zero, which is what tokens that soak up attention carry. ``keys``
+    chooses the frame. Keys ``before`` RoPE compress best and are rebuilt and rotated whole when they are read. In
+    ``bands`` (:class:`kvbench.codecs.frame.Bands`) they are stored relative to the first of ``rope_block`` tokens,
+    where only the fastest ``pairs`` of RoPE (default: those that turn by more than 1.7 radians) are kept before RoPE
+    and rebuilt, while queries take the others in as latents. There ``basis=predictive``, the default, codes the fast
+    pairs first and the rest as what those do not tell (:mod:`kvbench.codecs.transforms.predictive`), so that little
+    has to be rebuilt; ``joint`` compresses a little better and rebuilds from the whole latent. Keys ``after`` RoPE are
+    absorbed whole, at a cost in quality; their basis is split. ``bits`` is the mean over all K and V elements of the
+    body.
     """
 
     name = "ftc"
@@ -55,55 +60,70 @@ class Ftc(Part):
     published = ("ftc", "ftc:coder=entropy")
 
     bits: float
-    basis: Literal["joint", "split"] = "joint"
-    keys: Literal["before", "after"] = "before"
+    basis: Literal["joint", "predictive", "split"] | None = None
+    keys: Frame = "before"
+    rope_block: int = BLOCK
+    pairs: int | None = None
     coder: Literal["fixed", "entropy"] = "fixed"
 
     def __post_init__(self) -> None:
         self.require(0 < self.bits <= MAX_BITS, f"bits={self.bits:g} must be in (0, {MAX_BITS}]")
+        block, banded = self.rope_block, self.keys == "bands"
+        self.require(block >= 8 and block % 8 == 0, f"rope_block={block} must be a multiple of 8 tokens")
+        self.require(self.pairs is None or self.pairs >= 0, f"pairs={self.pairs} must be at least 0")
+        self.require(banded or (self.pairs, block) == (None, BLOCK), "pairs and rope_block belong to keys=bands")
+        self.require(
+            self.basis != "predictive" or (banded and self.coder == "fixed"),
+            "basis=predictive is for keys=bands and coder=fixed; use basis=joint",
+        )
 
     def apply(self, draft: Draft) -> None:
         """Fisher coordinates everywhere, then one allocation over all of them."""
-        if self.keys == "before":
-            draft.store_keys_before_rope()
+        draft.store_keys(self.keys, self.rope_block, self.pairs)
         fitted = [each for layer in draft for each in self._fit(layer)]
-        variances = [basis.values[0] for _, basis, _ in fitted]
-        quantizers: Sequence[CodebookQuantizer | EntropyQuantizer] = (
-            entropy_quantizers(variances, self.bits) if self.coder == "entropy" else self._codebooks(variances, draft)
-        )
-        for (side, basis, centre), quantizer in zip(fitted, quantizers, strict=True):
-            rank = len(quantizer.deviation)
-            side.transform = basis.transform(centre, rank, draft.basis_dtype)
-            side.quantizer = quantizer.scaled(basis.scale(rank))
+        if self.coder == "entropy":
+            self._code_entropy(fitted, draft)
+        else:
+            self._code_fixed(fitted, draft)
 
-    def _codebooks(self, variances: list[Tensor], draft: Draft) -> list[CodebookQuantizer]:
-        counts = [len(side) for side in variances]
-        widths = water_fill(torch.cat(variances), round(self.bits * sum(counts)), together=grain(min(counts))).split(
-            counts
-        )
-        kept = [max(1, int((width > 0).sum())) for width in widths]
-        deviations = [
-            side[:rank].sqrt().clamp_min(1e-9).to(draft.geometry.device, draft.dtype)
-            for side, rank in zip(variances, kept, strict=True)
-        ]
-        given = [tuple(width[:rank].tolist()) for width, rank in zip(widths, kept, strict=True)]
-        return [CodebookQuantizer(width, deviation) for width, deviation in zip(given, deviations, strict=True)]
+    @property
+    def _predictive(self) -> bool:
+        return self.basis == "predictive" or (self.basis is None and self.keys == "bands" and self.coder == "fixed")
 
-    def _fit(self, layer: LayerDraft) -> list[Fitted]:
+    def _code_entropy(self, fitted: list[Coordinates], draft: Draft) -> None:
+        quantizers = entropy_quantizers([each.variances for each in fitted], self.bits)
+        for each, quantizer in zip(fitted, quantizers, strict=True):
+            each.use_quantizer(quantizer, draft)
+
+    def _code_fixed(self, fitted: list[Coordinates], draft: Draft) -> None:
+        widths = self._widths(fitted)
+        if any(each.refit for each in fitted):
+            fitted = [each.with_widths(bits) for each, bits in zip(fitted, widths, strict=True)]
+            widths = self._widths(fitted)
+        for each, bits in zip(fitted, widths, strict=True):
+            each.use_widths(bits, draft)
+
+    def _widths(self, fitted: list[Coordinates]) -> list[Tensor]:
+        """Bits of every component of every side."""
+        counts = [len(each.variances) for each in fitted]
+        variances, bits = torch.cat([each.variances for each in fitted]), round(self.bits * sum(counts))
+        return list(water_fill(variances, bits, together=grain(min(counts))).split(counts))
+
+    def _fit(self, layer: LayerDraft) -> list[Coordinates]:
         statistics = layer.calibrated
         if not statistics.has_fisher:
             raise KvbenchError("ftc needs statistics with Fisher information; calibrate with the Fisher pass")
-        if self.basis == "joint" and self.keys == "before":
+        if self.basis != "split" and self.keys != "after":
             moment, centre = joint_moment(layer)
             metric = joint_matrix(statistics.fisher("key"), statistics.fisher("value"), layer.geometry.kv_heads)
-            return [(join_sides(layer), weighted_basis(moment, metric, 1), centre)]
+            if self._predictive and layer.bands is not None:
+                refit = partial(PredictiveBasis.fit, moment, metric, *band_index(layer))
+                return [Coordinates(join_sides(layer), refit(), centre, refit)]
+            return [Coordinates(join_sides(layer), weighted_basis(moment, metric, 1), centre)]
         keys, values = layer.keys.moment, layer.values.moment
-        centre = torch.zeros_like(statistics.mean(values))
+        key_basis = weighted_basis(statistics.covariance(keys), statistics.fisher(keys), 1)
+        value_basis = weighted_basis(statistics.second(values), statistics.fisher(values), 1)
         return [
-            (
-                layer.keys,
-                weighted_basis(statistics.covariance(keys), statistics.fisher(keys), 1),
-                statistics.mean(keys),
-            ),
-            (layer.values, weighted_basis(statistics.second(values), statistics.fisher(values), 1), centre),
+            Coordinates(layer.keys, key_basis, statistics.mean(keys)),
+            Coordinates(layer.values, value_basis, torch.zeros_like(statistics.mean(values))),
         ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from kvbench.codecs.frame import Frame
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
 
@@ -20,9 +20,8 @@ class Identity(Part):
     family = "baseline"
     roles = ("transform", "quantizer")
 
-    keys: Literal["before", "after"] = "after"
+    keys: Frame = "after"
 
     def apply(self, draft: Draft) -> None:
         """Leave both sides as they are; only the frame of the keys is chosen."""
-        if self.keys == "before":
-            draft.store_keys_before_rope()
+        draft.store_keys(self.keys)

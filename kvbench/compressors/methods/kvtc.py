@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kvbench.codecs.frame import Frame
 from kvbench.codecs.quantizers.allocation import grain, water_fill
 from kvbench.codecs.quantizers.base import Quantizer
 from kvbench.codecs.quantizers.block_allocation import block_runs
@@ -47,7 +48,8 @@ class Kvtc(Part):
     16-bit scale and zero per token and run of components, runs and widths by its dynamic program, which may drop
     components. ``coder=entropy`` codes a trellis of uniform steps with rANS (see ``ftc``), in place of the DEFLATE that
     the paper puts behind its integers. ``layers`` adjacent layers share one basis; 0 is the paper's way, one basis for
-    the keys of the whole model and one for the values. ``recent=128`` is the paper's window.
+    the keys of the whole model and one for the values. ``recent=128`` is the paper's window. Other frames of the keys
+    (see ``ftc``) are not the paper's.
 
     Differences: a basis per layer by default, since a token of several layers is decoded whole for each of them;
     integers and entropy coding are not combined: an entropy-coded block of 32 tokens has one step instead of scales.
@@ -65,14 +67,18 @@ class Kvtc(Part):
     allocate: Allocation = "uniform"
     coder: Literal["fixed", "blocks", "entropy"] = "fixed"
     layers: int = 1
+    keys: Frame = "before"
 
     def __post_init__(self) -> None:
         self.require(0 < self.bits <= MAX_BITS, f"bits={self.bits:g} must be in (0, {MAX_BITS}]")
+        self.require(
+            self.layers == 1 or self.keys == "before", "a basis across layers is one of keys before RoPE; use layers=1"
+        )
         self.require(self.layers >= 0, f"layers={self.layers} must be at least 1, or 0 for all of them")
 
     def apply(self, draft: Draft) -> None:
         """Coordinates of both sides of every group of layers, then quantizers, all of them by one rule."""
-        draft.store_keys_before_rope()
+        draft.store_keys(self.keys)
         groups = layer_groups(draft, self.layers)
         self.require(
             all(layer.selector is None for layer in draft) or all(len(group) == 1 for group in groups),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvbench.codecs.frame import Frame
 from kvbench.codecs.transforms.fitting import weighted_basis
 from kvbench.codecs.transforms.joint import balanced
 from kvbench.compressors.draft import Draft
@@ -25,9 +26,11 @@ class Latent(LowRank):
     paper = "arXiv 2502.07864"
     published = ("latent+hadamard+int:bits=4", "latent+hadamard+int:bits=3")
 
+    keys: Frame = "before"
+
     def apply(self, draft: Draft) -> None:
         """One basis a layer."""
-        draft.store_keys_before_rope()
+        draft.store_keys(self.keys)
         for layer in draft:
             statistics = layer.calibrated
             moment, centre = joint_moment(layer)

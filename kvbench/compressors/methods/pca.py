@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from kvbench.codecs.frame import Frame
 from kvbench.codecs.transforms.fitting import orthonormal_transform, principal_axes
 from kvbench.codecs.transforms.ranks import rank_for_energy
 from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
@@ -32,7 +33,7 @@ class Pca(Part):
     rank: float | None = None
     energy: float | None = None
     heads: Literal["joint", "each"] = "joint"
-    keys: Literal["before", "after"] = "before"
+    keys: Frame = "before"
 
     def __post_init__(self) -> None:
         self.require((self.rank is None) != (self.energy is None), "give either rank or energy, as in pca:rank=0.5")
@@ -41,8 +42,7 @@ class Pca(Part):
 
     def apply(self, draft: Draft) -> None:
         """Bases for both sides of every layer."""
-        if self.keys == "before":
-            draft.store_keys_before_rope()
+        draft.store_keys(self.keys)
         for layer in draft:
             for side in layer.sides:
                 self._fit(layer, side, draft)

@@ -65,7 +65,7 @@ class Saved(Part):
     def apply(self, draft: Draft) -> None:
         """Every layer as it was."""
         plan = self.file.plan(draft.geometry)
-        draft.keys_before_rope = plan.keys_before_rope
+        draft.keys_before_rope = plan.frame == "before"
         for layer in draft:
             layer_plan = plan.layers[layer.geometry.layer]
             if layer_plan.codec is not None:
@@ -74,4 +74,4 @@ class Saved(Part):
 
 
 def _prebuilt(codec: Codec) -> Callable[..., Codec]:
-    return lambda keys, values, before: codec
+    return lambda keys, values, before, bands: codec

@@ -1,0 +1,43 @@
+"""Bringing rotated keys into the frame of :class:`kvbench.codecs.frame.Bands` and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvbench.codecs.frame import Bands
+from kvbench.hooks.rotary import Rotator, StaticRotator
+
+
+@dataclass(frozen=True)
+class BlockFrame:
+    """The frame of ``bands`` in one cache, whose positions and RoPE tables ``rotator`` knows.
+
+    A key is turned back by the model's own rotation, at its position or at that of its block's first entry, and forth
+    by the same, so nothing is lost whatever the positions are: with padding, after eviction, under any RoPE.
+    ``slots`` (1 or batch, 1 or kv heads, entries) below are those of all entries up to the last one in question.
+    """
+
+    rotator: Rotator | StaticRotator
+    bands: Bands
+
+    def store(self, keys: Tensor, slots: Tensor, start: int) -> Tensor:
+        """``keys`` (batch, kv heads, tokens, head_dim) after RoPE, the entries from ``start`` on, as they are stored.
+
+        In fp32, or fp64 for keys in that.
+        """
+        return self._turned(keys, slots, start, inverse=True)
+
+    def restore(self, keys: Tensor, slots: Tensor, start: int) -> Tensor:
+        """The inverse of :meth:`store`."""
+        return self._turned(keys, slots, start, inverse=False)
+
+    def _turned(self, keys: Tensor, slots: Tensor, start: int, inverse: bool) -> Tensor:
+        keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
+        entries = torch.arange(start, start + keys.shape[2], device=keys.device)
+        references = entries // self.bands.block * self.bands.block
+        at_token, at_block = (self.rotator.at(keys, slots[..., index], inverse) for index in (entries, references))
+        at_block[..., self.bands.fast] = at_token[..., self.bands.fast]
+        return at_block
