@@ -13,7 +13,7 @@ from kvbench.codecs.kernel_view import Coded, LevelTables, Same, level_tables
 from kvbench.codecs.packing import Run, packed_bytes, runs
 from kvbench.kernels.cpu.llvm.vectors import LANES
 from kvbench.kernels.cpu.records import UnpackPlan, UnpackRun, pack
-from kvbench.kernels.cpu.unpack_plan import Column, ColumnPlan, lookup_table, plan_columns
+from kvbench.kernels.cpu.unpack_plan import Column, ColumnPlan, plan_columns
 
 GRID = 127
 """Levels are read as bytes: multiples of their largest magnitude / 127."""
@@ -27,7 +27,7 @@ class ColumnLayout:
     """``columns`` bytes per token after unpacking, a multiple of 16, of which as many as ``component_of_column`` has
     are used: levels off the byte grid take two columns. ``unit`` is what their bytes count, before deviations.
 
-    Columns are unpacked by ``plan``, with levels from ``table``, those that it leaves out by ``runs``
+    Columns are unpacked by ``plan``, those that it leaves out by ``runs``
     (:class:`~kvbench.kernels.cpu.records.UnpackRun`) and ``levels`` (9, 2, 256) by width. ``direct`` says that codes
     need no unpacking, ``nibbles`` that they are all of 4 bits, and ``in_order`` that columns are the components as they
     come. ``affine``: scale and zero of the bytes (2,).
@@ -36,7 +36,6 @@ class ColumnLayout:
     runs: Any
     plan: ColumnPlan
     levels: Any
-    table: Any
     component_of_column: Any
     unit: Any
     columns: int
@@ -62,7 +61,7 @@ class ColumnLayout:
                 windows=plan.windows.ctypes.data,
                 orders=plan.orders.ctypes.data,
                 starts=plan.starts.ctypes.data,
-                table=self.table.ctypes.data,
+                tables=plan.tables.ctypes.data,
                 runs=self.runs.ctypes.data,
                 run_count=len(self.runs),
                 levels=self.levels.ctypes.data,
@@ -103,13 +102,12 @@ def _column_layout(widths: tuple[int, ...], tables: LevelTables | None) -> Colum
         columns += [Column(run, index, True) for index in range(run.components)]
         units += [unit] * run.components
     component_of_column = [column.run.first + column.number for column in columns]
-    plan, left_out = plan_columns(columns, levels is not None)
+    plan, left_out = plan_columns(columns, None if levels is None else by_width)
     whole = levels is None and len(widths) % LANES == 0
     return ColumnLayout(
         runs=np.array([records[run] for run in left_out], np.int64).reshape(-1, len(UnpackRun._fields)),
         plan=plan,
         levels=by_width,
-        table=lookup_table(by_width),
         component_of_column=np.array(component_of_column, np.int64),
         unit=np.array(units, np.float32),
         columns=-(-len(component_of_column) // LANES) * LANES,

@@ -150,7 +150,7 @@ class UnpackPlan(NamedTuple):
     windows: int
     orders: int
     starts: int
-    table: int
+    tables: int
     runs: int
     run_count: int
     levels: int
@@ -164,8 +164,10 @@ class UnpackVector(NamedTuple):
     """The first of them."""
     first_slot: int
     slots: int
-    table_size: int
-    """Bytes of the table that their codes are looked up in; 0 for codes that are numbers themselves."""
+    first_part: int
+    """Where their table begins."""
+    parts: int
+    """Parts of 64 bytes of the table that their codes are looked up in; 0 for codes that are numbers themselves."""
 
 
 class UnpackRun(NamedTuple):

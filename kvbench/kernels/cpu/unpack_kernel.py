@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kvbench.kernels.cpu.llvm import byte_ops, vectors
+from kvbench.kernels.cpu.llvm import unpack_ops
 from kvbench.kernels.cpu.memory import JIT, copy_words, octets, record_at
 from kvbench.kernels.cpu.records import UNPACK_RUN, UNPACK_VECTOR
 
-BYTE_PERMUTE = vectors.has_byte_permute()
+SHARING = unpack_ops.columns_of_a_table()
 _RUN_BYTES, _VECTOR_BYTES = UNPACK_RUN.itemsize, UNPACK_VECTOR.itemsize
 _WINDOW_BYTES, _ORDER_BYTES, _START_BYTES = 16, 256, 64
 """Of one slot's window and orders, and of one vector's starts (:class:`kvbench.kernels.cpu.unpack_plan.ColumnPlan`)."""
-_TABLE_BYTES = 512
+_PART_BYTES = 64
+"""Of one part of a vector's table."""
+_LEVEL_BYTES = 512
 """Of one width's levels: 256 first bytes, 256 second bytes."""
 
 
@@ -28,10 +30,10 @@ _TABLE_BYTES = 512
 def unpack_tile(codes: int, group_bytes: int, groups: int, plan: Any, out: int, columns: int) -> None:
     """Packed codes of ``groups`` · 8 tokens → bytes in quads of ``columns`` at address ``out``."""
     quad_bytes = 4 * columns
-    if BYTE_PERMUTE:
+    if SHARING:
         for index in range(plan.vector_count):
             vector = record_at(plan.vectors + _VECTOR_BYTES * index, UNPACK_VECTOR)
-            byte_ops.unpack_columns(
+            unpack_ops.unpack_columns(
                 codes,
                 group_bytes,
                 groups,
@@ -41,33 +43,32 @@ def unpack_tile(codes: int, group_bytes: int, groups: int, plan: Any, out: int, 
                 plan.windows + _WINDOW_BYTES * vector.first_slot,
                 plan.orders + _ORDER_BYTES * vector.first_slot,
                 plan.starts + _START_BYTES * index,
-                plan.table,
-                vector.table_size,
+                plan.tables + _PART_BYTES * vector.first_part,
+                vector.parts,
             )
     for index in range(plan.run_count):
         run = record_at(plan.runs + _RUN_BYTES * index, UNPACK_RUN)
         unpack_run(codes + run.byte, run, out, groups, group_bytes, quad_bytes)
         if plan.looked_up:
-            table, to, count = plan.levels + run.width * _TABLE_BYTES, out + 4 * run.column, 4 * run.components
+            levels, to = plan.levels + run.width * _LEVEL_BYTES, out + 4 * run.column
             if run.fine_column >= 0:
-                second = out + 4 * run.fine_column
-                look_up(to, second, count, table + _TABLE_BYTES // 2, run.width, 2 * groups, quad_bytes)
-            look_up(to, to, count, table, run.width, 2 * groups, quad_bytes)
+                second, levels_of_second = out + 4 * run.fine_column, levels + _LEVEL_BYTES // 2
+                look_up(to, second, run.components, levels_of_second, run.width, 2 * groups, quad_bytes)
+            look_up(to, to, run.components, levels, run.width, 2 * groups, quad_bytes)
 
 
 @njit(**JIT)
-def look_up(source: int, target: int, count: int, table: int, width: int, quads: int, quad_bytes: int) -> None:
-    """target[i] = table[source[i]] for ``count`` bytes of each of ``quads``."""
-    if not BYTE_PERMUTE:
-        entries = octets(table, 256)
-        for quad in range(quads):
-            x, y = octets(source + quad * quad_bytes, count), octets(target + quad * quad_bytes, count)
-            for i in range(count):
-                y[i] = entries[x[i]]
-    elif width <= 6:
-        byte_ops.look_up_64(source, target, count, table, quads, quad_bytes)
-    else:
-        byte_ops.look_up_256(source, target, count, table, quads, quad_bytes)
+def look_up(source: int, target: int, columns: int, levels: int, width: int, quads: int, quad_bytes: int) -> None:
+    """The levels of codes of ``width`` bits in ``columns`` of each of ``quads``."""
+    if SHARING:
+        parts = max(1, (1 << width) // (4 * SHARING))
+        unpack_ops.look_up(source, target, columns, levels, parts, quads, quad_bytes)
+        return
+    entries = octets(levels, 256)
+    for quad in range(quads):
+        x, y = octets(source + quad * quad_bytes, 4 * columns), octets(target + quad * quad_bytes, 4 * columns)
+        for i in range(4 * columns):
+            y[i] = entries[x[i]]
 
 
 @njit(**JIT)
@@ -92,7 +93,7 @@ def unpack_field(source: int, field: int, run: Any, out: int, groups: int, group
     keep = 0 if first else -1
     for part in range(shared):
         to = out + 4 * part * each
-        byte_ops.spread_words(source, to, each, 2 * field * part, field, shift, keep, groups, group_bytes, quad_bytes)
+        unpack_ops.spread_words(source, to, each, 2 * field * part, field, shift, keep, groups, group_bytes, quad_bytes)
     whole = each * shared
     for group in range(groups):
         for column in range(whole, count):

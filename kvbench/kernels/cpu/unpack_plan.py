@@ -2,8 +2,9 @@
 
 A code of width w is the sum of fields of 4, 2 and 1 bits, each in a section (:mod:`kvbench.codecs.packing`). A
 *slot* fetches one field of up to 16 columns: their words are permuted out of a window of 16, rotated to where the
-field belongs, and masked. Codes with levels carry a bit 2^w above them, so that one table of 128 bytes holds the levels
-of all widths up to 6; the upper half of the table holds their second bytes.
+field belongs, and masked. Codes with levels are looked up in a table of the vector. Columns that share it, all 16 or
+four (:mod:`kvbench.kernels.cpu.llvm.unpack_ops`), may differ in width: a code's highest bits say where the levels of
+its width begin.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kvbench.codecs.packing import Run
-from kvbench.kernels.cpu.llvm.byte_ops import MOST_SLOTS
-from kvbench.kernels.cpu.llvm.vectors import LANES, has_byte_permute
+from kvbench.kernels.cpu.llvm.unpack_ops import MOST_SLOTS, columns_of_a_table, table_parts
+from kvbench.kernels.cpu.llvm.vectors import LANES
 from kvbench.kernels.cpu.records import UnpackVector
 
 WIDEST = 6
+"""Levels of all widths up to this, with their second bytes, fit one table."""
 _BYTES = 0x01010101
-_FINE = 128
-"""Where the table holds second bytes."""
 
 
 class Column(NamedTuple):
@@ -39,13 +39,14 @@ class ColumnPlan:
 
     ``windows`` (slots, 2) int64: first byte in a group, and words to read there. ``orders``
     (slots, 4, 16) uint32: words in the window, rotations of the first and of the second four tokens, masks. ``starts``
-    (count, 16) uint32: bits above the codes.
+    (count, 16) uint32: bits above the codes. ``tables`` (parts, 64) uint8 of all vectors, one after the other.
     """
 
     vectors: Any
     windows: Any
     orders: Any
     starts: Any
+    tables: Any
 
 
 @dataclass
@@ -78,20 +79,21 @@ class _Field(NamedTuple):
     shift: int
 
 
-def plan_columns(columns: Sequence[Column], looked_up: bool) -> tuple[ColumnPlan, list[Run]]:
+def plan_columns(columns: Sequence[Column], levels: Any) -> tuple[ColumnPlan, list[Run]]:
     """How to unpack ``columns``, and the runs for which that does not go, in order.
 
     These are codes wider than 6 bits, codes that do not fill whole words, runs so scattered that a vector would take
-    more slots than there are, and all of them on processors that cannot permute bytes.
+    more slots than there are, and all of them on processors that cannot permute bytes. ``levels`` (9, 2, 256) uint8:
+    both bytes of the levels by width; None for codes that are numbers themselves.
     """
     all_runs = list(dict.fromkeys(column.run for column in columns))
-    left_out = {run for run in all_runs if not (has_byte_permute() and _in_words(run))}
+    left_out = {run for run in all_runs if not (columns_of_a_table() and _in_words(run))}
     while True:
         vectors = [_Vector(first, columns, left_out) for first in range(0, len(columns), LANES)]
         crowded = {column.run for vector in vectors if len(vector.slots) > MOST_SLOTS for _, column in vector.columns}
         if not crowded:
             used = [vector for vector in vectors if vector.slots]
-            return _plan(used, looked_up), [run for run in all_runs if run in left_out]
+            return _plan(used, levels), [run for run in all_runs if run in left_out]
         left_out |= crowded
 
 
@@ -104,16 +106,27 @@ class _Vector:
         self.columns = [(lane, column) for lane, column in lanes if column.run not in left_out]
         self.slots = _slots(self.columns)
 
-    def starts(self) -> list[int]:
-        """The bits above each lane's code."""
-        marks = [0] * LANES
-        for lane, column in self.columns:
-            marks[lane] = 2**column.run.width + _FINE * column.fine
-        return marks
-
-    def table_size(self) -> int:
-        """How much of the table its codes reach."""
-        return next(size for size in (64, 128, 256) if 2 * max(self.starts()) <= size or size == 256)
+    def table(self, levels: Any) -> tuple[list[int], Any]:
+        """Where each lane's levels begin among the entries of its table (16,), and the tables' parts (parts, 64)."""
+        sharing = columns_of_a_table()
+        starts, tables = [0] * LANES, []
+        for first in range(0, LANES, sharing):
+            entries: list[int] = []
+            begins: dict[tuple[int, bool], int] = {}
+            together = [(lane, column) for lane, column in self.columns if first <= lane < first + sharing]
+            for _, (run, _, fine) in sorted(together, key=lambda each: -each[1].run.width):  # begins are multiples
+                if (run.width, fine) not in begins:
+                    begins[run.width, fine] = len(entries)
+                    entries += levels[run.width, int(fine), : 2**run.width].tolist()
+            for lane, (run, _, fine) in together:
+                starts[lane] = begins[run.width, fine]
+            tables.append(entries)
+        longest = max(len(entries) for entries in tables)
+        parts = next(parts for parts in table_parts() if 4 * sharing * parts >= longest)
+        filled = np.zeros((len(tables), 4 * sharing * parts), np.uint8)
+        for row, entries in zip(filled, tables, strict=True):
+            row[: len(entries)] = entries
+        return starts, filled.reshape(len(tables), parts, 4 * sharing).swapaxes(0, 1).reshape(parts, 4 * LANES)
 
 
 def _in_words(run: Run) -> bool:
@@ -121,30 +134,24 @@ def _in_words(run: Run) -> bool:
     return run.width <= WIDEST and all(run.components * bits % 4 == 0 for bits in (4, 2, 1) if run.width & bits)
 
 
-def _plan(vectors: Sequence[_Vector], looked_up: bool) -> ColumnPlan:
-    slots = [slot for vector in vectors for slot in vector.slots]
-    records, first = [], 0
+def _plan(vectors: Sequence[_Vector], levels: Any) -> ColumnPlan:
+    records, starts, tables = [], [], np.zeros((0, 4 * LANES), np.uint8)
+    first_slot = 0
     for vector in vectors:
-        size = vector.table_size() if looked_up else 0
-        records.append(UnpackVector(column=vector.first, first_slot=first, slots=len(vector.slots), table_size=size))
-        first += len(vector.slots)
-    starts = [[mark * _BYTES * looked_up for mark in vector.starts()] for vector in vectors]
+        begins, table = ([0] * LANES, tables[:0]) if levels is None else vector.table(levels)
+        records.append(UnpackVector(vector.first, first_slot, len(vector.slots), len(tables), len(table)))
+        starts.append([begin * _BYTES for begin in begins])
+        tables = np.concatenate([tables, table])
+        first_slot += len(vector.slots)
+    slots = [slot for vector in vectors for slot in vector.slots]
     orders = [[slot.words, slot.first, slot.second, slot.masks] for slot in slots]
     return ColumnPlan(
         np.array(records, np.int64).reshape(-1, len(UnpackVector._fields)),
         np.array([slot.window for slot in slots], np.int64).reshape(-1, 2),
         np.array(orders, np.uint32).reshape(-1, 4, LANES),
         np.array(starts, np.uint32).reshape(-1, LANES),
+        tables,
     )
-
-
-def lookup_table(levels: Any) -> Any:
-    """Both bytes of the levels of all widths (256,) uint8, from those by width (9, 2, 256)."""
-    both = np.zeros(256, np.uint8)
-    for width in range(1, WIDEST + 1):
-        for byte in range(2):
-            both[_FINE * byte + 2**width :][: 2**width] = levels[width, byte, : 2**width]
-    return both
 
 
 def _slots(columns: Sequence[tuple[int, Column]]) -> list[_Slot]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, codegen, config
 from numba.extending import intrinsic
 
 LANES = 16
 """32-bit lanes of a vector."""
 
-I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 WORDS = ir.VectorType(I32, LANES)
+SHORTS = ir.VectorType(I16, 2 * LANES)
 BYTES = ir.VectorType(I8, 4 * LANES)
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
 
@@ -25,15 +25,53 @@ def emitted(function: Callable[..., Any]) -> Any:
     return intrinsic(function)
 
 
+def _compiled_for(*features: str) -> bool:
+    """Whether kernels may use these instructions: those of this processor, or what NUMBA_CPU_FEATURES says."""
+    settings: Any = config
+    known = settings.CPU_FEATURES
+    named = (codegen.get_host_cpu_features() if known is None else known).split(",")
+    return all(f"+{feature}" in named for feature in features)
+
+
 def has_vnni() -> bool:
-    """Whether this processor multiplies and adds bytes in one instruction, 64 at a time."""
-    features = llvm.get_host_cpu_features()
-    return bool(features.get("avx512vnni")) and bool(features.get("avx512vl"))
+    """Whether 64 bytes are multiplied and added in one instruction."""
+    return _compiled_for("avx512vnni", "avx512vl")
+
+
+def has_avx2() -> bool:
+    """Whether there are instructions on the bytes of 256 bits."""
+    return _compiled_for("avx2")
+
+
+def has_wide_bytes() -> bool:
+    """Whether there are instructions on the bytes of 512 bits."""
+    return _compiled_for("avx512bw")
 
 
 def has_byte_permute() -> bool:
-    """Whether this processor looks 64 bytes up in a table of 64 or 128 in one instruction."""
-    return bool(llvm.get_host_cpu_features().get("avx512vbmi"))
+    """Whether 64 bytes are looked up in a table of 64 or 128 in one instruction."""
+    return _compiled_for("avx512vbmi")
+
+
+def called(b: ir.IRBuilder, name: str, result: ir.Type, *operands: ir.Value) -> ir.Value:
+    """LLVM's intrinsic function ``name`` of ``operands``."""
+    kind = ir.FunctionType(result, [operand.type for operand in operands])
+    return b.call(cgutils.get_or_insert_function(b.module, kind, name), operands)
+
+
+def wide_or_halves(b: ir.IRBuilder, wide: str, narrow: str, result: ir.Type, *operands: ir.Value) -> ir.Value:
+    """The intrinsic function ``wide`` of 512 bits, or where there is none ``narrow`` on either half of ``operands``."""
+    if has_wide_bytes():
+        return called(b, wide, result, *operands)
+    kind = ir.VectorType(result.element, result.count // 2)
+    first, second = (called(b, narrow, kind, *(half(b, operand, part) for operand in operands)) for part in range(2))
+    return shuffle(b, first, second, range(result.count))
+
+
+def half(b: ir.IRBuilder, value: ir.Value, part: int) -> ir.Value:
+    """The first or the second half of a vector."""
+    count = value.type.count // 2
+    return shuffle(b, value, value, range(count * part, count * (part + 1)))
 
 
 def load(b: ir.IRBuilder, base: ir.Value, offset: ir.Value, kind: ir.Type = WORDS) -> ir.Value:
