@@ -19,9 +19,9 @@ from kvbench.compressors.compressor import parse
 from kvbench.hardware.environment import provenance
 from kvbench.measure.arms import Arm
 from kvbench.measure.bench import ModelBench
+from kvbench.measure.parts.memory import MemoryWorkload
 from kvbench.measure.speed import SpeedBench
 from kvbench.measure.turns import timed_in_turns
-from kvbench.measure.workloads import MemoryWorkload
 from kvbench.runs.jsonl import encode_line, read_records
 from kvbench.runs.records import Failure, Provenance, Record
 from kvbench.runs.store import RunStore

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kvbench.cache.attach import CompressedModel, attach
+from kvbench.cache.attach import CompressedModel
 from kvbench.calibration.statistics import Statistics
 from kvbench.compressors.compressor import Compressor, parse
 from kvbench.errors import KvbenchError
-from kvbench.hooks.geometry import probe_geometry
+from kvbench.measure.arm_factory import ArmFactory
 from kvbench.measure.sensitivity import calibrated
 from kvbench.models.loading import LoadedModel
 from kvbench.runs.progress import RunProgress
@@ -41,16 +41,16 @@ def compress(
         raise KvbenchError(
             f"{name} is transformers' own cache: there is nothing to attach, call generate() without kvbench"
         )
-    if parsed.saved is not None:
-        parsed.saved.check_weights(loaded.name, loaded.weights_sha256)
-    geometry = probe_geometry(loaded.model)
+    factory = ArmFactory.of(loaded)
 
     def statistics() -> Statistics:
         if isinstance(calibration, Statistics):
             return calibration
-        return calibrated(loaded, geometry, windows(calibration, "calibration", loaded.tokenizer, 1024, 8))
+        return calibrated(loaded, factory.geometry, windows(calibration, "calibration", loaded.tokenizer, 1024, 8))
 
-    with attach(loaded.model, parsed.fit(geometry, statistics), geometry) as attached:
+    attached = factory.arm(parsed, statistics).attachment
+    assert attached is not None  # only a stock cache has none
+    with attached:
         yield attached
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import get_args
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from kvbench.cache.attach import CompressedModel, LayerPlan, Plan, attach, identity_plan
+from kvbench.cache.attach import CompressedModel, LayerPlan, Plan, identity_plan, self_test
 from kvbench.cache.spans import Spans
 from kvbench.calibration.collect import collect
 from kvbench.calibration.statistics import Statistics
@@ -73,7 +72,7 @@ class Subject:
             layers[layer.layer] = LayerPlan(Codec(keys, values, *in_frame(layer, frame)), selector)
         return Plan(layers, spans)
 
-    def attach(self, plan: Plan) -> AbstractContextManager[CompressedModel]:
+    def attach(self, plan: Plan) -> CompressedModel:
         """Attached after the self-test, as users do."""
         return attach(self.model, plan, self.geometry)
 
@@ -83,6 +82,13 @@ class Subject:
 
     def stock_cache(self) -> DynamicCache:
         return DynamicCache(config=self.model.config)
+
+
+def attach(model: PreTrainedModel, plan: Plan, geometry: ModelGeometry | None = None) -> CompressedModel:
+    """``plan`` on ``model`` after the self-test, to be entered."""
+    geometry = geometry or probe_geometry(model)
+    self_test(model, geometry, plan.frame)
+    return CompressedModel(model, plan, geometry)
 
 
 @lru_cache(maxsize=64)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from kvbench.measure.results import Bytes, Interval, MemoryResult, QualityResult, SpeedResult
-from kvbench.measure.workloads import MemoryWorkload, QualityWorkload, SpeedWorkload
+from kvbench.measure.parts.memory import MemoryResult, MemoryWorkload
+from kvbench.measure.parts.quality import QualityResult, QualityWorkload
+from kvbench.measure.parts.speed import SpeedResult, SpeedWorkload
+from kvbench.measure.results import Bytes, Interval
 from kvbench.runs.records import Provenance
 from kvbench.runs.trials import Trial, Workload
 

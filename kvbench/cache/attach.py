@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -22,7 +21,7 @@ from kvbench.codecs.codec import Codec, SideCodec
 from kvbench.codecs.frame import Frame, bands_of
 from kvbench.codecs.quantizers.base import Passthrough
 from kvbench.errors import KvbenchError, UnsupportedModelError
-from kvbench.hooks.geometry import LayerGeometry, ModelGeometry, probe_geometry
+from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover, attention_modules
 from kvbench.hooks.rotary import RotaryTable, Rotator
 from kvbench.kernels.reading import DEFAULT, Reading
@@ -190,19 +189,6 @@ def identity_plan(geometry: ModelGeometry, frame: Frame, spans: Spans | None = N
         bands = bands_of(layer, block=8) if frame == "bands" else None
         layers[layer.layer] = LayerPlan(Codec(keys, values, frame == "before", bands))
     return Plan(layers, spans or Spans())
-
-
-@contextmanager
-def attach(model: PreTrainedModel, plan: Plan, geometry: ModelGeometry | None = None) -> Iterator[CompressedModel]:
-    """Attach ``plan`` to ``model`` after a self-test; the model is bit for bit its old self afterwards.
-
-    Raises:
-        UnsupportedModelError: no attention interface, or identity codecs do not reproduce the stock logits.
-    """
-    geometry = geometry or probe_geometry(model)
-    self_test(model, geometry, plan.frame)
-    with CompressedModel(model, plan, geometry) as compressed:
-        yield compressed
 
 
 @torch.no_grad()

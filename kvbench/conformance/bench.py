@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvbench.cache.attach import CompressedModel, Plan
+from kvbench.cache.attach import CompressedModel
 from kvbench.cache.cache import CompressedCache
 from kvbench.calibration.collect import collect
 from kvbench.calibration.statistics import Statistics
 from kvbench.compressors.compressor import Compressor
-from kvbench.hooks.geometry import ModelGeometry, probe_geometry
+from kvbench.hooks.geometry import ModelGeometry
+from kvbench.measure.arm_factory import ArmFactory
 from kvbench.measure.sensitivity import measure_sensitivity
 from kvbench.models.random_models import build
 
@@ -27,26 +28,37 @@ class Bench:
     """A tiny calibrated model, and the compressor under test on it."""
 
     compressor: Compressor
-    model: PreTrainedModel
-    geometry: ModelGeometry
+    factory: ArmFactory
     statistics: Statistics
     ids: Tensor
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model itself."""
+        return self.factory.model
+
+    @property
+    def geometry(self) -> ModelGeometry:
+        """What its layers are."""
+        return self.factory.geometry
 
     @classmethod
     def of(cls, compressor: Compressor, family: str = "llama") -> Bench:
         """A seeded two-layer model with 3 KV heads of 64 and statistics of random text."""
         sizes = {"layers": 2, "hidden": 192, "heads": 6, "kv_heads": 3, "head_dim": 64, "context": 8192}
         model = build(family, torch.float32, 0, **sizes)
-        geometry = probe_geometry(model)
+        factory = ArmFactory(model)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(3, model.config.vocab_size, (3, TOKENS + 64), generator=generator)
-        statistics = collect(model, geometry, ids[:2, :512])
-        statistics.measure_sensitivity = partial(measure_sensitivity, model, geometry, statistics, ids)
-        return cls(compressor, model, geometry, statistics, ids)
+        statistics = collect(model, factory.geometry, ids[:2, :512])
+        statistics.measure_sensitivity = partial(measure_sensitivity, model, factory.geometry, statistics, ids)
+        return cls(compressor, factory, statistics, ids)
 
-    def plan(self, compressor: Compressor | None = None) -> Plan:
-        """The fitted plan of the compressor under test, or of another."""
-        return (compressor or self.compressor).fit(self.geometry, self.statistics)
+    def attached(self, compressor: Compressor | None = None) -> CompressedModel:
+        """The compressor under test, or another, fitted and ready to be attached."""
+        attachment = self.factory.arm(compressor or self.compressor, self.statistics).attachment
+        assert attachment is not None  # baselines are not validated
+        return attachment
 
     @torch.no_grad()
     def feed(self, cache: CompressedCache, ids: Tensor) -> Tensor:
@@ -65,7 +77,7 @@ class Bench:
         rows = self.ids[:1]
         with torch.no_grad():
             stock = self.model(rows, use_cache=False).logits[:, TOKENS:]
-        with CompressedModel(self.model, self.plan(compressor), self.geometry) as attached:
+        with self.attached(compressor) as attached:
             cache = self.filled(attached, rows)
             cache.as_decoded = True
             return float((self.feed(cache, rows[:, TOKENS:]) - stock).square().mean())

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kvbench.cache.attach import CompressedModel
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.prediction import predict_bytes
@@ -45,10 +44,9 @@ def _round_trip(bench: Bench) -> str:
 
 
 def _bytes(bench: Bench) -> str:
-    plan = bench.plan()
-    with CompressedModel(bench.model, plan, bench.geometry) as attached:
+    with bench.attached() as attached:
         allocated = bench.filled(attached, bench.ids[:2]).nbytes()
-    predicted = predict_bytes(plan, bench.geometry, TOKENS, 2)
+    predicted = predict_bytes(attached.plan, bench.geometry, TOKENS, 2)
     error = allocated.total / predicted - 1
     _require(abs(error) <= 0.01, f"allocated {allocated.total} bytes, predicted {predicted} ({error:+.1%})")
     _require(allocated.workspace == 0, f"{allocated.workspace} bytes are held that no span accounts for")
@@ -58,7 +56,7 @@ def _bytes(bench: Bench) -> str:
 def _no_full_copy(bench: Bench) -> str:
     """A decode step over four tiles may not hold a tensor of the size of one layer's keys."""
     rows = bench.ids[:1].repeat(1, 4)[:, : 4 * TOKENS + 1]
-    with CompressedModel(bench.model, bench.plan(), bench.geometry) as attached:
+    with bench.attached() as attached:
         cache = bench.filled(attached, rows, 4 * TOKENS)
         with _Largest() as largest:
             bench.feed(cache, rows[:, -1:])
@@ -78,7 +76,7 @@ def _monotonic(bench: Bench) -> str:
 
 
 def _batch(bench: Bench) -> str:
-    with CompressedModel(bench.model, bench.plan(), bench.geometry) as attached:
+    with bench.attached() as attached:
         together = bench.feed(bench.filled(attached, bench.ids), bench.ids[:, TOKENS : TOKENS + 1])
         alone = [bench.feed(bench.filled(attached, row[None]), row[None, TOKENS : TOKENS + 1]) for row in bench.ids]
     return _same(together, torch.cat(alone), "a row alone and in a batch")
@@ -86,7 +84,7 @@ def _batch(bench: Bench) -> str:
 
 def _token_by_token(bench: Bench) -> str:
     rows, new = bench.ids[:1], bench.ids[:1, TOKENS : TOKENS + 48]
-    with CompressedModel(bench.model, bench.plan(), bench.geometry) as attached:
+    with bench.attached() as attached:
         cache = bench.filled(attached, rows)
         single = torch.cat([bench.feed(cache, new[:, i : i + 1]) for i in range(new.shape[1])], 1)
         cache = bench.filled(attached, rows)
@@ -97,7 +95,7 @@ def _token_by_token(bench: Bench) -> str:
 
 def _crop(bench: Bench) -> str:
     rows = bench.ids[:1]
-    with CompressedModel(bench.model, bench.plan(), bench.geometry) as attached:
+    with bench.attached() as attached:
         cache = bench.filled(attached, rows)
         expected = bench.feed(deepcopy(cache), rows[:, TOKENS : TOKENS + 4])
         bench.feed(cache, rows[:, TOKENS : TOKENS + 3])
@@ -113,7 +111,7 @@ def _crop(bench: Bench) -> str:
 def _rows(bench: Bench) -> str:
     order = torch.tensor([2, 0, 1])
     new = bench.ids[:, TOKENS : TOKENS + 1]
-    with CompressedModel(bench.model, bench.plan(), bench.geometry) as attached:
+    with bench.attached() as attached:
         cache = bench.filled(attached, bench.ids)
         twin = deepcopy(cache)
         straight = bench.feed(cache, new)
@@ -126,7 +124,7 @@ def _rows(bench: Bench) -> str:
 
 def _canary(bench: Bench) -> str:
     rows = bench.ids[:1]
-    with CompressedModel(bench.model, bench.plan(), bench.geometry) as attached:
+    with bench.attached() as attached:
         cache = bench.filled(attached, rows)
         before = bench.feed(deepcopy(cache), rows[:, TOKENS : TOKENS + 1])
         body = _body(cache)
@@ -148,7 +146,7 @@ def _flips(bench: Bench, cache: CompressedCache, name: str, before: Tensor) -> b
 
 def _serialise(bench: Bench) -> str:
     rows = bench.ids[:1]
-    with CompressedModel(bench.model, bench.plan(), bench.geometry) as attached:
+    with bench.attached() as attached:
         cache = bench.filled(attached, rows)
         before = bench.feed(deepcopy(cache), rows[:, TOKENS : TOKENS + 1])
         with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +161,7 @@ def _detach(bench: Bench) -> str:
     ids = bench.ids[:1, :32]
     with torch.no_grad():
         before = bench.model(ids).logits
-        with CompressedModel(bench.model, bench.plan(), bench.geometry) as attached:
+        with bench.attached() as attached:
             bench.filled(attached, bench.ids[:1], 256)
         after = bench.model(ids).logits
     _require(torch.equal(before, after), "the model answers differently after detaching")

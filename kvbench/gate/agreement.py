@@ -7,7 +7,7 @@ of what the compressor loses.
 
 from __future__ import annotations
 
-from kvbench.measure.results import DecodedResult
+from kvbench.measure.parts.quality import DecodedResult
 from kvbench.runs.records import Record
 
 ROUNDING = 10.0

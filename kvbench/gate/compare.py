@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from kvbench.gate.metrics import TOLERANCES
 from kvbench.gate.verdicts import Cell, Row, Side, Verdict, by_key, gravest, judge_result
-from kvbench.measure.results import SpeedResult
+from kvbench.measure.parts import WITH_INTERVALS
+from kvbench.measure.parts.speed import SpeedResult
 from kvbench.runs.records import Record
 
 NOISE = 0.05
@@ -36,7 +37,7 @@ def _row(key: str, before: Record | None, after: Record | None) -> Row:
 
 def _methods(before: Record | None, after: Record | None) -> Iterator[str]:
     """What is to be said of intervals that two methods made; a KLD is judged without its interval, a speed-up by it."""
-    for part in ("quality", "speed"):
+    for part in WITH_INTERVALS:
         old, new = (getattr(record, part, None) for record in (before, after))
         if old and new and old.interval_method != new.interval_method:
             names = f"{old.interval_method or '?'} → {new.interval_method or '?'}"

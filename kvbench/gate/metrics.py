@@ -13,7 +13,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from kvbench.gate.agreement import LEAST, ROUNDING
-from kvbench.measure.results import DecodedResult, MemoryResult, QualityResult
+from kvbench.measure.parts.memory import MemoryResult
+from kvbench.measure.parts.quality import DecodedResult, QualityResult
 from kvbench.runs.records import Record
 from kvbench.storage.frozen import Frozen
 

@@ -6,37 +6,32 @@ a trial only pays for its own codec.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from kvbench.cache.attach import Plan, self_test
+from kvbench.cache.attach import Plan
 from kvbench.calibration.statistics import Statistics
 from kvbench.calibration.store import statistics_folder
-from kvbench.codecs.frame import Frame
 from kvbench.compressors.compressor import Compressor, parse
 from kvbench.compressors.equal_bytes import Solver
 from kvbench.errors import KvbenchError
-from kvbench.hooks.geometry import ModelGeometry, probe_geometry
+from kvbench.hooks.geometry import ModelGeometry
 from kvbench.kernels.choice import warm_up
 from kvbench.kernels.reading import DEFAULT, Reading
+from kvbench.measure.arm_factory import ArmFactory
 from kvbench.measure.arms import Arm
-from kvbench.measure.memory import measure_filled
-from kvbench.measure.memory_probe import TIMEOUT_S, probe
-from kvbench.measure.prompt import ExactPrompt, exact_prompt
-from kvbench.measure.quality import QualityBench
-from kvbench.measure.results import MemoryResult, QualityResult, SpeedResult
 from kvbench.measure.sensitivity import calibrated
-from kvbench.measure.speed import SpeedBench
-from kvbench.measure.workloads import MemoryWorkload, QualityWorkload, SpeedWorkload
 from kvbench.models.loading import LoadedModel, load
 from kvbench.texts.splits import Split
 from kvbench.texts.windows import Windows, windows
+
+Shared = TypeVar("Shared")
 
 Report = Callable[[str, int, int], None]
 """Called with (what is going on, steps done, steps in all)."""
@@ -72,14 +67,12 @@ class ModelBench:
 
     def __post_init__(self) -> None:
         self.loaded = load(self.name, dtype_named(self.dtype), self.device)
-        self.geometry = probe_geometry(self.loaded.model)
+        self._factory = ArmFactory.of(self.loaded)
+        self.geometry = self._factory.geometry
         self.report("preparing kernels", 0, 1)
         warm_up(self.loaded.model.device)
-        self._tested: set[Frame] = set()
+        self._shared: dict[Any, tuple[tuple[Any, ...], Any]] = {}
         self._statistics = lru_cache(maxsize=4)(self._collect)
-        self._quality = lru_cache(maxsize=1)(self._quality_bench)
-        self._speed = lru_cache(maxsize=1)(self._speed_bench)
-        self._prompt = lru_cache(maxsize=1)(self._exact_prompt)
         self._windows = lru_cache(maxsize=16)(self._cut)
 
     def statistics_folder(self, source: CalibrationSource) -> Path:
@@ -90,49 +83,40 @@ class ModelBench:
     # ---- arms ------------------------------------------------------------------------------------------------------
 
     def arm(self, compressor: Compressor, source: CalibrationSource, reading: Reading = DEFAULT) -> Arm:
-        """Fit ``compressor`` and make it ready to run; the self-test runs once per frame of the keys."""
-        if compressor.stock is not None:
-            return Arm.of(str(compressor), self.loaded.model, self.geometry, None, compressor.stock)
-        plan = self.fit(compressor, source)
-        if plan.frame not in self._tested:
-            self_test(self.loaded.model, self.geometry, plan.frame)
-            self._tested.add(plan.frame)
-        return Arm.of(str(compressor), self.loaded.model, self.geometry, plan, reading=reading)
+        """Fit ``compressor`` and attach it; errors as in :meth:`ArmFactory.arm`."""
+        return self._factory.arm(compressor, lambda: self._statistics(source), reading)
 
     def fit(self, compressor: Compressor, source: CalibrationSource) -> Plan:
         """The compressor's plan for this model."""
-        if compressor.saved is not None:
-            compressor.saved.check_weights(self.name, self.loaded.weights_sha256)
-        return compressor.fit(self.geometry, lambda: self._statistics(source))
+        return self._factory.fit(compressor, lambda: self._statistics(source))
 
     def baselines(self, reading: Reading = DEFAULT) -> list[Arm]:
         """``none``, which attends by kernels if ``reading`` lets it, and ``hf``."""
-        return [self._none(reading), Arm.of("hf", self.loaded.model, self.geometry, None)]
+        return [self.none(reading), self._factory.ready("hf", None)]
 
-    def _none(self, reading: Reading = DEFAULT) -> Arm:
-        plan = parse("none").fit(self.geometry)
-        return Arm.of("none", self.loaded.model, self.geometry, plan, reading=reading)
+    def none(self, reading: Reading = DEFAULT) -> Arm:
+        """kvbench's own uncompressed cache."""
+        return self._factory.ready("none", self._factory.fit(parse("none"), None), reading=reading)
 
-    # ---- measurements ----------------------------------------------------------------------------------------------
+    # ---- what measurements share ------------------------------------------------------------------------------------
 
-    def quality(self, arm: Arm, workload: QualityWorkload) -> QualityResult:
-        """Score ``arm`` on documents, which workloads share whatever they calibrate on."""
-        scored = workload.model_dump(exclude={"calibration_text", "calibration_windows", "calibration_length"})
-        return self._quality(QualityWorkload(**scored)).score(arm)
+    def shared(self, build: Callable[..., Shared], *given: Hashable) -> Shared:
+        """``build(self, *given)``, computed once for all compressors: of each ``build`` the last one is kept."""
+        kept = self._shared.get(build)
+        if kept is None or kept[0] != given:
+            self._shared.pop(build, None)  # released before the next is built
+            kept = self._shared[build] = (given, build(self, *given))
+        return kept[1]
 
-    def speed(self, arm: Arm, workload: SpeedWorkload, text: str, seed: int, split: Split = "test") -> SpeedResult:
-        """Time ``arm`` against both baselines."""
-        return self._speed(workload, text, seed, split).run(arm, self.baselines(arm.reading))
+    @property
+    def identity(self) -> str:
+        """Under which baselines are kept on disk; empty where they are not."""
+        depends_on = (self.code, self.loaded.weights_sha256, str(self.loaded.model.dtype), self.device)
+        return " ".join(depends_on) if self.code else ""
 
-    def memory(
-        self, arm: Arm, workload: MemoryWorkload, text: str, split: Split = "test", timeout_s: float = TIMEOUT_S
-    ) -> MemoryResult:
-        """Walk the bytes of ``arm``'s cache; with peaks in a process of its own, which may take ``timeout_s``."""
-        if not workload.peaks:
-            prompt = self._prompt(text, workload.prompt, split).repeat(workload.batch)
-            return measure_filled(arm, prompt, workload.steps)
-        ids = self.evaluation_windows(text, workload.prompt, workload.batch, split).ids
-        return probe(arm, self.name, ids, workload.steps, workload.chunk, timeout_s)
+    def prompt_ids(self, text: str, tokens: int, split: Split) -> Tensor:
+        """The first window of ``tokens`` tokens, on the model's device: (1, tokens)."""
+        return self.evaluation_windows(text, tokens, 1, split).ids.to(self.loaded.model.device)
 
     def solver(self, source: CalibrationSource, tokens: int, spans: Mapping[str, Any] | None = None) -> Solver:
         """A solver for equal bytes at ``tokens``; ``spans`` as in :class:`Solver`."""
@@ -164,25 +148,6 @@ class ModelBench:
         return calibrated(
             self.loaded, self.geometry, sample, lambda done, total: self.report("calibrating", done, total)
         )
-
-    def _quality_bench(self, workload: QualityWorkload) -> QualityBench:
-        documents = self.evaluation_windows(workload.text, workload.length, workload.documents, workload.split)
-        ids = documents.ids.to(self.loaded.model.device)
-        depends_on = (self.code, self.loaded.weights_sha256, str(self.loaded.model.dtype), self.device)
-        identity = " ".join(depends_on) if self.code else ""
-        none, prefix, block = self._none(), workload.prefix, workload.block
-        return QualityBench(none, ids, prefix, block, documents.document_ids, workload.decode, identity)
-
-    def _speed_bench(self, workload: SpeedWorkload, text: str, seed: int, split: Split) -> SpeedBench:
-        steps, rounds, warmup = workload.steps, workload.rounds, workload.warmup
-        ids = self._prompt_ids(text, workload.prompt + (rounds + warmup) * steps, split)
-        return SpeedBench(self._none(), ids, workload.batch, steps, rounds, warmup, seed)
-
-    def _exact_prompt(self, text: str, prompt: int, split: Split) -> ExactPrompt:
-        return exact_prompt(self.loaded.model, self.geometry, self._prompt_ids(text, prompt, split))
-
-    def _prompt_ids(self, text: str, prompt: int, split: Split) -> Tensor:
-        return self.evaluation_windows(text, prompt, 1, split).ids.to(self.loaded.model.device)
 
 
 def dtype_named(name: str) -> torch.dtype:

@@ -15,8 +15,8 @@ from torch import Tensor
 from kvbench.errors import KvbenchError
 from kvbench.measure.arms import Arm
 from kvbench.measure.divergence import divergence
+from kvbench.measure.parts.quality import DecodedResult
 from kvbench.measure.prompt import ExactPrompt
-from kvbench.measure.results import DecodedResult
 
 
 @dataclass(frozen=True)

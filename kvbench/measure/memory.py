@@ -19,8 +19,9 @@ from kvbench.cache.prediction import body_bits_per_element, predict_bytes
 from kvbench.errors import KvbenchError
 from kvbench.hardware.process_memory import Peak, peak_memory
 from kvbench.measure.arms import Arm
+from kvbench.measure.parts.memory import MemoryResult
 from kvbench.measure.prompt import ExactPrompt
-from kvbench.measure.results import Bytes, MemoryResult
+from kvbench.measure.results import Bytes
 
 FLAG = 0.01
 """Predicted and allocated bytes may differ by this share before a result is flagged."""

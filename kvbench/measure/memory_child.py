@@ -22,12 +22,12 @@ from kvbench.compressors.compressor import parse
 from kvbench.compressors.plan_file import dump_plan, open_plan
 from kvbench.errors import KvbenchError
 from kvbench.hardware.allocator import refuse_huge_pages
-from kvbench.hooks.geometry import probe_geometry
 from kvbench.kernels.choice import warm_up
 from kvbench.kernels.reading import Reading
+from kvbench.measure.arm_factory import ArmFactory
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import measure_memory
-from kvbench.measure.results import MemoryResult
+from kvbench.measure.parts.memory import MemoryResult
 from kvbench.models.loading import load
 
 REQUEST, PLAN, PROMPT = "request.json", "plan.safetensors", "prompt.safetensors"
@@ -69,11 +69,11 @@ def measure(folder: Path) -> MemoryResult:
     torch.set_num_threads(request.threads)
     loaded = load(request.model, getattr(torch, request.dtype), request.device)
     _copy_weights(loaded.model)
-    geometry = probe_geometry(loaded.model)
+    factory = ArmFactory.of(loaded)
     warm_up(loaded.model.device)  # a compiler's memory is not the cache's
     stock = parse(request.compressor).stock
-    plan = None if stock is not None else open_plan(folder / PLAN).plan(geometry)
-    arm = Arm.of(request.compressor, loaded.model, geometry, plan, stock, Reading.parse(request.attention))
+    plan = None if stock is not None else open_plan(folder / PLAN).plan(factory.geometry)
+    arm = factory.ready(request.compressor, plan, stock, Reading.parse(request.attention))
     ids = load_file(folder / PROMPT)["ids"].to(loaded.model.device)
     return measure_memory(arm, ids, request.steps, request.chunk)
 

@@ -19,13 +19,10 @@ from kvbench.hardware.available_memory import available_memory
 from kvbench.hardware.worker import Worker
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory_child import ERRORS, RESULT, ProbeRequest, pack
-from kvbench.measure.results import MemoryResult
+from kvbench.measure.parts.memory import MemoryResult
+from kvbench.measure.parts.part import TIMEOUT_S
 
 CHILD = Worker("kvbench.measure.memory_child", STEADY)
-
-
-TIMEOUT_S = 1800.0
-"""Seconds that a probe may take unless told otherwise."""
 
 
 def probe(

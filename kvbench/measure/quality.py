@@ -22,7 +22,8 @@ from kvbench.measure.arms import Arm
 from kvbench.measure.decoded import DecodedScores, pooled, score_decoded
 from kvbench.measure.divergence import divergence
 from kvbench.measure.document import Document, nll_of, predictions, prepare, targets_of
-from kvbench.measure.results import Interval, QualityResult
+from kvbench.measure.parts.quality import QualityResult
+from kvbench.measure.results import Interval
 from kvbench.measure.statistics import MEAN_METHOD, mean_interval
 from kvbench.storage.kept import kept
 

@@ -19,7 +19,7 @@ from kvbench.hardware.peaks import Peaks, peaks
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import walk
-from kvbench.measure.results import RooflineResult
+from kvbench.measure.parts.speed import RooflineResult
 
 
 def roofline(arm: Arm, cache: Cache, batch: int, step_s: float) -> RooflineResult | None:

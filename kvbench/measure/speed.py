@@ -30,8 +30,9 @@ from kvbench.measure.cycles import (
 )
 from kvbench.measure.divergence import divergence
 from kvbench.measure.memory import walk
+from kvbench.measure.parts.speed import SpeedResult
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
-from kvbench.measure.results import Bytes, Interval, SpeedResult
+from kvbench.measure.results import Bytes, Interval
 from kvbench.measure.roofline import roofline
 from kvbench.measure.statistics import percentiles
 from kvbench.measure.turns import turns

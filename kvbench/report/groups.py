@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from kvbench.measure.parts import WITH_INTERVALS
 from kvbench.report.columns import DETAILS, SUMMARY, Cell, Column
 from kvbench.report.columns.memory import BODY_BITS, body_bits
 from kvbench.report.numbers import fixed, short
 from kvbench.report.pareto import SAME_BITS, Point, clear_frontier
 from kvbench.report.shift import Shift, shift_columns, shift_remarks, shifts
 from kvbench.runs.records import Record
-from kvbench.runs.trials import Workload
 
 BASELINES = ("none", "hf")
 """Measured in every run; they head their table and take no part in the race for the frontier."""
@@ -48,7 +48,8 @@ class Group:
     @property
     def workload(self) -> tuple[str, ...]:
         """What was measured, a line for each part."""
-        return _describe(self.records[0].trial.workload)
+        parts = self.records[0].trial.workload.parts
+        return tuple(f"{name}: {settings.in_words}" for name, settings in parts.items())
 
     @property
     def compressors(self) -> tuple[Record, ...]:
@@ -171,23 +172,6 @@ def _reading_order(record: Record) -> tuple[int, float]:
     return 1, 0.0 if size is None else -size
 
 
-def _describe(workload: Workload) -> tuple[str, ...]:
-    lines = []
-    if quality := workload.quality:
-        calibration = f"{quality.calibration_windows} × {quality.calibration_length:,} of {quality.calibration_text}"
-        lines.append(
-            f"quality: {quality.documents} × {quality.length:,} tokens of {quality.text} ({quality.split} split), "
-            f"first {quality.prefix:,} as prompt; calibrated on {calibration}"
-        )
-    if speed := workload.speed:
-        lines.append(
-            f"speed: batch {speed.batch}, prompt {speed.prompt:,}, {speed.steps} steps × {speed.rounds} rounds"
-        )
-    if memory := workload.memory:
-        lines.append(f"memory: batch {memory.batch}, after {memory.prompt:,} + {memory.steps:,} tokens")
-    return tuple(lines)
-
-
 def _baseline_remarks(records: Sequence[Record]) -> list[str]:
     qualities = [record.quality for record in records if record.quality]
     if not qualities:
@@ -238,7 +222,7 @@ def _texts(records: Sequence[Record]) -> list[str]:
 def _interval_methods(records: Sequence[Record]) -> list[str]:
     methods = {
         part: sorted({result.interval_method for record in records if (result := getattr(record, part))} - {""})
-        for part in ("quality", "speed")
+        for part in WITH_INTERVALS
     }
     return [
         f"! {part} intervals were made by different methods ({', '.join(names)}): do not compare them"

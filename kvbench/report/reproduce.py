@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from kvbench.measure.workloads import PARTS
 from kvbench.runs.records import Record
 from kvbench.runs.suites import Suite, load_suite, suite_names
 from kvbench.runs.trials import Trial, Workload
@@ -119,10 +118,9 @@ def _toml(draft: _Draft, name: str) -> Iterator[str]:
         ran = list(draft.models[workload.name])
         if ran != models:
             yield f"models = {_value(ran)}"
-        for part in PARTS:
-            if content := getattr(workload, part):
-                yield f"[workload.{part}]"
-                yield from (f"{key} = {_value(value)}" for key, value in content.model_dump().items())
+        for part, settings in workload.parts.items():
+            yield f"[workload.{part}]"
+            yield from (f"{key} = {_value(value)}" for key, value in settings.model_dump().items())
 
 
 def _value(value: Any) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvbench.measure.results import Interval, QualityResult
+from kvbench.measure.parts.quality import QualityResult
+from kvbench.measure.results import Interval
 from kvbench.report.columns import Cell, Column
 from kvbench.report.numbers import fixed, measured, spread
 from kvbench.runs.records import Record

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kvbench.report.columns import LESSER, Cell, Column, Trend
+from kvbench.report.columns import LEGENDS, LESSER, Cell, Column, Trend
 from kvbench.report.groups import STATUS_WORDS, Group, grouped, row_mark, why
 from kvbench.report.numbers import MISSING, in_line
 from kvbench.runs.records import Record
@@ -24,8 +24,6 @@ NARROWEST_NAME = 16
 LONGEST_STATUS = len("interrupted  ")
 
 EMPTY = "No trial has been recorded."
-RATIO_LEGEND = "ratio: 16-bit K and V ÷ all allocated bytes"
-SPEED_LEGEND = "× none, × hf: ▲ faster ▼ slower ≈ no clear difference"
 BEST_LEGEND = "★ on the Pareto frontier: nothing of its bits (within 2 %) or fewer has a clearly lower KLD"
 
 
@@ -33,7 +31,7 @@ def summary_table(records: Iterable[Record], *, wide: bool = False) -> Renderabl
     """What ``kvbench run`` prints: for each model and workload a table with a row per trial, failed ones included.
 
     By default the columns that matter, for a terminal of 100 characters; ``wide`` gives every number, with its
-    interval, in a table each for memory, speed and quality. Give it to the ``print`` of a rich console.
+    interval, in a table for each part. Give it to the ``print`` of a rich console.
     """
     groups = grouped(records)
     if not groups:
@@ -169,8 +167,7 @@ def _legend(groups: Sequence[Group]) -> list[str]:
     """Only what these tables use."""
     records = [record for group in groups for record in group.records]
     lines = [
-        RATIO_LEGEND if any(record.memory for record in records) else "",
-        SPEED_LEGEND if any(record.speed for record in records) else "",
+        *(line for part, line in LEGENDS.items() if any(getattr(record, part) for record in records)),
         BEST_LEGEND if any(group.best for group in groups) else "",
     ]
     return [line for line in lines if line]

@@ -20,6 +20,7 @@ import kvbench
 from kvbench.compressors.compressor import Compressor
 from kvbench.compressors.stock import QuantizedStock
 from kvbench.hardware.environment import package_versions
+from kvbench.measure.parts import PARTS
 
 ROOT = Path(kvbench.__file__).parents[1]
 """The folder that the package ``kvbench`` lies in."""
@@ -28,12 +29,6 @@ SHARED = ("kvbench.runs.runner", "kvbench.runs.resolve", "kvbench.measure.bench"
 """What every trial enters."""
 ALWAYS_MEASURED = ("kvbench.compressors.methods.none", "kvbench.compressors.methods.hf")
 """The baselines that every trial is compared with; the registry imports methods by their names, at run time."""
-PARTS = {
-    "quality": ("kvbench.measure.quality",),
-    "speed": ("kvbench.measure.speed",),
-    "memory": ("kvbench.measure.memory", "kvbench.measure.memory_probe"),
-}
-"""What ``SHARED`` enters for each part of a workload, and not for the others."""
 CHOOSING = ("kvbench.compressors.equal_bytes",)
 """What ``SHARED`` imports only to choose settings; those of a trial are chosen already."""
 QUIET = {
@@ -41,13 +36,14 @@ QUIET = {
     "kvbench.errors",
     "kvbench.gate",
     "kvbench.hardware.environment",
+    "kvbench.measure.parts",
     "kvbench.measure.results",
-    "kvbench.measure.workloads",
     "kvbench.report",
     "kvbench.runs",
     "kvbench.storage.frozen",
 }
-"""Modules and packages that display or store numbers and compute none. The schema's version is in the id by itself."""
+"""Modules and packages that display or store numbers and compute none. The schema's version is in the id by itself.
+The parts of a workload are imported as a registry; those that are measured are entered one by one."""
 
 KERNELS = "kvbench.kernels.choice"
 LOADERS = {"cpu": "_cpu", "cuda": "_cuda"}
@@ -78,7 +74,6 @@ class Walk:
     """Follows imports from module to module, within ``roots``: top-level packages and the folders that they lie in."""
 
     roots: dict[str, Path]
-    parts: tuple[str, ...]
     device: str
     sources: dict[str, Source] = field(default_factory=dict)
 
@@ -97,27 +92,28 @@ class Walk:
         if not QUIET.isdisjoint(_with_parents(imported.name)):
             return False
         if importer in SHARED:
-            unmeasured = {module for part, modules in PARTS.items() if part not in self.parts for module in modules}
-            return imported.name not in {*unmeasured, *CHOOSING}
+            return imported.name not in CHOOSING
         others = {function for device, function in LOADERS.items() if device != self.device}
         return importer != KERNELS or imported.within not in others
 
 
 def code_sha256(compressor: Compressor, parts: tuple[str, ...], device: str, root: Path = ROOT) -> str:
-    """Hash of the syntax of all code that measuring ``parts`` (keys of :data:`PARTS`) of ``compressor`` runs.
+    """Hash of the syntax of all code that measuring ``parts`` of ``compressor`` runs.
 
-    ``device`` is one like "cpu" or "cuda:1"; ``root`` is the folder that the package ``kvbench`` lies in.
+    ``parts`` are names of :data:`kvbench.measure.parts.PARTS`; ``device`` is one like "cpu" or "cuda:1";
+    ``root`` is the folder that the package ``kvbench`` lies in.
     """
-    return _sha256(compressor, (*SHARED, *ALWAYS_MEASURED), parts, device.partition(":")[0], root)
+    measured = [PARTS[part].settings.__module__ for part in parts]
+    return _sha256(compressor, (*SHARED, *ALWAYS_MEASURED, *measured), device.partition(":")[0], root)
 
 
 def solving_sha256(compressor: Compressor, root: Path = ROOT) -> str:
     """Hash of all code that decides at which settings ``compressor`` takes how many bytes."""
-    return _sha256(compressor, CHOOSING, (), "cpu", root)
+    return _sha256(compressor, CHOOSING, "cpu", root)
 
 
-def _sha256(compressor: Compressor, modules: tuple[str, ...], parts: tuple[str, ...], device: str, root: Path) -> str:
-    walk = Walk({"kvbench": root}, parts, device)
+def _sha256(compressor: Compressor, modules: tuple[str, ...], device: str, root: Path) -> str:
+    walk = Walk({"kvbench": root}, device)
     brought = [type(part).__module__ for part in compressor.parts]
     brought += [] if compressor.saved is None else compressor.saved.file.modules
     for package in {name.partition(".")[0] for name in brought} - {"kvbench"}:

@@ -24,9 +24,10 @@ from kvbench.compressors.open_method import OpenMethod
 from kvbench.compressors.plan_file import dump_plan
 from kvbench.errors import KvbenchError
 from kvbench.measure.bench import CalibrationSource, ModelBench, Report
+from kvbench.measure.parts import Inputs
+from kvbench.measure.parts.memory import MemoryWorkload
 from kvbench.measure.quality import QualityBench
 from kvbench.measure.search import Search
-from kvbench.measure.workloads import MemoryWorkload
 from kvbench.runs.code_identity import code_sha256
 from kvbench.storage.files import replace_file
 from kvbench.storage.frozen import Frozen
@@ -278,7 +279,8 @@ class Fitter:
     def _save(self, compressor: Compressor, plan: Plan) -> Fit:
         request, geometry = self.request, self.bench.geometry
         arm = self.bench.arm(compressor, self._source)
-        memory = self.bench.memory(arm, MemoryWorkload(prompt=request.tokens, steps=0, peaks=False), request.text)
+        counted = MemoryWorkload(prompt=request.tokens, steps=0, peaks=False)
+        memory = counted.measure(self.bench, arm, Inputs(request.text, "test", self._source))
         probes = _read(self.folder / PROBES, Probes) if request.target.quantity == "kld" else None
         measured = probes.probes if probes is not None else ()
         fit = Fit(

@@ -10,7 +10,7 @@ from kvbench.compressors.open_method import OpenMethod
 from kvbench.errors import KvbenchError
 from kvbench.measure.bench import CalibrationSource, ModelBench
 from kvbench.runs.code_identity import packages, solving_sha256
-from kvbench.runs.resolve import calibration_source
+from kvbench.runs.resolve import inputs_of
 from kvbench.runs.runner import Runner
 from kvbench.runs.suites import Suite, SuiteWorkload
 from kvbench.storage.kept import kept
@@ -33,7 +33,7 @@ def solve_suite(runner: Runner, suite: Suite, methods: str, at: str) -> tuple[Su
     assert workload.memory is not None
     bench = runner.bench_for(suite.models[0], suite.dtype)
     spans = {} if suite.exact == "model" else {"exact": suite.exact}
-    solve = _KeptSolver(bench, calibration_source(workload.plain()), workload.memory.prompt, spans)
+    solve = _KeptSolver(bench, inputs_of(workload).calibration, workload.memory.prompt, spans)
     solved: dict[str, tuple[float, ...]] = {}
     left_out = []
     wanted = list(all_methods()) if methods == "all" else [name.strip() for name in methods.split(",") if name.strip()]

@@ -1,4 +1,4 @@
-"""What came out: a trial's record with its memory, speed and quality, where it ran, or why it failed.
+"""What came out: a trial's record with the result of every part, where it ran, or why it failed.
 
 Sizes are bytes, times seconds, intervals 95 %. Everything is immutable and validated; sequences are tuples.
 """
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BeforeValidator, model_validator
 
-from kvbench.measure.results import MemoryResult, QualityResult, SpeedResult
+from kvbench.measure.parts import PartResults
 from kvbench.runs.canonical import canonical_json, content, digest
 from kvbench.runs.trials import SCHEMA, Trial
 from kvbench.storage.frozen import Frozen
@@ -55,7 +55,7 @@ class Failure(Frozen):
     traceback: Message | None = None
 
 
-class Record(Frozen):
+class Record(PartResults):
     """A trial's terminal state, one line of ``records.jsonl``. Make one with :meth:`of`."""
 
     schema_version: int
@@ -63,9 +63,6 @@ class Record(Frozen):
     trial: Trial
     status: Status
     failure: Failure | None = None
-    memory: MemoryResult | None = None
-    speed: SpeedResult | None = None
-    quality: QualityResult | None = None
     solved_for: tuple[float, ...] = ()
     """Bits per element that the compressor was solved for; where it cannot take them, this is its nearest size."""
     provenance: Provenance
@@ -89,24 +86,26 @@ class Record(Frozen):
         provenance: Provenance,
         *,
         failure: Failure | None = None,
-        memory: MemoryResult | None = None,
-        speed: SpeedResult | None = None,
-        quality: QualityResult | None = None,
         solved_for: tuple[float, ...] = (),
+        **results: Frozen | None,
     ) -> Record:
-        """The record of a trial that has ended, with its id and checksum. Raises ValueError if it is not whole."""
-        draft = cls(
-            schema_version=SCHEMA,
-            id=trial.id,
-            trial=trial,
-            status=status,
-            failure=failure,
-            memory=memory,
-            speed=speed,
-            quality=quality,
-            solved_for=solved_for,
-            provenance=provenance,
-            checksum="",
+        """The record of a trial that has ended, with its id and checksum; ``results`` by the names of their parts.
+
+        Raises:
+            ValueError: it is not whole.
+        """
+        draft = cls.model_validate(
+            {
+                "schema_version": SCHEMA,
+                "id": trial.id,
+                "trial": trial,
+                "status": status,
+                "failure": failure,
+                "solved_for": solved_for,
+                "provenance": provenance,
+                "checksum": "",
+                **results,
+            }
         )
         return draft.model_copy(update={"checksum": checksum(content(draft))})
 

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -15,15 +15,16 @@ from kvbench.errors import KvbenchError, PluginError
 from kvbench.hardware.environment import provenance
 from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.measure.bench import ModelBench, dtype_named
-from kvbench.measure.memory_probe import TIMEOUT_S
+from kvbench.measure.parts.part import TIMEOUT_S
 from kvbench.models.registry import find as find_model
 from kvbench.runs.canonical import digest
 from kvbench.runs.code_identity import code_sha256, packages
 from kvbench.runs.records import Failure, Provenance, Record, Status
-from kvbench.runs.resolve import calibration_source, evaluation_split, evaluation_text, resolve
+from kvbench.runs.resolve import inputs_of, resolve
 from kvbench.runs.store import RunStore
 from kvbench.runs.suites import Suite, expand
 from kvbench.runs.trials import Trial
+from kvbench.storage.frozen import Frozen
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 """How torch's allocators on CPU and GPU say it, also through a child's last words."""
@@ -103,7 +104,8 @@ class Runner:
         started = datetime.now(UTC)
         self.listener.started(trial)
         status: Status = "ok"
-        failure, results = None, {}
+        failure: Failure | None = None
+        results: dict[str, Frozen] = {}
         interrupt: KeyboardInterrupt | None = None
         try:
             results = self._measure(trial)
@@ -118,22 +120,15 @@ class Runner:
         if interrupt is not None:
             raise interrupt
 
-    def _measure(self, trial: Trial) -> dict[str, Any]:
+    def _measure(self, trial: Trial) -> dict[str, Frozen]:
         bench = self.bench_for(trial.model, trial.dtype)
-        workload, source = trial.workload, calibration_source(trial.workload)
+        inputs = inputs_of(trial.workload, trial.seed, self.probe_timeout_s)
         self.listener.stage("fitting", 0, 1)
-        arm = bench.arm(self._compressors[trial.compressor], source, Reading.parse(trial.attention))
-        text, split = evaluation_text(workload), evaluation_split(workload)
-        results: dict[str, Any] = {}
-        if workload.quality is not None:
-            self.listener.stage("quality", 0, 1)
-            results["quality"] = bench.quality(arm, workload.quality)
-        if workload.speed is not None:
-            self.listener.stage("speed", 0, 1)
-            results["speed"] = bench.speed(arm, workload.speed, text, trial.seed, split)
-        if workload.memory is not None:
-            self.listener.stage("memory", 0, 1)
-            results["memory"] = bench.memory(arm, workload.memory, text, split, self.probe_timeout_s)
+        arm = bench.arm(self._compressors[trial.compressor], inputs.calibration, Reading.parse(trial.attention))
+        results = {}
+        for name, settings in trial.workload.parts.items():
+            self.listener.stage(name, 0, 1)
+            results[name] = settings.measure(bench, arm, inputs)
         return results
 
     def bench_for(self, model: str, dtype: str) -> ModelBench:

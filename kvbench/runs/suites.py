@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from kvbench.cache.spans import ExactDtype
 from kvbench.errors import KvbenchError, unknown
-from kvbench.measure.workloads import PARTS, QualityWorkload
+from kvbench.measure.parts import PARTS
+from kvbench.measure.parts.quality import QualityWorkload
 from kvbench.runs.trials import Workload
 from kvbench.storage.frozen import Frozen
 
@@ -35,7 +36,7 @@ class SuiteWorkload(Workload):
 
     def plain(self) -> Workload:
         """The workload itself, as trials carry it."""
-        return Workload(name=self.name, **{part: getattr(self, part) for part in PARTS})
+        return Workload.model_validate({"name": self.name, **self.parts})
 
 
 class Suite(Frozen):
@@ -93,7 +94,7 @@ class Suite(Frozen):
         return self
 
 
-_TABLES: dict[str, type[Frozen]] = {"workload": SuiteWorkload, **PARTS}
+_TABLES: dict[str, type[Frozen]] = {"workload": SuiteWorkload, **{name: part.settings for name, part in PARTS.items()}}
 
 
 def suite_names() -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveInt, model_validator
 
-from kvbench.measure.workloads import PARTS, MemoryWorkload, QualityWorkload, SpeedWorkload
+from kvbench.measure.parts import PARTS, PartSettings, PartsOfWorkload
 from kvbench.runs.canonical import content, digest
 from kvbench.storage.frozen import Frozen
 
@@ -16,13 +16,10 @@ SCHEMA = 2
 """Version of every model in :mod:`kvbench.runs.records` and of the store; a change needs a word in ``migrations``."""
 
 
-class Workload(Frozen):
+class Workload(PartsOfWorkload):
     """A named set of measurements; a part that is None is not measured."""
 
     name: str
-    quality: QualityWorkload | None = None
-    speed: SpeedWorkload | None = None
-    memory: MemoryWorkload | None = None
 
     @model_validator(mode="after")
     def _measures_something(self) -> Workload:
@@ -33,9 +30,9 @@ class Workload(Frozen):
         return self
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """Names of the parts that are measured: some of :data:`kvbench.measure.workloads.PARTS`."""
-        return tuple(part for part in PARTS if getattr(self, part) is not None)
+    def parts(self) -> dict[str, PartSettings]:
+        """What is measured, by names of :data:`kvbench.measure.parts.PARTS` and in their order."""
+        return {name: settings for name in PARTS if (settings := getattr(self, name)) is not None}
 
 
 class Trial(Frozen):

@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 import transformers
-from driving import ALL_FAMILIES, FRAMES, SMALL_SPANS, feed, subject, token_ids, worst
+from driving import ALL_FAMILIES, FRAMES, SMALL_SPANS, attach, feed, subject, token_ids, worst
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from kvbench.cache.attach import CompressedModel, Plan, attach, identity_plan, self_test
+from kvbench.cache.attach import CompressedModel, Plan, identity_plan, self_test
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import ExactLayer
 from kvbench.errors import KvbenchError, UnsupportedModelError

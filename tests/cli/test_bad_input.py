@@ -174,7 +174,7 @@ def test_errors_are_one_line_on_any_terminal(refuse: Refuse, monkeypatch: pytest
         (SUITE.replace("prefix = 16", "prefix = 47"), "prefix (47) must be at least 2 shorter than length (48)"),
         (SUITE.replace('["none"]', '["none", "none"]'), "'none' is named twice"),
         (SUITE.replace('["none"]', "[]"), "compressors"),
-        (HEAD, "measures nothing: give it memory, speed, quality"),
+        (HEAD, "measures nothing: give it quality, speed, memory"),
         (SUITE.replace("documents = 1", "documents = 0"), "documents"),
     ],
 )

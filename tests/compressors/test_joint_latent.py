@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from driving import attach
 
-from kvbench.cache.attach import attach
 from kvbench.cache.body_attention import BodyAttention
 from kvbench.cache.prediction import body_bits_per_element, predict_bytes
 from kvbench.calibration.collect import collect

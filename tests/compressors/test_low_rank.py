@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from driving import attach
 
-from kvbench.cache.attach import attach
 from kvbench.cache.prediction import predict_bytes
 from kvbench.calibration.collect import collect
 from kvbench.compressors.compressor import parse

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from whole_record import MEMORY, PROVENANCE, QUALITY, SPEED, TRIAL
 
-from kvbench.measure.results import DecodedResult, Interval
+from kvbench.measure.parts.quality import DecodedResult
+from kvbench.measure.results import Interval
 from kvbench.runs.records import Failure, Record
 
 

@@ -1,6 +1,7 @@
 """A model on the bench: shared work is done once, and what cannot be measured is refused before it is tried."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,16 @@ from fp64 import one_thread
 
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
-from kvbench.measure import bench as module
 from kvbench.measure.bench import CalibrationSource, ModelBench, dtype_named
-from kvbench.measure.workloads import MemoryWorkload, QualityWorkload, SpeedWorkload
+from kvbench.measure.parts import Inputs
+from kvbench.measure.parts.memory import MemoryWorkload
+from kvbench.measure.parts.quality import QualityWorkload
+from kvbench.measure.parts.speed import SpeedWorkload
 
 __all__ = ["one_thread"]
 
 SOURCE = CalibrationSource("pydoc", 2, 64)
+INPUTS = Inputs("pydoc", "test", SOURCE)
 
 
 @pytest.fixture
@@ -25,10 +29,11 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelBench:
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
-    """Calls of a function that the bench imports."""
+    """Calls of ``module.function`` of kvbench.measure."""
     calls: list[object] = []
-    real: Callable[..., object] = getattr(module, name)
-    monkeypatch.setattr(module, name, lambda *given, **named: calls.append(given) or real(*given, **named))
+    module, _, function = name.partition(".")
+    real: Callable[..., object] = getattr(import_module(f"kvbench.measure.{module}"), function)
+    monkeypatch.setattr(f"kvbench.measure.{name}", lambda *given, **named: calls.append(given) or real(*given, **named))
     return calls
 
 
@@ -46,40 +51,40 @@ def test_statistics_are_collected_once_and_found_on_disk_by_the_next_bench(
 
 
 def test_a_compressor_without_calibration_reads_no_text(bench: ModelBench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "windows", lambda *_, **__: pytest.fail("read a text"))
+    monkeypatch.setattr("kvbench.measure.bench.windows", lambda *_, **__: pytest.fail("read a text"))
     bench.arm(parse("int:bits=4"), SOURCE)
 
 
 def test_self_test_runs_once_per_frame_of_the_keys(bench: ModelBench, monkeypatch: pytest.MonkeyPatch):
-    tests = counted(monkeypatch, "self_test")
+    tests = counted(monkeypatch, "arm_factory.self_test")
     for spec in ("int:bits=4", "kivi:bits=2", "pca:rank=0.5,keys=before", "pca:rank=0.25,keys=before", "hf"):
         bench.arm(parse(spec), SOURCE)
     assert [frame for *_, frame in tests] == ["after", "before"]
 
 
 def test_documents_prompts_and_windows_are_shared(bench: ModelBench, monkeypatch: pytest.MonkeyPatch):
-    qualities, speeds, cuts = (counted(monkeypatch, name) for name in ("QualityBench", "SpeedBench", "windows"))
+    names = ("quality.QualityBench", "speed.SpeedBench", "prompt.exact_prompt", "bench.windows")
+    qualities, speeds, prompts, cuts = (counted(monkeypatch, name) for name in names)
     for spec, calibrated_on in (("none", "pydoc"), ("int:bits=4", "essays")):
         arm = bench.arm(parse(spec), SOURCE)
         scored = QualityWorkload(
             text="pydoc", documents=1, length=48, prefix=16, block=16, calibration_text=calibrated_on
         )
-        bench.quality(arm, scored)
-        bench.speed(arm, SpeedWorkload(prompt=32, steps=32, rounds=1, warmup=0), "pydoc", seed=0)
-        bench.memory(arm, MemoryWorkload(batch=2, prompt=32, steps=0, peaks=False), "pydoc")
-    assert len(qualities) == len(speeds) == 1 and len(cuts) == 3
+        scored.measure(bench, arm, INPUTS)
+        SpeedWorkload(prompt=32, steps=32, rounds=1, warmup=0).measure(bench, arm, INPUTS)
+        MemoryWorkload(batch=2, prompt=32, steps=0, peaks=False).measure(bench, arm, INPUTS)
+    assert len(qualities) == len(speeds) == len(prompts) == 1 and len(cuts) == 3
 
 
 def test_speed_knows_both_baselines(bench: ModelBench):
     arm = bench.arm(parse("int:bits=4"), SOURCE)
-    timed = bench.speed(arm, SpeedWorkload(prompt=32, steps=16, rounds=2, warmup=0), "pydoc", seed=0)
+    timed = SpeedWorkload(prompt=32, steps=16, rounds=2, warmup=0).measure(bench, arm, INPUTS)
     assert timed.ratio_to_none is not None and timed.ratio_to_hf is not None
 
 
 def test_memory_without_a_process_has_no_peaks(bench: ModelBench):
-    memory = bench.memory(
-        bench.arm(parse("int:bits=4"), SOURCE), MemoryWorkload(batch=2, prompt=200, steps=0, peaks=False), "pydoc"
-    )
+    arm = bench.arm(parse("int:bits=4"), SOURCE)
+    memory = MemoryWorkload(batch=2, prompt=200, steps=0, peaks=False).measure(bench, arm, INPUTS)
     assert (memory.tokens, memory.batch, memory.flagged, memory.peak_prefill_bytes) == (200, 2, False, None)
 
 

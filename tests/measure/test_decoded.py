@@ -12,9 +12,8 @@ from kvbench.errors import KvbenchError
 from kvbench.kernels.choice import kernels_for
 from kvbench.kernels.reference import Partial
 from kvbench.measure.arms import Arm
+from kvbench.measure.parts.quality import DecodedResult, QualityWorkload
 from kvbench.measure.quality import QualityBench
-from kvbench.measure.results import DecodedResult
-from kvbench.measure.workloads import QualityWorkload
 
 __all__ = ["one_thread"]
 

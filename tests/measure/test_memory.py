@@ -14,8 +14,8 @@ from kvbench.hardware.process_memory import Peak
 from kvbench.measure import memory as memory_module
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import measure_filled, measure_memory
+from kvbench.measure.parts.memory import MemoryResult
 from kvbench.measure.prompt import exact_prompt
-from kvbench.measure.results import MemoryResult
 
 __all__ = ["one_thread"]
 

@@ -20,7 +20,7 @@ from kvbench.measure import memory_probe
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import measure_memory
 from kvbench.measure.memory_probe import check_room, measured, probe
-from kvbench.measure.results import MemoryResult
+from kvbench.measure.parts.memory import MemoryResult
 from kvbench.measure.sensitivity import calibrated
 from kvbench.models.loading import LoadedModel, load
 from kvbench.texts.windows import windows

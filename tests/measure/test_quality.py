@@ -14,8 +14,9 @@ from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 from kvbench.measure import quality
 from kvbench.measure.arms import Arm
+from kvbench.measure.parts.quality import QualityResult
 from kvbench.measure.quality import QualityBench
-from kvbench.measure.results import Interval, QualityResult
+from kvbench.measure.results import Interval
 from kvbench.measure.statistics import mean_interval
 from kvbench.models.loading import LoadedModel
 

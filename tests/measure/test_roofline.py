@@ -11,8 +11,8 @@ from kvbench.hardware.peaks import Peaks, peaks
 from kvbench.measure import roofline as floor
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import walk
+from kvbench.measure.parts.speed import RooflineResult
 from kvbench.measure.prompt import exact_prompt
-from kvbench.measure.results import RooflineResult
 from kvbench.measure.roofline import roofline, weights_read
 
 TOKENS, BATCH, STEP_S = 200, 2, 1.0

@@ -17,8 +17,9 @@ from kvbench.errors import KvbenchError
 from kvbench.measure import speed
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import walk
+from kvbench.measure.parts.speed import SpeedResult
 from kvbench.measure.prompt import exact_prompt
-from kvbench.measure.results import Bytes, SpeedResult
+from kvbench.measure.results import Bytes
 from kvbench.measure.speed import FILLS, SpeedBench
 
 __all__ = ["one_thread"]

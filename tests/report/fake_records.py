@@ -6,16 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from kvbench.measure.results import (
-    Bytes,
-    DecodedResult,
-    Interval,
-    MemoryResult,
-    QualityResult,
-    RooflineResult,
-    SpeedResult,
-)
-from kvbench.measure.workloads import MemoryWorkload, QualityWorkload, SpeedWorkload
+from kvbench.measure.parts.memory import MemoryResult, MemoryWorkload
+from kvbench.measure.parts.quality import DecodedResult, QualityResult, QualityWorkload
+from kvbench.measure.parts.speed import RooflineResult, SpeedResult, SpeedWorkload
+from kvbench.measure.results import Bytes, Interval
 from kvbench.runs.records import Failure, Provenance, Record
 from kvbench.runs.trials import Trial, Workload
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import fake_records as fake
 
-from kvbench.measure.workloads import SpeedWorkload
+from kvbench.measure.parts.speed import SpeedWorkload
 from kvbench.report.crossover import crossovers
 from kvbench.report.groups import grouped
 from kvbench.report.html import write_report

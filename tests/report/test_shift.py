@@ -5,7 +5,8 @@ from __future__ import annotations
 import fake_records as fake
 import pytest
 
-from kvbench.measure.workloads import MemoryWorkload, QualityWorkload
+from kvbench.measure.parts.memory import MemoryWorkload
+from kvbench.measure.parts.quality import QualityWorkload
 from kvbench.report.groups import grouped
 from kvbench.report.shift import shifts
 from kvbench.report.tables import markdown

@@ -14,8 +14,10 @@ import kvbench
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 from kvbench.measure.bench import CalibrationSource, ModelBench
+from kvbench.measure.parts import Inputs
+from kvbench.measure.parts.memory import MemoryWorkload
+from kvbench.measure.parts.quality import QualityWorkload
 from kvbench.measure.quality import QualityBench
-from kvbench.measure.workloads import MemoryWorkload, QualityWorkload
 from kvbench.runs.fit import FIT, PROBES, FitRequest, Fitter, default_folder, parse_target
 from kvbench.texts.windows import windows
 
@@ -69,9 +71,11 @@ def test_what_was_saved_is_the_same_compressor_everywhere(bench: ModelBench, tmp
     fitted = fit(bench, tmp_path, "bits=3").run()
     source = CalibrationSource("pydoc", 2, 128)
     arms = [bench.arm(parse(spec), source) for spec in (fitted.spec, f"saved:path={tmp_path}")]
-    memory = [bench.memory(arm, MemoryWorkload(prompt=256, steps=0, peaks=False), "pydoc").allocated for arm in arms]
-    workload = QualityWorkload(text="pydoc", documents=1, length=256, prefix=64, block=64)
-    quality = [bench.quality(arm, workload).kld_mean for arm in arms]
+    inputs = Inputs("pydoc", "test", source)
+    counted = MemoryWorkload(prompt=256, steps=0, peaks=False)
+    memory = [counted.measure(bench, arm, inputs).allocated for arm in arms]
+    scored = QualityWorkload(text="pydoc", documents=1, length=256, prefix=64, block=64)
+    quality = [scored.measure(bench, arm, inputs).kld_mean for arm in arms]
     assert memory[0] == memory[1] and quality[0] == quality[1]
     with kvbench.compress(bench.loaded, f"saved:path={tmp_path}") as compressed:
         assert compressed.plan.spans == parse(fitted.spec).spans

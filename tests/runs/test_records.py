@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from whole_record import MEMORY, PROVENANCE, QUALITY, SPEED, TRIAL
 
 from kvbench.errors import KvbenchError, UndecidedError
+from kvbench.measure.parts.quality import QualityWorkload
 from kvbench.measure.results import Interval
-from kvbench.measure.workloads import QualityWorkload
 from kvbench.runs import migrations
 from kvbench.runs.jsonl import decode_line, encode_line, read_records
 from kvbench.runs.records import Failure, Record, checksum

@@ -19,7 +19,7 @@ from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
 from kvbench.measure import quality as quality_module
-from kvbench.measure.workloads import SpeedWorkload
+from kvbench.measure.parts.speed import SpeedWorkload
 from kvbench.models.random_models import byte_tokenizer
 from kvbench.runs import resolve as resolving
 from kvbench.runs import runner as module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvbench.measure.results import MemoryResult
+from kvbench.measure.parts.memory import MemoryResult
 from kvbench.report.columns.column import Cell, Column, mebibyte_cell, plain, two_decimals
 from kvbench.runs.records import Record
 
@@ -42,6 +42,8 @@ BODY_BITS = Column(
     "context is so long that the exact first and recent tokens no longer weigh.",
     lambda record: plain(body_bits(record), two_decimals),
 )
+
+LEGEND = "ratio: 16-bit K and V ÷ all allocated bytes"
 
 COLUMNS = (
     Column(

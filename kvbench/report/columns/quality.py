@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from kvbench.measure.results import DecodedResult, Interval, QualityResult
+from kvbench.measure.parts.quality import DecodedResult, QualityResult
+from kvbench.measure.results import Interval
 from kvbench.report.columns.column import Cell, Column, plain
 from kvbench.report.numbers import measured, short, spread
 from kvbench.runs.records import Record

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvbench.measure.results import Interval, SpeedResult
+from kvbench.measure.parts.speed import SpeedResult
+from kvbench.measure.results import Interval
 from kvbench.report.columns.column import Cell, Column, Trend, mebibyte_cell, milliseconds, plain, two_decimals
 from kvbench.report.numbers import measured, short, spread
 from kvbench.runs.records import Record
@@ -44,6 +45,8 @@ TO_HF = Column(
     summary=True,
     importance=4,
 )
+
+LEGEND = "× none, × hf: ▲ faster ▼ slower ≈ no clear difference"
 
 COLUMNS = (
     Column(

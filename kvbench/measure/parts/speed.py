@@ -1,0 +1,128 @@
+"""The speed part: times of decoding, and speed-ups over both baselines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from kvbench.measure.parts.part import Inputs, PartSettings
+from kvbench.measure.results import Bytes, Interval
+from kvbench.storage.frozen import Frozen
+
+if TYPE_CHECKING:
+    from kvbench.compressors.compressor import Compressor
+    from kvbench.measure.arms import Arm
+    from kvbench.measure.bench import ModelBench
+    from kvbench.measure.speed import SpeedBench
+    from kvbench.texts.splits import Split
+    from kvbench.texts.windows import Windows
+
+
+class SpeedWorkload(PartSettings):
+    """Decoding of what follows ``prompt`` tokens in the document: turns of ``steps`` steps, ``rounds`` of them timed
+    after ``warmup`` untimed ones.
+
+    The timed steps, rounds · steps, must be whole block cycles of the compressor: multiples of its ``block``.
+    """
+
+    batch: PositiveInt = 1
+    prompt: PositiveInt = 2048
+    steps: PositiveInt = 16
+    rounds: PositiveInt = 6
+    warmup: NonNegativeInt = 2
+
+    @property
+    def in_words(self) -> str:
+        """Batch, prompt and timed steps."""
+        return f"batch {self.batch}, prompt {self.prompt:,}, {self.steps} steps × {self.rounds} rounds"
+
+    @property
+    def tokens(self) -> int:
+        """Of the document: the prompt, and what is decoded after it."""
+        return self.prompt + (self.rounds + self.warmup) * self.steps
+
+    def windows(self, bench: ModelBench, compressor: Compressor, inputs: Inputs) -> dict[str, Windows]:
+        """The document, if the timed steps are whole block cycles of ``compressor``."""
+        from kvbench.measure.cycles import require_whole_cycles
+
+        if compressor.baseline is None:
+            require_whole_cycles(str(compressor), compressor.spans.block, self.steps, self.rounds)
+        bench.check_context("speed (prompt + the steps of all rounds)", self.tokens)
+        document = bench.evaluation_windows(inputs.text, self.tokens, 1, inputs.split)
+        return {f"decoded {inputs.text} {self.tokens}": document}
+
+    def measure(self, bench: ModelBench, arm: Arm, inputs: Inputs) -> SpeedResult:
+        """Time ``arm`` against both baselines."""
+        timed = bench.shared(_document, self, inputs.text, inputs.split, inputs.seed)
+        return timed.run(arm, bench.baselines(arm.reading))
+
+
+class RooflineResult(Frozen):
+    """A decode step against the machine's peaks, measured in the same process: bytes, operations, bytes or operations
+    per second (:func:`kvbench.measure.roofline.roofline`). Bounds are the least times of a step with this cache and
+    with an uncompressed one."""
+
+    read_bandwidth: float
+    peak_operations: float
+    weight_bytes: int
+    cache_bytes: int
+    basis_bytes: int = 0
+    none_cache_bytes: int
+    operations: int
+    none_operations: int
+    bound_s: float
+    none_bound_s: float
+    ceiling: float
+    """Speed-up over an uncompressed cache if both ran at their bounds."""
+    achieved: float
+    """Share of the bound in the measured step."""
+
+
+class SpeedResult(Frozen):
+    """Times of one compressor over whole block cycles. Ratios are speed-ups over ``none`` and ``hf``, whose time per
+    token was measured in the same rounds: above 1 means that this compressor is faster
+    (:func:`kvbench.measure.cycles.speed_up`)."""
+
+    batch: int
+    prompt: int
+    steps: int
+    cycle: int = 1
+    """Steps from one encoding of a block to the next; the timed steps are whole cycles."""
+    ttft_s: float
+    """``prefill_s``, one row's exact prefill, and ``compress_s``, taking the prompt of the whole batch in."""
+    prefill_s: float
+    compress_s: float
+    tpot_s: float
+    """Mean time per output token over all timed steps, those that encode a block among them."""
+    tpot_p50_s: float
+    tpot_p90_s: float
+    tpot_p99_s: float
+    encode_s_per_token: float | None = None
+    """What encoding adds to the mean step: that of all timed steps minus that of the steps which encode nothing."""
+    tokens_per_s: float
+    raw_step_s: tuple[float, ...]
+    ratio_to_none: float | None = None
+    ratio_to_none_interval: Interval | None = None
+    ratio_to_hf: float | None = None
+    ratio_to_hf_interval: Interval | None = None
+    interval_method: str = ""
+    """What made both intervals."""
+    attention: str
+    """What attended to the stored tokens, read back from the live cache (:mod:`kvbench.cache.way`)."""
+    allocated: Bytes | None = None
+    """Bytes of the timed cache right after the prompt."""
+    largest_bytes: int | None = None
+    """Its most bytes from then on, walked between turns."""
+    kld_mean: float | None = None
+    """KLD of the timed steps against ``none``, which decoded the same tokens in the same rounds: what the very cache
+    that was timed makes of them."""
+    roofline: RooflineResult | None = None
+
+
+def _document(bench: ModelBench, workload: SpeedWorkload, text: str, split: Split, seed: int) -> SpeedBench:
+    """The document that all arms decode."""
+    from kvbench.measure.speed import SpeedBench
+
+    ids, steps = bench.prompt_ids(text, workload.tokens, split), workload.steps
+    return SpeedBench(bench.none(), ids, workload.batch, steps, workload.rounds, workload.warmup, seed)
