@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from kvbench.errors import UnsupportedModelError
-from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover
+from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover, rotation_of
+from kvbench.hooks.turns import Turn, measured_turn
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class LayerGeometry:
     """One attention layer. ``rotary_dims`` counts the leading key dimensions that RoPE rotates (0: none).
 
     ``rope_group`` numbers the distinct rotation tables of the model; ``sliding_window`` is in tokens, None = full.
+    ``turn`` says how RoPE rotates, for kernels that do it by themselves; None where that is not of the usual form.
     """
 
     layer: int
@@ -32,6 +34,7 @@ class LayerGeometry:
     rotary_dims: int
     rope_group: int
     sliding_window: int | None
+    turn: Turn | None = None
 
     @property
     def elements_per_token(self) -> int:
@@ -130,4 +133,5 @@ def _layer(index: int, call: AttentionCall, group: int, stock: list[Any]) -> Lay
         rotary_dims=rotary_dims,
         rope_group=group,
         sliding_window=window,
+        turn=measured_turn(rotation_of(call.module), rotary_dims) if rotary_dims else None,
     )

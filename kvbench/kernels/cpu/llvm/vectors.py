@@ -31,6 +31,15 @@ def has_vnni() -> bool:
     return bool(features.get("avx512vnni")) and bool(features.get("avx512vl"))
 
 
+def has_pair_products() -> int:
+    """How many bits wide this processor multiplies 16-bit numbers and adds pairs of products in one instruction; or 0.
+
+    512 (AVX512-BW), 256 (AVX2).
+    """
+    features = llvm.get_host_cpu_features()
+    return 512 if features.get("avx512bw") else 256 if features.get("avx2") else 0
+
+
 def has_byte_permute() -> bool:
     """Whether this processor looks 64 bytes up in a table of 64 or 128 in one instruction."""
     return bool(llvm.get_host_cpu_features().get("avx512vbmi"))
