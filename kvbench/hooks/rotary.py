@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kvbench.hooks.geometry import LayerGeometry
 from kvbench.hooks.interception import Rotation, rotate
-from kvbench.hooks.turns import Rotary
+from kvbench.hooks.turns import Rotary, Turn
 
 
 class RotaryTable:
@@ -137,7 +137,12 @@ class EntryRotation:
 
     def __init__(self, rotator: Rotator, start: int, entries: int, slots: Tensor | None) -> None:
         self._rotator, self._start, self._entries, self._slots = rotator, start, entries, slots
-        self.turn = rotator.turn
+
+    @property
+    def turn(self) -> Turn | None:
+        """How it rotates, for kernels; None where only the model's function knows."""
+        turn, cos = self._rotator.turn, self._rotator.table.cos
+        return None if turn is None or cos is None or cos.shape[-1] != len(turn.partners) else turn
 
     def __call__(self, keys: Tensor, begin: int, end: int) -> Tensor:
         """Rotate ``keys`` (batch, kv heads, tokens, head_dim) that sit at entries [begin, end)."""
@@ -147,8 +152,8 @@ class EntryRotation:
 
     def rotary(self, groups: int) -> Rotary | None:
         """What a kernel rotates by, for ``groups`` of heads that hold the same tokens each; None without a turn."""
-        table = self._rotator.table
-        if self.turn is None or table.cos is None or table.sin is None:
+        table, turn = self._rotator.table, self.turn
+        if turn is None or table.cos is None or table.sin is None:
             return None
         positions = self._rotator.positions
         if self._slots is None:
@@ -156,7 +161,7 @@ class EntryRotation:
         else:
             slots = self._slots[:, :: max(1, self._slots.shape[1] // groups)]
             entries = positions.expand(slots.shape[0], -1).gather(1, slots.flatten(1).long()).view(slots.shape)
-        return Rotary(self.turn, table.cos, table.sin, entries)
+        return Rotary(turn, table.cos, table.sin, entries)
 
 
 class StaticTable:

@@ -14,8 +14,8 @@ from kvbench.kernels.cpu.column_layout import column_layout
 from kvbench.kernels.cpu.jobs import coded_job
 from kvbench.kernels.cpu.launch import share
 from kvbench.kernels.cpu.merge import merge_splits
-from kvbench.kernels.cpu.records import CodedJob, CodedSide, RebuiltSide, nothing
 from kvbench.kernels.cpu.rebuilt import rebuilt_side
+from kvbench.kernels.cpu.records import CodedJob, CodedSide, RebuiltSide, nothing
 from kvbench.kernels.cpu.work_split import mask_bytes, splits_for
 from kvbench.kernels.rebuilding import RebuiltKeys
 from kvbench.kernels.reference import Partial

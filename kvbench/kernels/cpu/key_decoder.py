@@ -152,13 +152,14 @@ def _order(entries: Any, channel_of_step: Any, channels: int) -> tuple[Any, Any]
     And per channel group (channels, 3): where it begins, how many are for first bytes, how many for second ones.
     """
     largest = np.abs(entries).max((0, 2, 3)).reshape(-1, COLUMNS).max(1)
-    order, counts = [], []
+    order: list[int] = []
+    counts = []
     for channel in range(channels):
         steps = np.flatnonzero((channel_of_step == channel) & (largest > 0))
         coarse = steps[largest[steps] > 127]
-        counts.append([sum(map(len, order)), len(coarse), len(steps)])
-        order += [coarse, steps]
-    return np.concatenate(order), np.array(counts, np.int64)
+        counts.append([len(order), len(coarse), len(steps)])
+        order += [*coarse.tolist(), *steps.tolist()]
+    return np.array(order, np.int64), np.array(counts, np.int64)
 
 
 def _bytes_in_steps(entries: Any, order: Any, counts: Any) -> Any:

@@ -61,8 +61,8 @@ def rotary_tile(rebuilt: Any, row: int, head: int, start: int, count: int, work:
     positions, places, last = ints(address, count), longs(work.places, TILE), rebuilt.table_rows - 1
     for token in range(TILE):  # padding may be at any position
         places[token] = min(max(positions[min(token, count - 1)], 0), last)
-    rebuild_ops.gather_columns(rebuilt.cos, rebuilt.table_stride, work.places, rebuilt.table_dims, work.cos)
-    rebuild_ops.gather_columns(rebuilt.sin, rebuilt.table_stride, work.places, rebuilt.table_dims, work.sin)
+    rebuild_ops.gather_columns(rebuilt.cos, 4 * rebuilt.table_dims, work.places, rebuilt.table_dims, work.cos)
+    rebuild_ops.gather_columns(rebuilt.sin, 4 * rebuilt.table_dims, work.places, rebuilt.table_dims, work.sin)
 
 
 @njit(**JIT)

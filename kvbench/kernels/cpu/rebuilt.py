@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from kvbench.codecs.kernel_view import Coded
 from kvbench.hooks.turns import Rotary, Turn
@@ -21,22 +21,13 @@ def rebuilds(coded: Coded) -> bool:
     return in_steps(coded)
 
 
-def turns(rotary: Rotary) -> bool:
-    """Whether the CPU kernel can rotate by ``rotary``: fp32 tables."""
-    alike = rotary.cos.shape == rotary.sin.shape and rotary.cos.stride() == rotary.sin.stride()
-    dense = rotary.cos.dtype == rotary.sin.dtype == torch.float32 and rotary.cos.stride(-1) == 1
-    return alike and dense and rotary.cos.shape[-1] == len(rotary.turn.partners)
-
-
 def rebuilt_side(keys: RebuiltKeys) -> tuple[RebuiltSide, Any]:
     """The record of ``keys``, and what keeps its addresses valid."""
     prepared, rotary = key_decoder(keys.coded, keys.decoder, keys.mean), keys.rotary
     groups, heads, dims = prepared.unit.shape
     head_dim = len(keys.coded.widths) if keys.decoder is None else keys.decoder.shape[-1]
     orders = _orders(None if rotary is None else rotary.turn, head_dim, dims)
-    positions = None if rotary is None else rotary.positions
-    if positions is not None and positions.stride(-1) != 1:
-        positions = positions.contiguous()
+    cos, sin, positions = (None,) * 3 if rotary is None else _dense(rotary)
     steps = prepared.decoder.shape[3]
     record = RebuiltSide(
         decoder=prepared.decoder.ctypes.data,
@@ -55,16 +46,15 @@ def rebuilt_side(keys: RebuiltKeys) -> tuple[RebuiltSide, Any]:
         partners=orders.partners.ctypes.data,
         turns=orders.turns.ctypes.data,
         signs=orders.signs.ctypes.data,
-        cos=0 if rotary is None else rotary.cos.data_ptr(),
-        sin=0 if rotary is None else rotary.sin.data_ptr(),
-        table_rows=0 if rotary is None else rotary.cos.shape[0],
-        table_dims=0 if rotary is None else rotary.cos.shape[1],
-        table_stride=0 if rotary is None else 4 * rotary.cos.stride(0),
+        cos=0 if cos is None else cos.data_ptr(),
+        sin=0 if sin is None else sin.data_ptr(),
+        table_rows=0 if cos is None else cos.shape[0],
+        table_dims=0 if cos is None else cos.shape[1],
         positions=0 if positions is None else positions.data_ptr(),
         position_row_stride=0 if positions is None else _stride(positions, 0),
         position_head_stride=0 if positions is None else _stride(positions, 1),
     )
-    return record, (prepared, orders, positions)
+    return record, (prepared, orders, cos, sin, positions)
 
 
 class _Orders:
@@ -84,6 +74,13 @@ def _orders(turn: Turn | None, head_dim: int, dims: int) -> _Orders:
     return _Orders(turn, head_dim, dims)
 
 
-def _stride(positions: torch.Tensor, axis: int) -> int:
+def _dense(rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+    """Tables in fp32 and positions, entries side by side: as they are, unless a model keeps them otherwise."""
+    cos, sin = (table.float().contiguous() for table in (rotary.cos, rotary.sin))
+    positions = rotary.positions
+    return cos, sin, positions if positions.stride(-1) == 1 else positions.contiguous()
+
+
+def _stride(positions: Tensor, axis: int) -> int:
     """Bytes from one row or group to the next; 0 where one stands for all."""
     return 4 * positions.stride(axis) if positions.shape[axis] > 1 else 0

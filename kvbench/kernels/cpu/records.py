@@ -117,8 +117,6 @@ class RebuiltSide(NamedTuple):
     sin: int
     table_rows: int
     table_dims: int
-    table_stride: int
-    """Bytes from one position to the next."""
     positions: int
     """int32, entries side by side."""
     position_row_stride: int

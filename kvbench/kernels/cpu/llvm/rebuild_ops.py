@@ -137,7 +137,7 @@ def _lanes_transposed(b: ir.IRBuilder, quads: Sequence[ir.Value]) -> list[ir.Val
     even = [parts(quads[0], quads[1], 0), parts(quads[2], quads[3], 0)]
     odd = [parts(quads[0], quads[1], 1), parts(quads[2], quads[3], 1)]
     # Each now holds parts 0, 2 (or 1, 3) of one quad, then of the next.
-    return [parts(*pair, first) for pair, first in ((even, 0), (odd, 0), (even, 1), (odd, 1))]
+    return [parts(pair[0], pair[1], first) for pair, first in ((even, 0), (odd, 0), (even, 1), (odd, 1))]
 
 
 @emitted
@@ -248,7 +248,12 @@ def rotated_scores(  # type: ignore[no-untyped-def]
             sums = loop(b, b.sub(dims, rotated), sums, plain)
             for index, total in enumerate(sums):
                 row, part = divmod(index, _VECTORS)
-                store(b, b.fadd(total, load(b, scores, I64(STEP * row + 64 * part), FLOATS)), scores, STEP * row + 64 * part)
+                store(
+                    b,
+                    b.fadd(total, load(b, scores, I64(STEP * row + 64 * part), FLOATS)),
+                    scores,
+                    STEP * row + 64 * part,
+                )
 
         choose(b, [rows], [(1, 2, 3)], some)
         return context.get_dummy_value()
