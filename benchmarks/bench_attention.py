@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from racing import Race, replayed
-from shapes import HEADS, KV_HEADS, SCALING, codecs, query, states
+from shapes import HEADS, KV_HEADS, SCALING, before_rope, codecs, query, rotation, states
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,11 +31,17 @@ COLD = 200 * 2**20
 """Bytes over which each arm's buffers rotate."""
 
 EXACT = ("folded", "sdpa", "none")
+DECODED = Reading("reference", "reconstruct")
 PLAIN = {
     "int8, in plain torch": ("int8", Reading("reference")),
     "latents of half rank, int8, rebuilt": ("latents of half rank, int8", Reading(read="reconstruct")),
 }
-ARMS = (*EXACT, *codecs(), *PLAIN)
+BEFORE_ROPE = {
+    f"{name}{how}": (name, reading)
+    for name in before_rope()
+    for how, reading in (("", Reading()), (", in plain torch", Reading("reference")), (", decoded", DECODED))
+}
+ARMS = (*EXACT, *codecs(), *PLAIN, *BEFORE_ROPE)
 
 
 @dataclass(frozen=True)
@@ -127,14 +133,18 @@ def _arms(case: Case) -> dict[str, Arm]:
         arms[name] = _coded(codec, queries, codec.encode(keys, values), case.tokens, Reading())
     for name, (base, reading) in PLAIN.items():
         arms[name] = _coded(codecs()[base], queries, arms[base].stored, case.tokens, reading)
+    turned, encoded = rotation(case.tokens), {name: codec.encode(keys, values) for name, codec in before_rope().items()}
+    for name, (base, reading) in BEFORE_ROPE.items():
+        arms[name] = _coded(before_rope()[base], queries, encoded[base], case.tokens, reading, turned)
     return arms
 
 
-def _coded(codec: Any, queries: Tensor, stored: Stored, tokens: int, reading: Reading) -> Arm:
+def _coded(codec: Any, queries: Tensor, stored: Stored, tokens: int, reading: Reading, rotate: Any = None) -> Arm:
+    keys, values = codec.decode(stored)
     return Arm(
         stored,
-        lambda copy: BodyAttention(codec, reading).attend(queries, copy, tokens, None, SCALING),
-        codec.decode(stored),
+        lambda copy: BodyAttention(codec, reading).attend(queries, copy, tokens, rotate, SCALING),
+        (keys if rotate is None else rotate(keys, 0, tokens), values),
     )
 
 

@@ -6,12 +6,19 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
 from kvbench.codecs.codec import Codec, SideCodec
-from kvbench.codecs.quantizers.base import Quantizer
+from kvbench.codecs.joint import JointCodec
+from kvbench.codecs.quantizers.base import Passthrough, Quantizer
 from kvbench.codecs.quantizers.codebook import CodebookQuantizer
 from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.codecs.transforms.linear import LinearTransform
+from kvbench.hooks.geometry import LayerGeometry
+from kvbench.hooks.interception import rotation_of
+from kvbench.hooks.rotary import EntryRotation, Positions, RotaryTable, Rotator
+from kvbench.hooks.turns import measured_turn
 
 HEADS, KV_HEADS, DIM, LAYERS = 9, 3, 64, 30
 SCALING = DIM**-0.5
@@ -59,6 +66,56 @@ def codecs() -> dict[str, Codec]:
         "latents of 3 bits, per head": _codec(mixed, whole),
         "latents of 3 bits, joint": _codec(joint, KV_HEADS * whole, joint=True),
     }
+
+
+@cache
+def before_rope() -> dict[str, Codec]:
+    """The stored forms whose keys are rebuilt and rotated while they are read."""
+    whole, thrice = KV_HEADS * DIM, _thrice(WIDTHS)
+    deviation = torch.tensor(_thrice(deviations().tolist()))
+    order = torch.arange(2 * whole).view(2, whole).T.flatten()  # keys' and values' components in turn
+    decoder = torch.zeros(2 * whole, KV_HEADS, 2, DIM)
+    for place, side in enumerate(("keys", "values")):
+        decoder[place * whole : (place + 1) * whole, :, place] = _joint(side).decoder[0].float().view(-1, KV_HEADS, DIM)
+    transform = _orthonormal(decoder[order].flatten(1)[None], torch.full((1, 2 * whole), 0.1))
+    kept = sum(width > 0 for width in thrice)
+    split = {
+        side: SideCodec(
+            KV_HEADS, DIM, _kept(_joint(side), kept), CodebookQuantizer(tuple(thrice[:kept]), deviation[:kept])
+        )
+        for side in ("keys", "values")
+    }
+    both = CodebookQuantizer(
+        tuple(torch.tensor(thrice).repeat_interleave(2)[: 2 * kept].tolist()),
+        deviation.repeat_interleave(2)[: 2 * kept],
+    )
+    joint = SideCodec(KV_HEADS, 2 * DIM, _kept(transform, 2 * kept), both)
+    keys = SideCodec(KV_HEADS, DIM, None, both)
+    half = _per_head("keys", DIM // 2), _per_head("values", DIM // 2)
+    plain = [SideCodec(KV_HEADS, DIM, transform, Passthrough(torch.float32)) for transform in half]
+    return {
+        "keys before RoPE, 3 bits, joint": JointCodec(keys, joint, True),
+        "keys before RoPE, 3 bits, split": Codec(split["keys"], split["values"], True),
+        "keys before RoPE, half rank, fp32": Codec(plain[0], plain[1], True),
+    }
+
+
+def rotation(tokens: int) -> EntryRotation:
+    """Llama's rotation of ``tokens`` entries at positions 0, 1, 2, …"""
+    config = LlamaConfig(hidden_size=HEADS * DIM, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS)
+    module, positions, table = LlamaAttention(config, 0), torch.arange(tokens)[None], RotaryTable()
+    table.fill(positions, LlamaRotaryEmbedding(config)(torch.zeros(1), positions))
+    index = Positions()
+    index.extend(0, positions)
+    turn = measured_turn(rotation_of(module), DIM)
+    geometry = LayerGeometry(0, HEADS, KV_HEADS, DIM, DIM, DIM, 0, None, turn)
+    return EntryRotation(Rotator(module, geometry, table, index), 0, tokens, None)
+
+
+def _kept(transform: LinearTransform, rank: int) -> LinearTransform:
+    """The first components only, as water-filling drops the others."""
+    decoder = transform.decoder[:, :rank].contiguous()
+    return LinearTransform(decoder.mT, decoder, transform.mean)
 
 
 def _codec(quantizer: Quantizer, rank: int | None = None, joint: bool = False) -> Codec:

@@ -10,25 +10,27 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.way import Way
-from kvbench.codecs.codec import Codec, SideCodec
+from kvbench.codecs.codec import Codec, Latents
 from kvbench.codecs.kernel_view import Coded
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import side, span, tiles
+from kvbench.kernels.choice import Kernels
 from kvbench.kernels.decode import attend_exact
 from kvbench.kernels.reference import Partial, merge, partial_attention, wide
 
 
-def into_latents(query: Tensor, side: SideCodec) -> tuple[Tensor, Tensor | None]:
+def into_latents(query: Tensor, keys: Latents) -> tuple[Tensor, Tensor | None]:
     """``query`` (batch, heads, 1, head_dim) → (batch, groups, rows, rank), and what the mean adds (batch, heads, 1).
 
     Rows are the query heads of all KV heads of a group.
     """
     batch, heads, _, dim = query.shape
+    side = keys.side
     if side.transform is None:
         return query.reshape(batch, side.kv_heads, heads // side.kv_heads, dim), None
-    basis, mean, queries = _by_head(query, side)
+    basis, mean, queries = _by_head(query, keys)
     latents = torch.matmul(queries, basis.transpose(-1, -2))
-    shift = torch.matmul(queries, mean.unsqueeze(-1)) if side.transform.shifts else None
+    shift = torch.matmul(queries, mean.unsqueeze(-1)) if keys.shifts else None
     groups = side.groups
     latents = latents.unflatten(1, (batch, -1)).unflatten(0, (groups, -1)).permute(2, 0, 1, 3, 4)
     if shift is not None:
@@ -36,13 +38,13 @@ def into_latents(query: Tensor, side: SideCodec) -> tuple[Tensor, Tensor | None]
     return latents.reshape(batch, groups, -1, side.rank), shift
 
 
-def from_latents(output: Tensor, side: SideCodec, heads: int) -> Tensor:
+def from_latents(output: Tensor, values: Latents, heads: int) -> Tensor:
     """Sums of latents (batch, groups, rows, rank) → (batch, heads, 1, head_dim)."""
-    batch = output.shape[0]
+    batch, side = output.shape[0], values.side
     if side.transform is None:
         return output.reshape(batch, heads, 1, -1)
     sums = output.reshape(batch, side.kv_heads, heads // side.kv_heads, side.rank).transpose(0, 1).flatten(1, 2)
-    basis, mean = _basis(side)
+    basis, mean = by_head(values)
     states = torch.baddbmm(mean.unsqueeze(1), sums.to(basis.dtype), basis)
     return states.unflatten(1, (batch, -1)).transpose(0, 1).reshape(batch, heads, 1, -1)
 
@@ -60,30 +62,37 @@ def attend_absorbed(
     whole = _by_whole_kernel(codec, query, tokens, scaling, mask, chosen)
     if whole is not None:
         return whole
-    latents, shift = into_latents(query, codec.keys)
+    latents, shift = into_latents(query, codec.latents["keys"])
     if mask is not None and mask.shape[1] > latents.shape[1]:
         mask = mask[:, :1]  # heads that share a latent hold the same tokens
     part = _in_latents(codec, latents, stored, tokens, scaling, mask, chosen)
     heads = query.shape[1]
     lse = part.lse.reshape(query.shape[0], heads, 1)
-    output = from_latents(part.output, codec.values, heads).to(wide(query.dtype))
+    output = from_latents(part.output, codec.latents["values"], heads).to(wide(query.dtype))
     return Partial(output, lse if shift is None else lse + shift * scaling, str(chosen))
 
 
-def _basis(side: SideCodec) -> tuple[Tensor, Tensor]:
+def by_head(latents: Latents) -> tuple[Tensor, Tensor]:
     """Per KV head: the decoder (kv heads, rank, head_dim) and the mean (kv heads, head_dim), as wide as it computes."""
-    transform = side.transform
-    assert transform is not None
-    per_group = side.kv_heads // transform.groups
-    basis = transform.decoder.to(transform.dtype).unflatten(-1, (per_group, -1)).transpose(1, 2).flatten(0, 1)
-    return basis, transform.mean.to(transform.dtype).view(side.kv_heads, -1)
+    decoder, mean = latents.decoder, latents.mean
+    assert decoder is not None and mean is not None
+    return decoder.to(latents.dtype).transpose(1, 2).flatten(0, 1), mean.to(latents.dtype).flatten(0, 1)
 
 
-def _by_head(query: Tensor, side: SideCodec) -> tuple[Tensor, Tensor, Tensor]:
+def kernel_basis(kernels: Kernels, latents: Latents) -> tuple[object, bool]:
+    """What kernels that go into latents and back by themselves take, None without a basis; and whether they can."""
+    if latents.decoder is None or latents.mean is None or kernels.basis is None:
+        return None, latents.decoder is None
+    basis = kernels.basis(latents.decoder, latents.mean)
+    return basis, bool(basis.usable)
+
+
+def _by_head(query: Tensor, keys: Latents) -> tuple[Tensor, Tensor, Tensor]:
     """Decoder, mean, and the queries of each KV head (kv heads, batch · queries per head, head_dim)."""
-    basis, mean = _basis(side)
+    basis, mean = by_head(keys)
     batch, heads, _, dim = query.shape
-    queries = query.reshape(batch, side.kv_heads, heads // side.kv_heads, dim).transpose(0, 1)
+    kv_heads = keys.side.kv_heads
+    queries = query.reshape(batch, kv_heads, heads // kv_heads, dim).transpose(0, 1)
     return basis, mean, queries.flatten(1, 2).to(basis.dtype)
 
 
@@ -97,19 +106,15 @@ def _by_whole_kernel(
     coded = [view for view in (chosen.keys, chosen.values) if isinstance(view, Coded)]
     if len(coded) < 2 or coded[0].codes.shape[1] != coded[1].codes.shape[1]:
         return None
-    bases = []
-    for side_codec in (codec.keys, codec.values):
-        transform = side_codec.transform
-        basis = None if transform is None else kernels.basis(transform.decoder, transform.mean, side_codec.head_dim)
-        if basis is not None and not basis.usable:
-            return None
-        bases.append(basis)
+    bases = [kernel_basis(kernels, codec.latents[name]) for name in ("keys", "values")]
+    if not all(usable for _, usable in bases):
+        return None
     batch, heads, _, dim = query.shape
     groups = coded[0].codes.shape[1]
     if mask is not None and mask.shape[1] > groups:
         mask = mask[:, :1]  # heads that share a latent hold the same tokens
     rows = query.reshape(batch, groups, heads // groups, dim)
-    part = kernels.coded(rows, *coded, tokens, scaling, mask, *bases)
+    part = kernels.coded(rows, *coded, tokens, scaling, mask, (bases[0][0], bases[1][0]))
     return Partial(part.output.view(batch, heads, 1, -1), part.lse.view(batch, heads, 1), str(chosen))
 
 

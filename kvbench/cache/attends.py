@@ -6,7 +6,7 @@ import torch
 
 from kvbench.cache.attach import LayerPlan, Plan
 from kvbench.cache.shared import MemberCodec
-from kvbench.cache.way import REBUILT, Way, way
+from kvbench.cache.way import DECODED, Way, way
 from kvbench.codecs.codec import Codec
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 from kvbench.kernels.decode import kernels_taking
@@ -31,21 +31,21 @@ def _layer_way(
     if layer.sliding_window is not None or plan is None or plan.codec is None:
         fast = reading.kernels and softcap is None
         return Way(kernels_taking(geometry.dtype, geometry.device) if fast else None, "exact")
-    rotates = plan.codec.rotates and layer.rotary_dims > 0
-    return codec_way(plan.codec, layer, geometry, rotates, reading, softcap)
+    return codec_way(plan.codec, layer, geometry, reading, softcap)
 
 
 def codec_way(
     codec: Codec,
     layer: LayerGeometry,
     geometry: ModelGeometry,
-    rotates: bool,
     reading: Reading = DEFAULT,
     softcap: float | None = None,
 ) -> Way:
-    """How what ``codec`` stores of a layer is read while decoding; ``rotates``: keys are rotated when they are read."""
-    if rotates or not codec.absorbable:
-        return REBUILT
+    """How what ``codec`` stores of a layer is read while decoding."""
+    if not codec.rebuildable:
+        return DECODED
+    rotates = codec.rotates and layer.rotary_dims > 0
+    rotation = (layer.turn or True) if rotates else False
     generator = torch.Generator().manual_seed(0)
     encoder, heads = codec, layer.kv_heads
     if isinstance(codec, MemberCodec):
@@ -55,4 +55,4 @@ def codec_way(
         for width in (layer.head_dim, layer.value_dim)
     )
     stored = encoder.encode(keys, values)
-    return way(codec.bound({}), stored, (geometry.dtype, geometry.device), rotates, softcap is None, reading)
+    return way(codec.bound({}), stored, (geometry.dtype, geometry.device), rotation, softcap is None, reading)

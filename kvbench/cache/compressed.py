@@ -26,10 +26,10 @@ from kvbench.cache.crop import crop
 from kvbench.cache.layer import KVLayer, TensorsByKind, gather_slots, mask_at, require_finite
 from kvbench.cache.rounding import exact_dtype, stored_as
 from kvbench.cache.spans import Spans
-from kvbench.codecs.codec import Codec
+from kvbench.codecs.codec import Codec, Rotate
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.hooks.interception import AttentionCall, rotate
-from kvbench.hooks.rotary import Rotator
+from kvbench.hooks.rotary import EntryRotation, Rotator
 from kvbench.kernels.decode import merged
 from kvbench.kernels.reference import Partial, causal_mask, exact_attention
 from kvbench.selectors.base import OBSERVED, Leaving, Selector, pick
@@ -190,20 +190,15 @@ class CompressedLayer(KVLayer):
         if self.first is not None:  # padding and the sinks of padded rows sit among the body's slots
             real = self.body_slots(query.device).unsqueeze(-2) >= (self.first + self.spans.sinks).view(-1, 1, 1, 1)
             mask = real if mask is None else mask & real
-        rotate_keys = None
+        rotation: Rotate | None = None
         if self.block_frame is not None:
-            rotate_keys = self._restored
+            rotation = self._restored
         elif rotator is not None:
-
-            def rotate_keys(keys: Tensor, begin: int, end: int) -> Tensor:
-                if slots is None:
-                    return rotator.slots(keys, start + begin, start + end)
-                return rotator.at(keys, slots[:, :, begin:end].expand(-1, keys.shape[1], -1))
-
+            rotation = EntryRotation(rotator, start, entries, slots)
         if self.codec.decoupled:
             query = torch.cat([query, call.query], -1)
         stored, attention = self.body.view(), BodyAttention(self._bound, self.reading)
-        return attention.attend(query, stored, entries, rotate_keys, call.scaling, mask, call.softcap)
+        return attention.attend(query, stored, entries, rotation, call.scaling, mask, call.softcap)
 
     def _restored(self, keys: Tensor, begin: int, end: int) -> Tensor:
         """Stored keys of the body's entries [begin, end), relative to their blocks, after RoPE."""

@@ -7,6 +7,7 @@ them, and until then each keeps its exact tail: a prefill holds the exact prompt
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -45,6 +46,14 @@ class MemberCodec(Codec):
 
     def bound(self, fitted: Stored) -> Codec:
         """This layer's rows of the bases."""
+        return self._in_model if not fitted else self._bound(fitted)
+
+    @cached_property
+    def _in_model(self) -> Codec:
+        """The same codec each time, so that what is worked out for its bases is known again."""
+        return self._bound({})
+
+    def _bound(self, fitted: Stored) -> Codec:
         member_rows = {}
         for name, tensor in fitted.items():  # the channels of all members are the third axis of basis and centre
             width = tensor.shape[2] // len(self.members)

@@ -11,6 +11,7 @@ from kvbench.codecs.codec import Codec
 from kvbench.codecs.kernel_view import Coded, kernel_view
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import side
+from kvbench.hooks.turns import Turn
 from kvbench.kernels.choice import Kernels
 from kvbench.kernels.decode import kernels_taking
 from kvbench.kernels.reading import Reading
@@ -21,7 +22,8 @@ READS = {
     "int": "a kernel multiplies the stored integers; nothing is decoded to memory",
     "levels": "the same for codes that a table turns into 8-bit levels on the way",
     "absorbed": "plain torch decodes latents tile by tile and attends to them: no keys or values are rebuilt",
-    "rebuilt": "plain torch rebuilds keys and values tile by tile, and rotates keys that are stored before RoPE",
+    "rebuilt": "keys are rebuilt tile by tile, and rotated if they are stored before RoPE; values stay latents",
+    "decoded": "plain torch decodes keys and values tile by tile, and rotates keys that are stored before RoPE",
 }
 """What is read. In front stands who reads: ``numba`` (CPU kernels), ``triton`` (GPU kernels) or ``torch``."""
 STOCK = "stock"
@@ -45,15 +47,20 @@ class Way:
 
     @property
     def in_latents(self) -> bool:
-        """Whether scores and sums are taken over what is stored, without rebuilding keys and values."""
-        return self.reads != "rebuilt"
+        """Whether scores and sums are taken over what is stored, without rebuilding keys or values."""
+        return self.reads not in ("rebuilt", "decoded")
 
 
-REBUILT = Way(None, "rebuilt")
+REBUILT, DECODED = Way(None, "rebuilt"), Way(None, "decoded")
 
 
 def way(
-    codec: Codec, stored: Stored, query: tuple[torch.dtype, torch.device], rotates: bool, fast: bool, reading: Reading
+    codec: Codec,
+    stored: Stored,
+    query: tuple[torch.dtype, torch.device],
+    rotation: Turn | bool,
+    fast: bool,
+    reading: Reading,
 ) -> Way:
     """How ``stored``, encoded by ``codec``, is read by one new token's ``query``, of this dtype on this device.
 
@@ -61,22 +68,47 @@ def way(
         codec: bound to the sequence, if it is fitted to each.
         stored: any of its tokens.
         query: dtype and device of the queries.
-        rotates: whether keys are rotated by RoPE when they are read.
+        rotation: how keys are rotated by RoPE when they are read; False if they are not, True if kernels cannot.
         fast: False where neither a kernel nor the latents will do: several new tokens at once, or capped scores.
         reading: what the caller allows.
     """
-    if rotates or not fast or not codec.absorbable or not reading.absorbs:
-        return REBUILT
-    transformed = any(side_codec.transform is not None for side_codec in codec.sides.values())
-    in_torch = Way(None, "absorbed") if transformed else REBUILT
-    keys, values = (kernel_view(side_codec.quantizer, side(stored, name)) for name, side_codec in codec.sides.items())
+    if not fast or not codec.rebuildable or not reading.absorbs:
+        return DECODED
     dtype, device = query
-    if codec.keys.transform is not None:
-        dtype = codec.keys.transform.dtype  # queries are multiplied with the basis first
+    keys, values = (_view(codec, stored, name) for name in ("keys", "values"))
+    if rotation or not codec.absorbable:
+        kernels = kernels_taking(dtype, device) if reading.kernels and rotation is not True else None
+        return _rebuilding(kernels, keys, values)
+    dtype = codec.latents["keys"].dtype or dtype  # queries are multiplied with the basis first
     kernels = kernels_taking(dtype, device) if reading.kernels else None
+    plain = isinstance(keys, Tensor) and isinstance(values, Tensor) and keys.dtype == values.dtype == dtype
+    return _absorbing(codec, kernels, keys, values, plain)
+
+
+def _view(codec: Codec, stored: Stored, name: str) -> Coded | Tensor | None:
+    latents = codec.latents[name]
+    return kernel_view(latents.side.quantizer, side(stored, latents.name))
+
+
+def _rebuilding(kernels: Kernels | None, keys: Coded | Tensor | None, values: Coded | Tensor | None) -> Way:
+    """Keys are rebuilt: by a kernel if it can read both sides."""
+    if kernels is None or kernels.rebuilds is None:
+        return REBUILT
+    if not isinstance(keys, Coded) or not isinstance(values, Coded):
+        return REBUILT
+    readable = kernels.readable(keys) and kernels.readable(values) and kernels.rebuilds(keys)
+    alike = keys.codes.shape[1] == values.codes.shape[1]
+    return Way(kernels, "rebuilt", keys, values) if readable and alike else REBUILT
+
+
+def _absorbing(
+    codec: Codec, kernels: Kernels | None, keys: Coded | Tensor | None, values: Coded | Tensor | None, plain: bool
+) -> Way:
+    """Keys and values stay as they are stored; ``plain``: as numbers of the queries' dtype."""
+    transformed = any(side_codec.transform is not None for side_codec in codec.sides.values())
+    in_torch = Way(None, "absorbed") if transformed else DECODED
     if isinstance(keys, Tensor) and isinstance(values, Tensor):
-        plain = kernels if keys.dtype == values.dtype == dtype else None
-        return Way(plain, "latents" if transformed else "exact", keys, values)
+        return Way(kernels if plain else None, "latents" if transformed else "exact", keys, values)
     if kernels is None or not isinstance(keys, Coded) or not isinstance(values, Coded):
         return in_torch
     if not (kernels.readable(keys) and kernels.readable(values)):

@@ -1,7 +1,7 @@
 """Moments of keys relative to the start of their block, from those before RoPE: nothing is measured again.
 
 A key's place o in its block is independent of the key, and every place is as likely. With R_o x = c(o) x + s(o) x_p
-component by component (:class:`kvbench.hooks.rope.Rope`), a moment averaged over places is
+component by component (:class:`kvbench.hooks.turns.Turn`), a moment averaged over places is
 
     E[R_o M R_oᵀ] = cc ∘ M + cs ∘ M P + sc ∘ P M + ss ∘ P M P,   cc = E[c cᵀ], and so on,
 
@@ -36,7 +36,7 @@ def relative_to_block(statistics: LayerStatistics, geometry: LayerGeometry, band
 
 @dataclass(frozen=True)
 class _Turns:
-    """Cosines and sines (places, K) of all places in a block, of every head's dimensions, and their partners (K,)."""
+    """Cosines and signed sines (places, K) of all places in a block, of every head's dimensions; partners (K,)."""
 
     cos: Tensor
     sin: Tensor
@@ -44,15 +44,17 @@ class _Turns:
 
     @classmethod
     def of(cls, geometry: LayerGeometry, bands: Bands) -> _Turns:
-        assert geometry.rope is not None
+        assert geometry.turn is not None
         angles, partners = torch.zeros(geometry.head_dim, dtype=torch.float64), torch.arange(geometry.head_dim)
-        rotary = len(geometry.rope.angles)
-        angles[:rotary] = torch.tensor(geometry.rope.angles, dtype=torch.float64)
-        partners[:rotary] = torch.tensor(geometry.rope.partners)
+        rotated = slice(len(geometry.angles))
+        angles[rotated] = torch.tensor(geometry.angles, dtype=torch.float64)
+        partners[rotated] = torch.tensor(geometry.turn.partners)
+        signs = torch.ones_like(angles)
+        signs[rotated] = torch.tensor(geometry.turn.signs, dtype=torch.float64)
         angles[list(bands.fast)] = 0.0
         turned = torch.arange(bands.block, dtype=torch.float64)[:, None] * angles.repeat(geometry.kv_heads)
         heads = torch.arange(geometry.kv_heads)[:, None] * geometry.head_dim
-        return cls(turned.cos(), turned.sin(), (heads + partners).flatten())
+        return cls(turned.cos(), turned.sin() * signs.repeat(geometry.kv_heads), (heads + partners).flatten())
 
     def vector(self, sums: Tensor) -> Tensor:
         """E[R_o x] of ``sums`` (K,)."""

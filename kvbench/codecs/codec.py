@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -96,6 +97,42 @@ class SideCodec:
 
 
 @dataclass(frozen=True, eq=False)
+class Latents:
+    """What keys, or values, are decoded from: ``width`` channels of every head from ``first`` on, out of the latents
+    that ``side`` stores under ``name``. Its bases belong to the model.
+    """
+
+    name: str
+    side: SideCodec
+    first: int
+    width: int
+
+    @cached_property
+    def decoder(self) -> Tensor | None:
+        """(groups, rank, heads of a group, width), a view; None where the latents are the heads themselves."""
+        return None if self.side.transform is None else self._heads(self.side.transform.decoder)
+
+    @cached_property
+    def mean(self) -> Tensor | None:
+        """(groups, heads of a group, width), a view."""
+        return None if self.side.transform is None else self._heads(self.side.transform.mean)
+
+    @property
+    def shifts(self) -> bool:
+        """Whether the mean of the side is anything but zero."""
+        return self.side.transform is not None and self.side.transform.shifts
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What the basis is computed in; None without one."""
+        return None if self.side.transform is None else self.side.transform.dtype
+
+    def _heads(self, channels: Tensor) -> Tensor:
+        heads = channels.unflatten(-1, (self.side.kv_heads // self.side.groups, self.side.head_dim))
+        return heads.narrow(-1, self.first, self.width)
+
+
+@dataclass(frozen=True, eq=False)
 class Codec:
     """One layer's codec. ``keys_before_rope``: keys are stored unrotated and rotated when they are read.
 
@@ -120,13 +157,23 @@ class Codec:
         """Tokens are encoded in multiples of this."""
         return math.lcm(*(side.quantizer.block for side in self.sides.values()))
 
+    @cached_property
+    def latents(self) -> dict[str, Latents]:
+        """Where keys and values come from, by name."""
+        sides = {"keys": self.keys, "values": self.values}
+        return {name: Latents(name, side, 0, side.head_dim) for name, side in sides.items()}
+
     @property
     def absorbable(self) -> bool:
         """Whether keys and values have separate latents, in model-level bases that queries can be projected into."""
+        return self.rebuildable and len(self.sides) == 2
+
+    @property
+    def rebuildable(self) -> bool:
+        """Whether keys alone can be rebuilt and values be absorbed: bases belong to the model."""
         bases = [side.transform for side in self.sides.values() if side.transform is not None]
         online = any(side.online is not None for side in self.sides.values())
-        in_model = not online and all(basis.encoder.dim() == 3 for basis in bases)
-        return len(self.sides) == 2 and not self.decoupled and in_model
+        return not self.decoupled and not online and all(basis.encoder.dim() == 3 for basis in bases)
 
     @property
     def frame(self) -> Frame:

@@ -48,10 +48,15 @@ def bands_of(layer: LayerGeometry, block: int = BLOCK, pairs: int | None = None)
         return None
     if pairs is not None and pairs > layer.rotary_dims // 2:
         raise KvbenchError(f"pairs={pairs}, but RoPE of this model turns {layer.rotary_dims // 2} pairs of dimensions")
-    if layer.rope is None:
+    if layer.turn is None or not layer.angles:
         raise UnsupportedModelError(
             f"layer {layer.layer}: RoPE of this model does not turn pairs of key dimensions, so fast and slow ones "
             "cannot be told apart; store keys before or after RoPE instead"
         )
-    fast = layer.rope.fast_dims(block, REACH) if pairs is None else layer.rope.fastest(pairs)
-    return Bands(layer.head_dim, fast, block)
+    speeds, partners = [abs(angle) for angle in layer.angles], layer.turn.partners
+    if pairs is None:
+        fast = [dim for dim, speed in enumerate(speeds) if speed * block > REACH]
+    else:
+        order = sorted(range(len(speeds)), key=lambda dim: (-speeds[dim], min(dim, partners[dim])))
+        fast = sorted(order[: 2 * pairs])
+    return Bands(layer.head_dim, tuple(fast), block)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from kvbench.codecs.codec import Codec, Rotate, SideCodec
+from kvbench.codecs.codec import Codec, Latents, Rotate, SideCodec
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import prefixed, side
 
@@ -23,6 +24,15 @@ class JointCodec(Codec):
     def sides(self) -> dict[str, SideCodec]:
         """The joint one."""
         return {"values": self.values}
+
+    @cached_property
+    def latents(self) -> dict[str, Latents]:
+        """Both from the joint side: keys are the first channels of a head, values the others."""
+        side, key_width = self.values, self.keys.head_dim
+        return {
+            "keys": Latents("values", side, 0, key_width),
+            "values": Latents("values", side, key_width, side.head_dim - key_width),
+        }
 
     def encode(self, keys: Tensor, values: Tensor) -> Stored:
         """The joint latent."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from kvbench.errors import UnsupportedModelError
-from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover
-from kvbench.hooks.rope import Rope, measure_rope
+from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover, rotation_of
+from kvbench.hooks.turns import Turn, measured_turn
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class LayerGeometry:
     """One attention layer. ``rotary_dims`` counts the leading key dimensions that RoPE rotates (0: none).
 
     ``rope_group`` numbers the distinct rotation tables of the model; ``sliding_window`` is in tokens, None = full.
-    ``rope`` says how the rotated dimensions are paired; None without RoPE, or where that cannot be told.
+    ``turn`` says how RoPE rotates, for kernels that do it by themselves; None where that is not of the usual form.
+    ``angles`` (rotary_dims,) are in radians a position; empty without a turn.
     """
 
     layer: int
@@ -34,7 +35,8 @@ class LayerGeometry:
     rotary_dims: int
     rope_group: int
     sliding_window: int | None
-    rope: Rope | None = None
+    turn: Turn | None = None
+    angles: tuple[float, ...] = ()
 
     @property
     def elements_per_token(self) -> int:
@@ -125,7 +127,7 @@ def _layer(index: int, call: AttentionCall, group: int, rotation: Rotation | Non
             "this family is not supported"
         )
     window = getattr(stock[index], "sliding_window", None) if index < len(stock) else None
-    second = None if rotation is None else (rotation[0][:1, 1:2], rotation[1][:1, 1:2])
+    turn = measured_turn(rotation_of(call.module), rotary_dims) if rotary_dims else None
     return LayerGeometry(
         layer=index,
         heads=call.query.shape[1],
@@ -135,5 +137,12 @@ def _layer(index: int, call: AttentionCall, group: int, rotation: Rotation | Non
         rotary_dims=rotary_dims,
         rope_group=group,
         sliding_window=window,
-        rope=None if second is None else measure_rope(call.module, second, rotary_dims),
+        turn=turn,
+        angles=() if turn is None or rotation is None else _angles(rotation, rotary_dims),
     )
+
+
+def _angles(rotation: Rotation, rotary_dims: int) -> tuple[float, ...]:
+    """How far RoPE turns from one position to the next, by the rotation of position 1."""
+    cos, sin = (part[0, 1].double().cpu() for part in rotation)
+    return tuple(torch.atan2(sin, cos).tolist()) if len(cos) == rotary_dims else ()

@@ -144,12 +144,17 @@ def rotate(module: nn.Module, states: Tensor, rotation: Rotation, rotary_dims: i
     """
     if rotary_dims == 0:
         return states
-    apply: Callable[..., tuple[Tensor, Tensor]] = sys.modules[type(module).__module__].apply_rotary_pos_emb
+    apply = rotation_of(module)
     rotated = states[..., :rotary_dims]
     rotated = apply(rotated, rotated[:, :1], *rotation)[0]  # it rotates keys as well: one head is the least it takes
     if rotary_dims == states.shape[-1]:
         return rotated
     return torch.cat([rotated, states[..., rotary_dims:]], -1)
+
+
+def rotation_of(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The ``apply_rotary_pos_emb`` of the family of an attention ``module``."""
+    return sys.modules[type(module).__module__].apply_rotary_pos_emb  # type: ignore[no-any-return]
 
 
 def _pre_hook(layer: int, handler: Handler) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict] | None]:

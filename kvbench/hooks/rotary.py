@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kvbench.hooks.geometry import LayerGeometry
 from kvbench.hooks.interception import Rotation, rotate
+from kvbench.hooks.turns import Rotary, Turn
 
 
 class RotaryTable:
@@ -101,6 +102,7 @@ class Rotator:
 
     def __init__(self, module: nn.Module, geometry: LayerGeometry, table: RotaryTable, positions: Positions) -> None:
         self.module, self.rotary_dims, self.table, self._positions = module, geometry.rotary_dims, table, positions
+        self.turn = geometry.turn
 
     def slots(self, keys: Tensor, start: int, stop: int) -> Tensor:
         """Rotate ``keys`` (batch, kv heads, tokens, d) that sit at slots [start, stop)."""
@@ -127,6 +129,12 @@ class Rotator:
         rotated = rotate(self.module, keys.reshape(batch * heads, 1, tokens, dim), rotation, self.rotary_dims)
         return rotated.view(batch, heads, tokens, dim)
 
+    @property
+    def positions(self) -> Tensor:
+        """The position of every slot, (1 or batch, tokens) int32."""
+        assert self._positions.index is not None
+        return self._positions.index
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Rotator:
         """Model and table stay shared; the positions are those of the copied cache."""
         twin = copy(self)
@@ -139,6 +147,41 @@ def turned_back(rotation: Rotation) -> Rotation:
     cos, sin = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in rotation)
     square = cos.square() + sin.square()
     return cos / square, -sin / square
+
+
+class EntryRotation:
+    """Rotates keys of a cache's body, whose entries are at ``slots`` (batch, kv heads, entries).
+
+    Without ``slots`` they are one after the other from ``start`` on.
+    """
+
+    def __init__(self, rotator: Rotator, start: int, entries: int, slots: Tensor | None) -> None:
+        self._rotator, self._start, self._entries, self._slots = rotator, start, entries, slots
+
+    @property
+    def turn(self) -> Turn | None:
+        """How it rotates, for kernels; None where only the model's function knows."""
+        turn, cos = self._rotator.turn, self._rotator.table.cos
+        return None if turn is None or cos is None or cos.shape[-1] != len(turn.partners) else turn
+
+    def __call__(self, keys: Tensor, begin: int, end: int) -> Tensor:
+        """Rotate ``keys`` (batch, kv heads, tokens, head_dim) that sit at entries [begin, end)."""
+        if self._slots is None:
+            return self._rotator.slots(keys, self._start + begin, self._start + end)
+        return self._rotator.at(keys, self._slots[:, :, begin:end].expand(-1, keys.shape[1], -1))
+
+    def rotary(self, groups: int) -> Rotary | None:
+        """What a kernel rotates by, for ``groups`` of heads that hold the same tokens each; None without a turn."""
+        table, turn = self._rotator.table, self.turn
+        if turn is None or table.cos is None or table.sin is None:
+            return None
+        positions = self._rotator.positions
+        if self._slots is None:
+            entries = positions[:, None, self._start : self._start + self._entries]
+        else:
+            slots = self._slots[:, :: max(1, self._slots.shape[1] // groups)]
+            entries = positions.expand(slots.shape[0], -1).gather(1, slots.flatten(1).long()).view(slots.shape)
+        return Rotary(turn, table.cos, table.sin, entries)
 
 
 class StaticTable:

@@ -21,9 +21,11 @@ from kvbench.kernels.reference import Partial
 class Kernels:
     """Decode attention for one kind of device; ``dtypes`` of queries and exact tensors that it takes.
 
-    ``basis`` makes of a decoder, a mean and head_dim what ``coded`` takes to go into latents and back by itself; None
-    if it does not. ``merge`` is :func:`kvbench.kernels.reference.merge` of their results. ``instructions`` are those of
-    the processor that they are compiled for, where there is a choice.
+    ``basis`` makes of a decoder (groups, rank, heads, head_dim) and a mean (groups, heads, head_dim) what ``coded``
+    takes to go into latents and back by itself; None if it does not. ``rebuilds`` tells from which codes it takes
+    :class:`~kvbench.kernels.rebuilding.RebuiltKeys`; None if it never does. ``merge`` is
+    :func:`kvbench.kernels.reference.merge` of their results. ``instructions`` are those of the processor that they are
+    compiled for, where there is a choice.
     """
 
     name: str
@@ -32,7 +34,8 @@ class Kernels:
     coded: Callable[..., Partial]
     readable: Callable[[Coded], bool]
     merge: Callable[[Sequence[Partial]], Partial]
-    basis: Callable[[Tensor, Tensor, int], Any] | None = None
+    basis: Callable[[Tensor, Tensor], Any] | None = None
+    rebuilds: Callable[[Coded], bool] | None = None
     instructions: str = ""
 
     @property
@@ -88,7 +91,7 @@ def _cpu() -> Kernels:
         features = llvm.get_host_cpu_features()
         if "avx" in features and not features.get("avx2"):
             raise _MissingError("this processor has no AVX2")
-        from kvbench.kernels.cpu import coded, exact, merge
+        from kvbench.kernels.cpu import coded, exact, merge, rebuilt
         from kvbench.kernels.cpu.llvm import vectors
     except ImportError as error:
         raise _MissingError(f"numba cannot be imported ({error}); pip install numba") from error
@@ -100,6 +103,7 @@ def _cpu() -> Kernels:
         coded.readable,
         merge.merge_parts,
         coded.LatentBasis,
+        rebuilt.rebuilds,
         "VNNI" if vectors.has_vnni() else "SIMD",
     )
 

@@ -129,15 +129,21 @@ def _attention(arm: Arm, cache: Cache, tokens: int) -> int:
 def _body(arm: Arm, layer: LayerGeometry, cached: CompressedLayer) -> int:
     """Multiplications of one row's attention over the body of ``cached``."""
     codec, entries = cached.codec, cached.body.entries
-    rotates = codec.rotates and layer.rotary_dims > 0
-    if codec_way(codec, layer, arm.geometry, rotates, cached.reading).in_latents:
+    chosen = codec_way(codec, layer, arm.geometry, cached.reading)
+    if chosen.in_latents:
         into = sum(
             layer.heads * side.head_dim * side.rank for side in codec.sides.values() if side.transform is not None
         )
         return layer.heads * entries * (codec.keys.rank + codec.values.rank) + into
     bases = [side for side in codec.sides.values() if side.transform is not None or side.online is not None]
-    rebuilt = sum(side.rank * side.kv_heads * side.head_dim for side in bases)
+    rotates = codec.rotates and layer.rotary_dims > 0
     rotation = 2 * layer.kv_heads * layer.rotary_dims if rotates else 0
+    if chosen.reads == "rebuilt":
+        keys, values = codec.latents["keys"], codec.latents["values"]
+        rebuilt = keys.side.rank * layer.kv_heads * keys.width if keys.side.transform is not None else 0
+        out_of = layer.heads * values.side.rank * values.width if values.side.transform is not None else 0
+        return entries * (rebuilt + rotation + layer.heads * (layer.head_dim + values.side.rank)) + out_of
+    rebuilt = sum(side.rank * side.kv_heads * side.head_dim for side in bases)
     return _over(layer, entries) + entries * (rebuilt + rotation)
 
 

@@ -59,11 +59,11 @@ def test_sliding_layers_and_capped_scores(family: str) -> None:
         ("ftc:bits=4,keys=after", "numba levels"),
         ("pca:rank=0.5,heads=each,keys=after", "numba latents"),
         ("pca:rank=0.5,heads=each,keys=after+kivi:bits=4", "torch absorbed"),
-        ("ftc:bits=4", "torch rebuilt"),
-        ("kvtc:bits=4", "torch rebuilt"),
+        ("ftc:bits=4", "numba rebuilt"),
+        ("kvtc:bits=4", "numba rebuilt"),
         ("pca:rank=0.5", "torch rebuilt"),
-        ("kivi:bits=2", "torch rebuilt"),
-        ("shadowkv:rank=0.5", "torch rebuilt"),
+        ("kivi:bits=2", "torch decoded"),
+        ("shadowkv:rank=0.5", "torch decoded"),
     ],
 )
 def test_the_words(spec: str, by: str) -> None:

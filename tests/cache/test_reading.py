@@ -29,6 +29,13 @@ SPECS = [
     "pca:rank=0.5,keys=after+int:bits=8,group=128",
     "rope-commuting:rank=0.5",
     "ftc:bits=4,keys=after",
+    "ftc:bits=4",
+    "ftc:bits=3,basis=split",
+    "kvtc:bits=4",
+    "kvtc:bits=4,layers=2",
+    "pca:rank=0.5",
+    "pca:rank=0.5+int:bits=8,group=16",
+    "palu:rank=0.5+int:bits=8",
     "truncate:rank=0.5+int:bits=4",
 ]
 TOKENS, STEPS = 90, 12
@@ -81,17 +88,20 @@ def test_what_attended_is_told() -> None:
     llama = subject("llama", torch.float32)
     assert kernels_for(torch.device("cpu")) is not None
     assert logits(llama, "int:bits=4", Reading())[1] == "numba int"
-    assert logits(llama, "int:bits=4", Reading("reference"))[1] == "torch rebuilt"
-    assert logits(llama, "int:bits=4", Reading(read="reconstruct"))[1] == "torch rebuilt"
+    assert logits(llama, "int:bits=4", Reading("reference"))[1] == "torch decoded"
+    assert logits(llama, "int:bits=4", Reading(read="reconstruct"))[1] == "torch decoded"
     assert logits(llama, "truncate:rank=0.5+int:bits=4", Reading("reference"))[1] == "torch absorbed"
     assert logits(llama, "pca:rank=0.5", Reading())[1] == "torch rebuilt"
-    assert logits(llama, "kivi:bits=2", Reading())[1] == "torch rebuilt"
+    assert logits(llama, "kivi:bits=2", Reading())[1] == "torch decoded"
+    assert logits(llama, "ftc:bits=4", Reading())[1] == "numba rebuilt"
+    assert logits(llama, "ftc:bits=4", Reading("reference"))[1] == "torch rebuilt"
+    assert logits(llama, "ftc:bits=4", Reading(read="reconstruct"))[1] == "torch decoded"
     assert logits(llama, "none", Reading())[1] == "numba exact"
 
 
 def test_fp64_never_goes_through_a_kernel() -> None:
     actual, by = logits(subject("llama"), "int:bits=4", Reading())
-    assert by == "torch rebuilt"
+    assert by == "torch decoded"
     assert differs(actual, logits(subject("llama"), "int:bits=4", Reading("reference", "reconstruct"))[0]) < 1e-6
 
 

@@ -16,13 +16,13 @@ FAMILIES = ["llama", "gpt_neox", "qwen3"]
 
 def turned(states: Tensor, place: int, layer: LayerGeometry, bands: Bands) -> Tensor:
     """``states`` (…, K) of all heads, turned by ``place`` positions outside of the fast dimensions, one by one."""
-    assert layer.rope is not None
+    assert layer.turn is not None
     heads = states.unflatten(-1, (layer.kv_heads, layer.head_dim))
     result = heads.clone()
-    for dim, (partner, angle) in enumerate(zip(layer.rope.partners, layer.rope.angles, strict=True)):
+    for dim, (partner, angle) in enumerate(zip(layer.turn.partners, layer.angles, strict=True)):
         if dim in bands.slow:
             turn = torch.tensor(place * angle, dtype=states.dtype)
-            result[..., dim] = heads[..., dim] * turn.cos() + heads[..., partner] * turn.sin()
+            result[..., dim] = heads[..., dim] * turn.cos() + layer.turn.signs[dim] * heads[..., partner] * turn.sin()
     return result.flatten(-2)
 
 
@@ -51,8 +51,8 @@ def test_moments_are_averages_over_the_places_of_a_block(family: str, fp64: None
 def test_the_measured_rope_is_the_models_own(family: str, fp64: None) -> None:
     """Energy of every pair is the same before and after RoPE only if the pairs are right."""
     layer, statistics = subject(family).geometry.layers[0], calibrated(subject(family)).layers[0]
-    assert layer.rope is not None
-    partners = torch.tensor(layer.rope.partners)
+    assert layer.turn is not None
+    partners = torch.tensor(layer.turn.partners)
     for moment in (statistics.key_second, statistics.rotated_key_second):
         assert moment.shape[0] == layer.kv_heads * layer.head_dim
     before, after = (
@@ -60,4 +60,4 @@ def test_the_measured_rope_is_the_models_own(family: str, fp64: None) -> None:
         for moment in (statistics.key_second, statistics.rotated_key_second)
     )
     torch.testing.assert_close(before + before[:, partners], after + after[:, partners], rtol=1e-6, atol=1e-9)
-    assert all(layer.rope.angles[dim] == -layer.rope.angles[partner] for dim, partner in enumerate(layer.rope.partners))
+    assert all(layer.angles[dim] == layer.angles[partner] for dim, partner in enumerate(layer.turn.partners))

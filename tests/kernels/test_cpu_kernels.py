@@ -159,25 +159,26 @@ def test_into_latents_and_back(
     torch.manual_seed(rank + dim)
     batch, tokens = 2, 40
     query = torch.randn(batch, groups, heads * rows, dim)
-    decoders = [torch.randn(groups, rank, heads * dim) for _ in range(2)]
-    means = [torch.randn(groups, heads * dim) * affine for _ in range(2)]
-    bases = [LatentBasis(decoder.to(kept), mean.to(kept), dim) for decoder, mean in zip(decoders, means, strict=True)]
+    # Views, as a side of a joint latent has them.
+    decoders = [torch.randn(groups, rank, heads, dim + 3)[..., :dim] for _ in range(2)]
+    means = [torch.randn(groups, heads, dim + 3)[..., 3:] * affine for _ in range(2)]
+    bases = [LatentBasis(decoder.to(kept), mean.to(kept)) for decoder, mean in zip(decoders, means, strict=True)]
     assert all(basis.usable for basis in bases)
     (keys, key_latents), (values, value_latents) = (
         stored(IntegerQuantizer(8, 128), torch.randn(batch, groups, tokens, rank) / rank**0.5, 8) for _ in range(2)
     )
     expected = partial_attention(
         query.double().view(batch, groups * heads * rows, 1, dim),
-        *(expanded(latents, basis, heads) for latents, basis in ((key_latents, bases[0]), (value_latents, bases[1]))),
+        *(expanded(latents, basis) for latents, basis in ((key_latents, bases[0]), (value_latents, bases[1]))),
         SCALING,
     )
-    assert_close(coded_attention(query, keys, values, tokens, SCALING, None, *bases), expected, 1e-3)
+    assert_close(coded_attention(query, keys, values, tokens, SCALING, None, (bases[0], bases[1])), expected, 1e-3)
 
 
-def expanded(latents: Tensor, basis: LatentBasis, heads: int) -> Tensor:
+def expanded(latents: Tensor, basis: LatentBasis) -> Tensor:
     """The states (batch, groups · heads, tokens, head_dim) that latents stand for."""
-    states = latents.double() @ basis.decoder.double() + basis.mean.double().unsqueeze(-2)
-    return states.unflatten(-1, (heads, -1)).transpose(2, 3).flatten(1, 2)
+    states = torch.einsum("bgtr,grhd->bghtd", latents.double(), basis.decoder.double())
+    return (states + basis.mean.double().unsqueeze(-2)).flatten(1, 2)
 
 
 word_runs = st.lists(st.tuples(st.integers(0, 8), st.integers(1, 12)), min_size=1, max_size=5).filter(

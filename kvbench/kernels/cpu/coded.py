@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from kvbench.codecs.kernel_view import Coded
-from kvbench.kernels.cpu.column_layout import ColumnLayout, column_layout
+from kvbench.kernels.cpu.column_layout import column_layout
 from kvbench.kernels.cpu.jobs import coded_job
 from kvbench.kernels.cpu.launch import share
 from kvbench.kernels.cpu.merge import merge_splits
-from kvbench.kernels.cpu.records import CodedJob, CodedSide
+from kvbench.kernels.cpu.rebuilt import rebuilt_side
+from kvbench.kernels.cpu.records import CodedJob, CodedSide, RebuiltSide, nothing
 from kvbench.kernels.cpu.work_split import mask_bytes, splits_for
+from kvbench.kernels.rebuilding import RebuiltKeys
 from kvbench.kernels.reference import Partial
 
 _SIGNED = 0x80808080
@@ -30,53 +32,62 @@ def readable(coded: Coded) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class LatentBasis:
-    """Latents z stand for states ``z · decoder + mean`` (groups, rank, n · head_dim), n KV heads to a group.
+    """Latents z stand for states ``z · decoder + mean``; both are fp16, or both fp32.
 
-    Both are fp16, or both fp32.
+    ``decoder`` (groups, rank, KV heads of a group, head_dim), ``mean`` (groups, KV heads of a group, head_dim).
     """
 
     decoder: Tensor
     mean: Tensor
-    head_dim: int
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.decoder.shape[-1]
 
     @property
     def usable(self) -> bool:
         """Whether the kernel can read it where it lies."""
         dense = self.decoder.stride(-1) == 1 and self.mean.stride(-1) == 1
         alike = self.decoder.dtype == self.mean.dtype in (torch.float16, torch.float32)
-        return dense and alike and self.decoder.dim() == 3
+        return dense and alike
+
+
+Bases = tuple[LatentBasis | None, LatentBasis | None]
 
 
 def coded_attention(
     query: Tensor,
-    keys: Coded,
+    keys: Coded | None,
     values: Coded,
     tokens: int,
     scaling: float,
     mask: Tensor | None = None,
-    key_basis: LatentBasis | None = None,
-    value_basis: LatentBasis | None = None,
+    bases: Bases = (None, None),
+    rebuilt: RebuiltKeys | None = None,
 ) -> Partial:
     """Attention of ``query`` (batch, groups, rows, key rank) fp32 over ``tokens`` stored tokens.
 
     ``mask`` is boolean, broadcastable to (batch, groups or 1, 1, tokens). The output is (batch, groups, rows, value
-    rank). With a basis for keys, queries are those of the heads (…, head_dim), and are taken into the latents; with one
-    for values, outputs are brought back from them.
+    rank). With a basis for keys, the first of ``bases``, queries are those of the heads (…, head_dim), and are taken
+    into the latents; with one for values, outputs are brought back from them. With ``rebuilt`` keys queries are those
+    of the heads, too; without ``keys`` beside them scores are theirs alone, else those of both are added.
     """
-    batch, groups, rows, _ = query.shape
+    batch, groups, rows, query_width = query.shape
+    key_basis, value_basis = bases
     query = query.contiguous()
     splits = splits_for(batch * groups, tokens)
     units = batch * groups * splits
     width = len(values.widths) if value_basis is None else value_basis.head_dim
     output, lse = torch.empty(units, rows, width), torch.empty(units, rows)
     attended = mask_bytes(mask, batch, groups)
-    key_layout, value_layout = column_layout(keys), column_layout(values)
     job = CodedJob(
         splits=splits,
         tokens=tokens,
         heads=groups,
         rows=rows,
         query=query.data_ptr(),
+        query_width=query_width,
         scaling=_bits(scaling),
         mask=attended.address,
         mask_row_stride=attended.row_stride,
@@ -84,15 +95,25 @@ def coded_attention(
         output=output.data_ptr(),
         lse=lse.data_ptr(),
     )
-    sides = _side(keys, key_layout, rows, key_basis), _side(values, value_layout, rows, value_basis, signed=True)
+    key_side = nothing(CodedSide) if keys is None else _side(keys, rows, key_basis)
+    value_side = _side(values, rows, value_basis, signed=True)
+    stream, rebuilt_record, kept = nothing(CodedSide), nothing(RebuiltSide), None
+    if rebuilt is not None:
+        stream = _side(rebuilt.coded, rows, None)
+        rebuilt_record, kept = rebuilt_side(rebuilt)
     # What takes the time is multiplying bytes, however few bits they are stored in.
-    share(coded_job, units, batch * groups * tokens * (key_layout.columns + value_layout.columns), job, *sides)
+    multiplied = key_side.padded_columns + value_side.padded_columns
+    multiplied += rebuilt_record.steps * rebuilt_record.heads * rebuilt_record.dims // rows
+    size = batch * groups * tokens * multiplied
+    share(coded_job, units, size, job, key_side, rebuilt_record, stream, value_side)
+    del kept
     part = merge_splits(output, lse, splits)
     return Partial(part.output.view(batch, groups, rows, -1), part.lse.view(batch, groups, rows))
 
 
-def _side(coded: Coded, layout: ColumnLayout, rows: int, basis: LatentBasis | None, signed: bool = False) -> CodedSide:
+def _side(coded: Coded, rows: int, basis: LatentBasis | None, signed: bool = False) -> CodedSide:
     """The record of keys or values; those as ``signed`` bytes."""
+    layout = column_layout(coded)
     codes, scale, zero = coded.codes, coded.scale, coded.zero
     channel_groups = 1 if scale is None else scale.shape[-1]
     column_scale = layout.column_scale(coded.component)
@@ -122,10 +143,12 @@ def _side(coded: Coded, layout: ColumnLayout, rows: int, basis: LatentBasis | No
         decoder=0 if decoder is None else decoder.data_ptr(),
         decoder_group_stride=0 if decoder is None else decoder.stride(0),
         decoder_row_stride=0 if decoder is None else decoder.stride(1),
+        decoder_head_stride=0 if decoder is None else decoder.stride(2),
         mean=0 if mean is None else mean.data_ptr(),
         mean_group_stride=0 if mean is None else mean.stride(0),
+        mean_head_stride=0 if mean is None else mean.stride(1),
         head_dim=head_dim,
-        queries_per_head=rows if decoder is None else rows // (decoder.shape[-1] // head_dim),
+        queries_per_head=rows if decoder is None else rows // decoder.shape[2],
         basis_in_fp16=decoder is not None and decoder.dtype == torch.float16,
     )
 

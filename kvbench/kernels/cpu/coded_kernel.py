@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kvbench.kernels.cpu import unpack_kernel
 from kvbench.kernels.cpu.llvm import byte_ops, float_ops, vectors
-from kvbench.kernels.cpu.memory import JIT, TILE, fetch_ahead, fill, floats, halves, record_at
+from kvbench.kernels.cpu.memory import JIT, TILE, fill, floats, record_at
 from kvbench.kernels.cpu.projection_kernel import LOW, finalise_output, output_from_latents, project_query, round_query
-from kvbench.kernels.cpu.records import UNPACK_PLAN, WORKSPACE
+from kvbench.kernels.cpu.rebuild_kernel import add_rebuilt_scores, place_query, read_token_affine, rotary_tile
+from kvbench.kernels.cpu.records import WORKSPACE
 from kvbench.kernels.cpu.softmax_kernel import apply_mask, begin_softmax, update_softmax
+from kvbench.kernels.cpu.tile_kernel import prefetch_scales, read_affine, tile_bytes, whole_bytes
 from kvbench.kernels.cpu.workspace import coded_workspace
 
 _F = np.float32
@@ -37,7 +38,7 @@ _AT_ONCE = 3
 @njit(**JIT)
 def attend_coded(first: int, last: int, job: Any) -> None:
     """Units [first, last) of a :class:`~kvbench.kernels.cpu.records.CodedJob`."""
-    keys, values, rows = job.keys, job.values, job.rows
+    keys, rebuilt, stream, values, rows = job.keys, job.rebuilt, job.stream, job.values, job.rows
     block = coded_workspace(job)
     work = record_at(block.ctypes.data, WORKSPACE)
     scaling = vectors.as_float(np.int32(job.scaling))
@@ -45,103 +46,60 @@ def attend_coded(first: int, last: int, job: Any) -> None:
     for unit in range(first, last):
         pair, split = unit // job.splits, unit % job.splits
         row, head = pair // job.heads, pair % job.heads
-        project_query(job.query + 4 * pair * rows * keys.head_dim, keys, head, work)
-        round_query(keys, scaling, work)
+        query = job.query + 4 * pair * rows * job.query_width
+        if keys.codes:
+            project_query(query, keys, head, work)
+            round_query(keys, scaling, work)
+        else:
+            fill(work.mean_score, rows, _F(0))
+        if rebuilt.decoder:
+            place_query(query, job.query_width, scaling, rebuilt, work)
         begin_softmax(work)
         mask = job.mask and job.mask + row * job.mask_row_stride + head * job.mask_head_stride
         for tile in range(tiles * split // job.splits, tiles * (split + 1) // job.splits):
             start = tile * TILE
             count = min(TILE, job.tokens - start)
-            prefetch_scales(keys, row, head, start + _PREFETCHED)
             prefetch_scales(values, row, head, start + _PREFETCHED)
-            add_scores(keys, row, head, start, count, work)
+            fill(work.scores, rows * TILE, _F(0))
+            key_tile, stream_tile = 0, 0
+            if keys.codes:
+                prefetch_scales(keys, row, head, start + _PREFETCHED)
+                key_tile = tile_bytes(keys, row, head, start, count, work.key_tile)
+                add_scores(key_tile, keys, row, head, start, count, work)
+            if rebuilt.decoder:
+                prefetch_scales(stream, row, head, start + _PREFETCHED)
+                stream_tile = whole_bytes(stream, row, head, start, count, work.stream_tile)
+                read_token_affine(stream, row, head, start, count, work)
+                rotary_tile(rebuilt, row, head, start, count, work)
+                add_rebuilt_scores(stream_tile, stream, rebuilt, head, work)
             apply_mask(work, mask and mask + start, count)
             if update_softmax(work):
-                add_values(values, row, head, start, count, work)
+                value_tile = 0
+                if not values.direct and values.codes == stream.codes:
+                    value_tile = stream_tile
+                elif not values.direct and values.codes == keys.codes:
+                    value_tile = key_tile
+                value_tile = value_tile or tile_bytes(values, row, head, start, count, work.value_tile)
+                add_values(value_tile, values, row, head, start, count, work)
         finalise_output(values, scaling, job.lse + 4 * unit * rows, work)
         output_from_latents(values, head, job.output + 4 * unit * rows * values.head_dim, work)
     block[0] = 0  # numba drops an array after its last use, and all others know its address only
 
 
 @njit(**JIT)
-def add_scores(side: Any, row: int, head: int, start: int, count: int, work: Any) -> None:
-    """Scores of a tile's tokens, of all channel groups together."""
-    tile = tile_bytes(side, row, head, start, count, work.key_tile)
-    fill(work.scores, work.rows * TILE, _F(0))
+def add_scores(tile: int, side: Any, row: int, head: int, start: int, count: int, work: Any) -> None:
+    """Add the scores of a tile's tokens, of all channel groups together."""
     for channel in range(side.channel_groups):
         read_affine(side, row, head, start, count, channel, work.affine)
         score_channel_group(tile, side, count, channel, work)
 
 
 @njit(**JIT)
-def add_values(side: Any, row: int, head: int, start: int, count: int, work: Any) -> None:
+def add_values(tile: int, side: Any, row: int, head: int, start: int, count: int, work: Any) -> None:
     """A tile's values times their softmax weights, added to the sums."""
-    tile = tile_bytes(side, row, head, start, count, work.value_tile)
     for channel in range(side.channel_groups):
         read_affine(side, row, head, start, count, channel, work.affine)
         mix_channel_group(tile, side, count, channel, work)
-
-
-@njit(**JIT)
-def code_address(side: Any, row: int, head: int, start: int) -> int:
-    """Where the codes from token ``start`` on lie."""
-    return side.codes + row * side.row_stride + head * side.head_stride + start // 8 * side.group_bytes
-
-
-@njit(**JIT)
-def scale_offset(side: Any, row: int, head: int, start: int) -> int:
-    """How many bytes behind the first scale that of token ``start`` lies."""
-    return 2 * (row * side.scale_row_stride + head * side.scale_head_stride + start * side.channel_groups)
-
-
-@njit(**JIT)
-def prefetch_scales(side: Any, row: int, head: int, start: int) -> None:
-    """Prefetch a tile's scales: streams so short that the hardware does not foresee them, as it does codes."""
-    if side.scale:
-        offset, size = scale_offset(side, row, head, start), 2 * TILE * side.channel_groups
-        fetch_ahead(side.scale + offset, size)
-        if side.zero:
-            fetch_ahead(side.zero + offset, size)
-
-
-@njit(**JIT)
-def tile_bytes(side: Any, row: int, head: int, start: int, count: int, buffer: int) -> int:
-    """The address of ``count`` tokens' bytes in quads: the stored codes as they are, or unpacked to ``buffer``."""
-    codes = code_address(side, row, head, start)
-    if side.direct and count == TILE:
-        return codes
-    fetch_ahead(codes + TILE // 8 * side.group_bytes, TILE // 8 * side.group_bytes)
-    plan = record_at(side.unpack_plan, UNPACK_PLAN)
-    unpack_kernel.unpack_tile(codes, side.group_bytes, (count + 7) // 8, plan, buffer, side.padded_columns)
-    return buffer
-
-
-@njit(**JIT)
-def read_affine(side: Any, row: int, head: int, start: int, count: int, channel: int, out: int) -> None:
-    """Scales, then zeros of the tile's tokens in one channel group: two rows of 64 at ``out``."""
-    zero, constant = out + 4 * TILE, floats(side.affine, 2)
-    if not side.scale:
-        float_ops.fill_row(out, constant[0])
-        float_ops.fill_row(zero, constant[1])
-        return
-    offset = scale_offset(side, row, head, start) + 2 * channel
-    read_halves(side.scale + offset, count, side.channel_groups, out)
-    if side.zero:
-        read_halves(side.zero + offset, count, side.channel_groups, zero)
-    else:
-        float_ops.scale_row(out, constant[1], zero)
-        float_ops.scale_row(out, constant[0], out)
-
-
-@njit(**JIT)
-def read_halves(address: int, count: int, stride: int, out: int) -> None:
-    """``count`` fp16 numbers, ``stride`` apart, as 64 of fp32; zeros beyond."""
-    if count == TILE and stride == 1:
-        float_ops.from_halves(address, out)
-        return
-    x, y = halves(address, count * stride), floats(out, TILE)
-    for t in range(TILE):
-        y[t] = vectors.half_to_float(x[t * stride]) if t < count else _F(0)
 
 
 @njit(**JIT)

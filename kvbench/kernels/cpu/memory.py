@@ -64,6 +64,12 @@ def longs(address: int, count: int) -> Any:
 
 
 @njit(**VIEW)
+def ints(address: int, count: int) -> Any:
+    """``count`` signed 32-bit numbers at ``address``."""
+    return carray(address_of(address), (count,), np.int32)
+
+
+@njit(**VIEW)
 def words(address: int, count: int) -> Any:
     """``count`` 32-bit words at ``address``."""
     return carray(address_of(address), (count,), np.uint32)

@@ -26,12 +26,13 @@ def wide_basis_size(side: Any) -> Any:
 
 
 @njit(**JIT)
-def head_basis(side: Any, head: int, first: int, wide: int) -> Any:
-    """Addresses of decoder and mean in fp32 from component ``first`` of a state, and bytes between decoder rows.
+def head_basis(side: Any, group: int, head: int, wide: int) -> Any:
+    """Addresses of decoder and mean in fp32 of a ``group``'s ``head``, and bytes between decoder rows.
 
     What is stored in fp16 is copied to ``wide``: a few vector conversions beside a whole tile of tokens.
     """
-    decoder, mean = head * side.decoder_group_stride + first, head * side.mean_group_stride + first
+    decoder = group * side.decoder_group_stride + head * side.decoder_head_stride
+    mean = group * side.mean_group_stride + head * side.mean_head_stride
     if not side.basis_in_fp16:
         return side.decoder + 4 * decoder, side.mean + 4 * mean, 4 * side.decoder_row_stride
     components, dim = side.components, side.head_dim
@@ -61,7 +62,7 @@ def project_query(query: int, side: Any, head: int, work: Any) -> None:
             mean_score[row] = _F(0)
             continue
         if row % side.queries_per_head == 0:
-            decoder, mean, step = head_basis(side, head, row // side.queries_per_head * dim, work.wide_basis)
+            decoder, mean, step = head_basis(side, head, row // side.queries_per_head, work.wide_basis)
         whole = components // 4 * 4
         for component in range(0, whole, 4):
             float_ops.exact_scores(decoder + component * step, q, latent + 4 * component, 1, dim, step, 0, 0)
@@ -178,7 +179,7 @@ def output_from_latents(side: Any, head: int, out: int, work: Any) -> None:
             copy_words(latent, to, components)
             continue
         if row % side.queries_per_head == 0:
-            decoder, mean, step = head_basis(side, head, row // side.queries_per_head * dim, work.wide_basis)
+            decoder, mean, step = head_basis(side, head, row // side.queries_per_head, work.wide_basis)
         copy_words(mean, to, dim)
         for part in range(0, dim, 4 * vectors.LANES):
             float_ops.exact_mix(decoder + 4 * part, latent, to + 4 * part, 1, components, step, 0, 0, dim - part)

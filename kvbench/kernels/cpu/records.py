@@ -62,11 +62,13 @@ class CodedSide(NamedTuple):
     column_scale: int
     """(columns,) fp32: what one unit of a column's byte stands for; 0 where that is 1."""
     decoder: int
-    """(groups, components, heads · head_dim); its strides are in elements. 0: numbers are keys or values themselves."""
+    """(groups, components, heads, head_dim); its strides are in elements. 0: numbers are keys or values themselves."""
     decoder_group_stride: int
     decoder_row_stride: int
+    decoder_head_stride: int
     mean: int
     mean_group_stride: int
+    mean_head_stride: int
     head_dim: int
     """Components of a head of the queries, or of the outputs."""
     queries_per_head: int
@@ -75,8 +77,58 @@ class CodedSide(NamedTuple):
     """Decoder and mean are in fp16, not fp32."""
 
 
+class RebuiltSide(NamedTuple):
+    """Keys that are rebuilt from a :class:`CodedSide` of their own, rotated, and scored.
+
+    Their codes are multiplied in *steps* of four columns by signed bytes (:mod:`kvbench.kernels.cpu.key_decoder`).
+    Arrays are dense; ``dims`` is a multiple of four.
+    """
+
+    decoder: int
+    """int8 (groups, heads, dims / 4, steps, 4 dims, 4 columns); 0: no keys are rebuilt."""
+    steps: int
+    heads: int
+    """KV heads of a group."""
+    dims: int
+    """Key dimensions per head that are rebuilt."""
+    rotated: int
+    """How many of them, the first ones, are rotated."""
+    offsets: int
+    """(steps,) int64: where a step's bytes lie in a tile in steps."""
+    counts: int
+    """(channel groups, 3) int64: the first step, steps that count 256 times, other steps."""
+    unit: int
+    """(groups, heads, dims) fp32: what one unit of the sums stands for; ``mean`` is alike."""
+    mean: int
+    start: int
+    """(channel groups, groups, heads, dims) int32: what the sums start from."""
+    zero_weight: int
+    """(channel groups, groups, heads, dims) fp32: what a token's zero is multiplied by."""
+    groups: int
+    query_dims: int
+    """(dims,) int64: the component of the query that each meets."""
+    partners: int
+    """(rotated,) int64: offsets in bytes of the row that each is rotated with; ``turns``: of its cos and sin."""
+    turns: int
+    signs: int
+    """(rotated,) fp32."""
+    cos: int
+    """(table_rows, table_dims) fp32 each."""
+    sin: int
+    table_rows: int
+    table_dims: int
+    positions: int
+    """int32, entries side by side."""
+    position_row_stride: int
+    position_head_stride: int
+
+
 class CodedJob(NamedTuple):
-    """Decode attention on packed codes: units are (batch · heads · splits). Records of keys and of values follow."""
+    """Decode attention on packed codes: units are (batch · heads · splits).
+
+    Records follow: of keys that queries are taken into the latents for, of keys that are rebuilt, of what these are
+    rebuilt from, and of values. Scores of both kinds of keys add up; either may be missing (``codes`` 0).
+    """
 
     splits: int
     tokens: int
@@ -85,7 +137,8 @@ class CodedJob(NamedTuple):
     rows: int
     """Queries per head group."""
     query: int
-    """(batch, heads, rows, head_dim) fp32."""
+    """(batch, heads, rows, query_width) fp32."""
+    query_width: int
     scaling: int
     """The bits of an fp32 number."""
     mask: int
@@ -202,7 +255,8 @@ class Workspace(NamedTuple):
     """(rows, bias_width): partial sums of weights times zeros, LANES of them for each channel group."""
     bias_width: int
     key_tile: int
-    """Unpacked bytes of a tile; so is ``value_tile``."""
+    """Unpacked bytes of a tile; so are ``stream_tile``, of what keys are rebuilt from, and ``value_tile``."""
+    stream_tile: int
     value_tile: int
     query_bytes: int
     """int8 (channel groups, 2 · rows, query_stride): queries as two signed bytes."""
@@ -228,6 +282,24 @@ class Workspace(NamedTuple):
     """(rows, components of values)."""
     wide_basis: int
     """A head's decoder and mean in fp32."""
+    step_tile: int
+    """A tile's bytes in steps of four columns."""
+    key_states: int
+    """(dims, TILE): one head's rebuilt keys."""
+    head_query: int
+    """(rows, dims): queries as rebuilt keys meet them, scaled."""
+    places: int
+    """(TILE,) int64: rows of a tile's tokens in the tables of cos and sin, which are brought to ``cos``, ``sin``."""
+    cos: int
+    """(table_dims up to 16s, TILE)."""
+    sin: int
+    token_affine: int
+    """(channel groups, 2, TILE): scales and zeros of a tile."""
+
+
+def nothing(record: Any) -> Any:
+    """A ``record`` of zeros: what it describes is not there."""
+    return record(*[0] * len(record._fields))
 
 
 def pack(*records: NamedTuple) -> NDArray[np.int64]:
@@ -241,7 +313,7 @@ def dtype_of(*records: Any, **nested: Any) -> np.dtype[Any]:
     return np.dtype([*fields, *((name, dtype_of(record)) for name, record in nested.items())])
 
 
-CODED_JOB = dtype_of(Claims, CodedJob, keys=CodedSide, values=CodedSide)
+CODED_JOB = dtype_of(Claims, CodedJob, keys=CodedSide, rebuilt=RebuiltSide, stream=CodedSide, values=CodedSide)
 EXACT_JOB = dtype_of(Claims, ExactJob)
 EXACT_SIDE = dtype_of(ExactSide)
 MERGE_JOB = dtype_of(MergeJob)

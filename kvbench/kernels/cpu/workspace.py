@@ -68,6 +68,7 @@ def _cut_coded(work: Any, base: int, job: Any) -> int:
     """Cut a block at ``base`` for packed codes; where it ends."""
     keys, values, rows = job.keys, job.values, job.rows
     at = _cut_softmax(work, base, rows, values.padded_columns, vectors.LANES * values.channel_groups)
+    at = _cut_rebuilt(work, at, job)
     work.key_tile, at = at, _aligned(at + TILE * keys.padded_columns + _SPARE)
     work.value_tile, at = at, _aligned(at + TILE * values.padded_columns + _SPARE)
     work.query_stride = 4 * keys.padded_columns
@@ -83,6 +84,22 @@ def _cut_coded(work: Any, base: int, job: Any) -> int:
     work.mean_score, at = at, _aligned(at + 4 * rows)
     work.latent_output, at = at, _aligned(at + 4 * rows * values.components)
     work.wide_basis, at = at, _aligned(at + 4 * max(wide_basis_size(keys), wide_basis_size(values)))
+    return at
+
+
+@njit(**JIT)
+def _cut_rebuilt(work: Any, at: int, job: Any) -> int:
+    """Cut what rebuilt keys need off a block; where the rest begins."""
+    rebuilt, stream = job.rebuilt, job.stream
+    table_rows = (rebuilt.table_dims + vectors.LANES - 1) // vectors.LANES * vectors.LANES
+    work.stream_tile, at = at, _aligned(at + TILE * stream.padded_columns + _SPARE)
+    work.step_tile, at = at, _aligned(at + TILE * stream.padded_columns)
+    work.key_states, at = at, _aligned(at + 4 * TILE * rebuilt.dims)
+    work.head_query, at = at, _aligned(at + 4 * job.rows * rebuilt.dims)
+    work.places, at = at, _aligned(at + 8 * TILE)
+    work.cos, at = at, _aligned(at + 4 * TILE * table_rows)
+    work.sin, at = at, _aligned(at + 4 * TILE * table_rows)
+    work.token_affine, at = at, _aligned(at + 4 * 2 * TILE * stream.channel_groups)
     return at
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvbench.cache.absorb import from_latents, into_latents
-from kvbench.codecs.codec import SideCodec
+from kvbench.codecs.codec import Latents, SideCodec
 from kvbench.codecs.quantizers.base import Passthrough
 from kvbench.codecs.transforms.fitting import Basis, principal_basis, weighted_basis
 from kvbench.codecs.transforms.linear import LinearTransform
@@ -84,7 +84,7 @@ def test_what_float16_cannot_hold_is_kept_in_float32() -> None:
 def test_queries_meet_wide_numbers(heads: int) -> None:
     """Into the latents and back in fp32: sums in fp16 would lose them."""
     transform = principal_basis(moment(0), 2 // heads).transform(torch.full((SIZE,), 0.5), 6, torch.float16)
-    side = SideCodec(2, 12, transform, Passthrough(torch.float32))
+    side = Latents("keys", SideCodec(2, 12, transform, Passthrough(torch.float32)), 0, 12)
     query = torch.randn(1, 4, 1, 12) * 1e4
     latents, shift = into_latents(query, side)
     assert latents.dtype == torch.float32 and shift is not None and shift.isfinite().all()

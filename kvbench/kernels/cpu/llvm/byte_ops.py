@@ -1,7 +1,7 @@
 """Vector operations on codes: dot products of bytes, and sums across lanes, as LLVM code.
 
 Codes are stored in *quads*: four tokens of one component share 32 bits, component after component. One 512-bit vector
-holds 16 components of a quad. ``_dot_bytes`` multiplies 64 unsigned codes by 64 signed bytes and adds groups of four,
+holds 16 components of a quad. ``dot_bytes`` multiplies 64 unsigned codes by 64 signed bytes and adds groups of four,
 which AVX512-VNNI does in one instruction (``vpdpbusd``). Elsewhere pairs of 16 bits are multiplied and added
 (``pmaddwd``), or single words, with the same sums.
 """
@@ -39,7 +39,7 @@ _TRANSPOSED = [16 * lane + 4 * column + row for lane in range(4) for row in rang
 """Within 128 bits: 4 components of 4 tokens each → 4 tokens of 4 components each."""
 
 
-def _dot_bytes(b: ir.IRBuilder, total: ir.Value, codes: ir.Value, signed: ir.Value) -> ir.Value:
+def dot_bytes(b: ir.IRBuilder, total: ir.Value, codes: ir.Value, signed: ir.Value) -> ir.Value:
     """``total`` (16 words) plus the sums of four products each of ``codes`` (u8) and ``signed`` (s8), both as words."""
     if has_vnni():
         return called(b, "llvm.x86.avx512.vpdpbusd.512", WORDS, total, codes, signed)
@@ -123,7 +123,7 @@ def scores(tx, codes, query, out, rows, vectors, group_bytes, row_bytes, out_byt
                     quads = [_nibble(b, quad, half) for half, quad in enumerate(quads)] if nibbles else quads
                     sides = [load(b, b.add(query, b.mul(row_bytes, I64(row))), offset) for row in range(2 * rows)]
                     pairs = [(quad, side) for quad in quads for side in sides]
-                    return [_dot_bytes(b, total, *pair) for pair, total in zip(pairs, sums, strict=True)]
+                    return [dot_bytes(b, total, *pair) for pair, total in zip(pairs, sums, strict=True)]
 
                 both = loop(b, vectors, [zero()] * (4 * rows), step)
                 sums += [both[: 2 * rows], both[2 * rows :]]
@@ -165,7 +165,7 @@ def mix(tx, codes, weights, out, rows, columns, groups, group_bytes, row_bytes, 
                         at = b.add(b.add(weights, b.mul(row_bytes, I64(row))), I64(4 * half))
                         lanes = every(b, load(b, at, b.mul(index, I64(8)), I32))
                         old = sums[row * columns : (row + 1) * columns]
-                        new += [_dot_bytes(b, total, lanes, codes) for total, codes in zip(old, vectors, strict=True)]
+                        new += [dot_bytes(b, total, lanes, codes) for total, codes in zip(old, vectors, strict=True)]
                     sums = new
                 return sums
 

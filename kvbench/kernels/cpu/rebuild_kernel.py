@@ -1,0 +1,118 @@
+"""Scores of keys that are stored before RoPE: a tile's keys are rebuilt head by head, rotated, and meet the queries.
+
+Nothing leaves the first-level caches: 64 tokens of one head's keys at a time. ``stream`` is the
+:class:`~kvbench.kernels.cpu.records.CodedSide` that keys are rebuilt from, ``rebuilt`` the
+:class:`~kvbench.kernels.cpu.records.RebuiltSide` that says how, ``work`` a
+:class:`~kvbench.kernels.cpu.records.Workspace`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from kvbench.kernels.cpu.llvm import float_ops, rebuild_ops, vectors
+from kvbench.kernels.cpu.memory import JIT, TILE, floats, ints, longs
+from kvbench.kernels.cpu.tile_kernel import read_halves, scale_offset
+
+_F = np.float32
+_ROW = 4 * TILE
+"""Bytes of a row of 64 numbers."""
+_DIMS = rebuild_ops.DIMS
+_STEP_BYTES = 4 * _DIMS
+"""Of a step's decoder for :data:`_DIMS` dimensions."""
+_AT_ONCE = 3
+"""Rows of queries that share a load of the keys."""
+
+
+@njit(**JIT)
+def place_query(query: int, width: int, scaling: Any, rebuilt: Any, work: Any) -> None:
+    """Queries (rows, width) → ``head_query``: the components that rebuilt keys have, in their order, scaled."""
+    components = longs(rebuilt.query_dims, rebuilt.dims)
+    for row in range(work.rows):
+        x, y = floats(query + 4 * row * width, width), floats(work.head_query + 4 * row * rebuilt.dims, rebuilt.dims)
+        for dim in range(rebuilt.dims):
+            component = components[dim]
+            y[dim] = x[component] * scaling if component >= 0 else _F(0)
+
+
+@njit(**JIT)
+def read_token_affine(stream: Any, row: int, head: int, start: int, count: int, work: Any) -> None:
+    """Scales and zeros of a tile's tokens as they are stored, two rows of 64 a channel group; nothing without any."""
+    if not stream.scale:
+        return
+    for channel in range(stream.channel_groups):
+        offset, to = scale_offset(stream, row, head, start) + 2 * channel, work.token_affine + 2 * _ROW * channel
+        read_halves(stream.scale + offset, count, stream.channel_groups, to)
+        if stream.zero:
+            read_halves(stream.zero + offset, count, stream.channel_groups, to + _ROW)
+        else:
+            float_ops.fill_row(to + _ROW, _F(0))
+
+
+@njit(**JIT)
+def rotary_tile(rebuilt: Any, row: int, head: int, start: int, count: int, work: Any) -> None:
+    """cos and sin of a tile's tokens, a row of 64 for each dimension of the tables."""
+    if not rebuilt.rotated:
+        return
+    address = rebuilt.positions + row * rebuilt.position_row_stride + head * rebuilt.position_head_stride + 4 * start
+    positions, places, last = ints(address, count), longs(work.places, TILE), rebuilt.table_rows - 1
+    for token in range(TILE):  # padding may be at any position
+        places[token] = min(max(positions[min(token, count - 1)], 0), last)
+    rebuild_ops.gather_columns(rebuilt.cos, 4 * rebuilt.table_dims, work.places, rebuilt.table_dims, work.cos)
+    rebuild_ops.gather_columns(rebuilt.sin, 4 * rebuilt.table_dims, work.places, rebuilt.table_dims, work.sin)
+
+
+@njit(**JIT)
+def add_rebuilt_scores(tile: int, stream: Any, rebuilt: Any, group: int, work: Any) -> None:
+    """Add the scores of a tile, whose bytes in quads are at ``tile``, to ``scores``."""
+    rebuild_ops.into_steps(tile, 4 * stream.padded_columns, stream.padded_columns // vectors.LANES, work.step_tile)
+    rows, dims = work.rows // rebuilt.heads, rebuilt.dims
+    for head in range(rebuilt.heads):
+        rebuild_head(stream, rebuilt, group, head, work)
+        for row in range(head * rows, (head + 1) * rows, _AT_ONCE):
+            rebuild_ops.rotated_scores(
+                work.key_states,
+                work.head_query + 4 * row * dims,
+                work.scores + _ROW * row,
+                min(_AT_ONCE, (head + 1) * rows - row),
+                4 * dims,
+                dims,
+                rebuilt.rotated,
+                rebuilt.partners,
+                rebuilt.signs,
+                rebuilt.turns,
+                work.cos,
+                work.sin,
+            )
+
+
+@njit(**JIT)
+def rebuild_head(stream: Any, rebuilt: Any, group: int, head: int, work: Any) -> None:
+    """One head's keys of a tile: ``key_states`` (dims, 64)."""
+    dims, scaled = rebuilt.dims, 1 if stream.scale else 0
+    first_dim = (group * rebuilt.heads + head) * dims
+    channel_dims = rebuilt.groups * rebuilt.heads * dims
+    for dim in range(0, dims, _DIMS):
+        place = first_dim + dim
+        decoder = rebuilt.decoder + place // _DIMS * rebuilt.steps * _STEP_BYTES
+        for channel in range(stream.channel_groups):
+            counts = longs(rebuilt.counts + 24 * channel, 3)
+            by_channel = 4 * (channel * channel_dims + place)
+            rebuild_ops.rebuild(
+                work.step_tile,
+                rebuilt.offsets + 8 * counts[0],
+                counts[1],
+                counts[2],
+                decoder + _STEP_BYTES * counts[0],
+                rebuilt.start + by_channel,
+                rebuilt.unit + 4 * place,
+                rebuilt.mean + 4 * place,
+                rebuilt.zero_weight + by_channel,
+                work.token_affine + 2 * _ROW * channel,
+                scaled,
+                1 if channel == 0 else 0,
+                work.key_states + _ROW * dim,
+            )

@@ -1,0 +1,95 @@
+"""A tile of 64 tokens as the kernels read it: the bytes of its codes, and its scales and zeros.
+
+``side`` is a :class:`~kvbench.kernels.cpu.records.CodedSide`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from kvbench.kernels.cpu import unpack_kernel
+from kvbench.kernels.cpu.llvm import float_ops, vectors
+from kvbench.kernels.cpu.memory import JIT, TILE, fetch_ahead, floats, halves, record_at
+from kvbench.kernels.cpu.records import UNPACK_PLAN
+
+_F = np.float32
+
+
+@njit(**JIT)
+def code_address(side: Any, row: int, head: int, start: int) -> int:
+    """Where the codes from token ``start`` on lie."""
+    return side.codes + row * side.row_stride + head * side.head_stride + start // 8 * side.group_bytes
+
+
+@njit(**JIT)
+def scale_offset(side: Any, row: int, head: int, start: int) -> int:
+    """How many bytes behind the first scale that of token ``start`` lies."""
+    return 2 * (row * side.scale_row_stride + head * side.scale_head_stride + start * side.channel_groups)
+
+
+@njit(**JIT)
+def prefetch_scales(side: Any, row: int, head: int, start: int) -> None:
+    """Prefetch a tile's scales: streams so short that the hardware does not foresee them, as it does codes."""
+    if side.scale:
+        offset, size = scale_offset(side, row, head, start), 2 * TILE * side.channel_groups
+        fetch_ahead(side.scale + offset, size)
+        if side.zero:
+            fetch_ahead(side.zero + offset, size)
+
+
+@njit(**JIT)
+def tile_bytes(side: Any, row: int, head: int, start: int, count: int, buffer: int) -> int:
+    """The address of ``count`` tokens' bytes in quads: the stored codes as they are, or unpacked to ``buffer``."""
+    codes = code_address(side, row, head, start)
+    if side.direct and count == TILE:
+        return codes
+    unpack(side, codes, count, buffer)
+    return buffer
+
+
+@njit(**JIT)
+def whole_bytes(side: Any, row: int, head: int, start: int, count: int, buffer: int) -> int:
+    """:func:`tile_bytes`, but nibbles are unpacked, too."""
+    if not (side.direct and side.nibbles):
+        return tile_bytes(side, row, head, start, count, buffer)
+    unpack(side, code_address(side, row, head, start), count, buffer)
+    return buffer
+
+
+@njit(**JIT)
+def unpack(side: Any, codes: int, count: int, buffer: int) -> None:
+    """``count`` tokens' bytes in quads at ``buffer``."""
+    fetch_ahead(codes + TILE // 8 * side.group_bytes, TILE // 8 * side.group_bytes)
+    plan = record_at(side.unpack_plan, UNPACK_PLAN)
+    unpack_kernel.unpack_tile(codes, side.group_bytes, (count + 7) // 8, plan, buffer, side.padded_columns)
+
+
+@njit(**JIT)
+def read_affine(side: Any, row: int, head: int, start: int, count: int, channel: int, out: int) -> None:
+    """Scales, then zeros of the tile's tokens in one channel group: two rows of 64 at ``out``."""
+    zero, constant = out + 4 * TILE, floats(side.affine, 2)
+    if not side.scale:
+        float_ops.fill_row(out, constant[0])
+        float_ops.fill_row(zero, constant[1])
+        return
+    offset = scale_offset(side, row, head, start) + 2 * channel
+    read_halves(side.scale + offset, count, side.channel_groups, out)
+    if side.zero:
+        read_halves(side.zero + offset, count, side.channel_groups, zero)
+    else:
+        float_ops.scale_row(out, constant[1], zero)
+        float_ops.scale_row(out, constant[0], out)
+
+
+@njit(**JIT)
+def read_halves(address: int, count: int, stride: int, out: int) -> None:
+    """``count`` fp16 numbers, ``stride`` apart, as 64 of fp32; zeros beyond."""
+    if count == TILE and stride == 1:
+        float_ops.from_halves(address, out)
+        return
+    x, y = halves(address, count * stride), floats(out, TILE)
+    for t in range(TILE):
+        y[t] = vectors.half_to_float(x[t * stride]) if t < count else _F(0)
