@@ -89,7 +89,7 @@ def _arms(small: ModelBench) -> dict[str, Arm]:
     plans = {
         "hf": None,
         "none": parse("none").fit(geometry),
-        "identity": identity_plan(geometry, keys_before_rope=False),
+        "identity": identity_plan(geometry, "after"),
         "int4": parse("int:bits=4").fit(geometry),
     }
     return {name: Arm.of(name, model, geometry, plan) for name, plan in plans.items()}
@@ -134,7 +134,7 @@ def _calls(small: ModelBench, folder: Path) -> dict[str, Callable[[], object]]:
     return {
         "parse a spec": lambda: parse("pca:rank=0.5,heads=each,keys=after+int:bits=8"),
         "hooks on and off": hooks,
-        "self-test": lambda: self_test(model, geometry, keys_before_rope=True),
+        "self-test": lambda: self_test(model, geometry, "before"),
         "provenance": lambda: provenance("cpu", datetime.now(UTC)),
         "append a record": lambda: store.append(record),
         "read 1,000 records": lambda: read_records(many),
