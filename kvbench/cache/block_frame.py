@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kvbench.codecs.frame import Bands
-from kvbench.hooks.rotary import Rotator, StaticRotator
+from kvbench.hooks.rotary import EntryRotation, Rotator, StaticRotator
+from kvbench.hooks.turns import Rotary
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,26 @@ class BlockFrame:
         at_token, at_block = (self.rotator.at(keys, slots[..., index], inverse) for index in (entries, references))
         at_block[..., self.bands.fast] = at_token[..., self.bands.fast]
         return at_block
+
+
+class BlockRotation(EntryRotation):
+    """Brings keys of a cache's body, stored in ``bands``, to where queries meet them.
+
+    ``slots`` (1 or batch, 1 or kv heads, entries) of all entries; None: one after the other from ``start`` on.
+    """
+
+    def __init__(self, rotator: Rotator, bands: Bands, start: int, entries: int, slots: Tensor | None) -> None:
+        super().__init__(rotator, start, entries, slots)
+        self.frame = BlockFrame(rotator, bands)
+
+    def __call__(self, keys: Tensor, begin: int, end: int) -> Tensor:
+        """Restore ``keys`` (batch, kv heads, tokens, head_dim) of the entries [begin, end)."""
+        slots = self._slots
+        if slots is None:
+            slots = torch.arange(self._start, self._start + end, device=keys.device)[None, None]
+        return self.frame.restore(keys, slots[..., :end], begin)
+
+    def references(self, groups: int) -> Rotary | None:
+        """The rotation of every block's first entry; else as :meth:`rotary`."""
+        rotary = self.rotary(groups)
+        return rotary and replace(rotary, positions=rotary.positions[..., :: self.frame.bands.block])

@@ -47,7 +47,7 @@ class BodyAttention:
         chosen = way(self.codec, stored, (query.dtype, query.device), _rotation(rotate), fast, self.reading)
         if chosen.in_latents:
             return attend_absorbed(self.codec, query, stored, tokens, scaling, mask, chosen)
-        if chosen.reads == "rebuilt":
+        if chosen.reads in ("rebuilt", "bands"):
             return attend_rebuilt(self.codec, query, stored, tokens, rotate, scaling, mask, chosen)
         parts = []
         for start, stop in tiles(tokens, self.codec.block):

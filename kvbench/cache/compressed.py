@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kvbench.cache.block_frame import BlockFrame
+from kvbench.cache.block_frame import BlockFrame, BlockRotation
 from kvbench.cache.body import Body, kind
 from kvbench.cache.body_attention import BodyAttention
 from kvbench.cache.buffers import AXIS, GrowingTensor
@@ -26,7 +26,7 @@ from kvbench.cache.crop import crop
 from kvbench.cache.layer import KVLayer, TensorsByKind, gather_slots, mask_at, require_finite
 from kvbench.cache.rounding import exact_dtype, stored_as
 from kvbench.cache.spans import Spans
-from kvbench.codecs.codec import Codec, Rotate
+from kvbench.codecs.codec import Codec
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.hooks.interception import AttentionCall, rotate
 from kvbench.hooks.rotary import EntryRotation, Rotator
@@ -190,9 +190,9 @@ class CompressedLayer(KVLayer):
         if self.first is not None:  # padding and the sinks of padded rows sit among the body's slots
             real = self.body_slots(query.device).unsqueeze(-2) >= (self.first + self.spans.sinks).view(-1, 1, 1, 1)
             mask = real if mask is None else mask & real
-        rotation: Rotate | None = None
+        rotation: EntryRotation | None = None
         if self.block_frame is not None:
-            rotation = self._restored
+            rotation = self._block_rotation()
         elif rotator is not None:
             rotation = EntryRotation(rotator, start, entries, slots)
         if self.codec.decoupled:
@@ -200,10 +200,10 @@ class CompressedLayer(KVLayer):
         stored, attention = self.body.view(), BodyAttention(self._bound, self.reading)
         return attention.attend(query, stored, entries, rotation, call.scaling, mask, call.softcap)
 
-    def _restored(self, keys: Tensor, begin: int, end: int) -> Tensor:
-        """Stored keys of the body's entries [begin, end), relative to their blocks, after RoPE."""
-        assert self.block_frame is not None
-        return self.block_frame.restore(keys, self.body_slots(keys.device)[..., :end], begin)
+    def _block_rotation(self) -> BlockRotation:
+        frame, slots = self.block_frame, None if self.body.slots is None else self.body.slots.view
+        assert frame is not None and isinstance(frame.rotator, Rotator)
+        return BlockRotation(frame.rotator, frame.bands, self.spans.sinks, self.body.entries, slots)
 
     def _limits(self, past: int, query: Tensor) -> Tensor:
         """(queries,): where the body ended for each new token, had they been decoded one by one."""
@@ -351,7 +351,7 @@ class CompressedLayer(KVLayer):
             return self.sink_keys[:, :, :0].to(self.dtype), self.sink_values[:, :, :0].to(self.dtype)
         keys, values = self._bound.decode(self.body.view())
         if self.block_frame is not None:
-            keys = self._restored(keys, 0, self.body.entries)
+            keys = self._block_rotation()(keys, 0, self.body.entries)
         return keys.to(self.dtype), values.to(self.dtype)
 
     def begin_tail(self, slot: int, keys: Tensor, values: Tensor) -> None:

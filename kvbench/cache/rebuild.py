@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.absorb import by_head, from_latents, kernel_basis
+from kvbench.cache.block_frame import BlockRotation
 from kvbench.cache.way import REBUILT, Way
 from kvbench.codecs.codec import Codec, Latents, Rotate
 from kvbench.codecs.kernel_view import Coded
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import side, span, tiles
 from kvbench.hooks.rotary import EntryRotation
-from kvbench.kernels.rebuilding import RebuiltKeys
+from kvbench.kernels.choice import Kernels
+from kvbench.kernels.rebuilding import BlockReferences, RebuiltKeys
 from kvbench.kernels.reference import Partial, merge, wide
 
 
@@ -52,14 +54,33 @@ def _by_kernel(
     groups = keys.codes.shape[1]
     rotary = rotate.rotary(groups) if isinstance(rotate, EntryRotation) else None
     basis, usable = kernel_basis(kernels, codec.latents["values"])
+    absorbing = _absorbing(codec, kernels, rotate, groups)
+    if absorbing is None:
+        return None
     if mask is not None and mask.shape[1] > groups:
         mask = mask[:, :: mask.shape[1] // groups]  # heads that share a latent hold the same tokens
     source = codec.latents["keys"]
-    rebuilt = RebuiltKeys(keys, source.decoder, source.mean, rotary)
-    rows = query.reshape(batch, groups, heads // groups, dim)
-    part = kernels.coded(rows, None, values, tokens, scaling, mask, (None, basis if usable else None), rebuilt)
+    key_basis, references = absorbing
+    dims = None if codec.bands is None else codec.bands.fast
+    rebuilt = RebuiltKeys(keys, source.decoder, source.mean, rotary, dims, references)
+    rows, absorbed = query.reshape(batch, groups, heads // groups, dim), keys if references else None
+    bases = key_basis, basis if usable else None
+    part = kernels.coded(rows, absorbed, values, tokens, scaling, mask, bases, rebuilt)
     output = part.output if usable else from_latents(part.output, codec.latents["values"], heads)
     return Partial(output.view(batch, heads, 1, -1), part.lse.view(batch, heads, 1), str(chosen))
+
+
+def _absorbing(
+    codec: Codec, kernels: Kernels, rotate: Rotate | None, groups: int
+) -> tuple[object, BlockReferences | None] | None:
+    """With bands, the basis and the references by which slow dimensions are absorbed; None if the kernel cannot."""
+    if codec.bands is None:
+        return None, None
+    references = rotate.references(groups) if isinstance(rotate, BlockRotation) else None
+    key_basis, usable = kernel_basis(kernels, codec.latents["keys"])
+    if references is None or not usable:
+        return None
+    return key_basis, BlockReferences(codec.bands.block, references)
 
 
 def _in_torch(

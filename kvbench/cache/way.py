@@ -23,6 +23,7 @@ READS = {
     "levels": "the same for codes that a table turns into 8-bit levels on the way",
     "absorbed": "plain torch decodes latents tile by tile and attends to them: no keys or values are rebuilt",
     "rebuilt": "keys are rebuilt tile by tile, and rotated if they are stored before RoPE; values stay latents",
+    "bands": "queries are taken into the latents once a block; keys of fast RoPE pairs are rebuilt tile by tile",
     "decoded": "plain torch decodes keys and values tile by tile, and rotates keys that are stored before RoPE",
 }
 """What is read. In front stands who reads: ``numba`` (CPU kernels), ``triton`` (GPU kernels) or ``torch``."""
@@ -48,7 +49,7 @@ class Way:
     @property
     def in_latents(self) -> bool:
         """Whether scores and sums are taken over what is stored, without rebuilding keys or values."""
-        return self.reads not in ("rebuilt", "decoded")
+        return self.reads not in ("rebuilt", "bands", "decoded")
 
 
 REBUILT, DECODED = Way(None, "rebuilt"), Way(None, "decoded")
@@ -78,7 +79,7 @@ def way(
     keys, values = (_view(codec, stored, name) for name in ("keys", "values"))
     if rotation or not codec.absorbable:
         kernels = kernels_taking(dtype, device) if reading.kernels and rotation is not True else None
-        return _rebuilding(kernels, keys, values)
+        return _rebuilding(kernels, keys, values, 0 if codec.bands is None else codec.bands.block)
     dtype = codec.latents["keys"].dtype or dtype  # queries are multiplied with the basis first
     kernels = kernels_taking(dtype, device) if reading.kernels else None
     plain = isinstance(keys, Tensor) and isinstance(values, Tensor) and keys.dtype == values.dtype == dtype
@@ -90,15 +91,17 @@ def _view(codec: Codec, stored: Stored, name: str) -> Coded | Tensor | None:
     return kernel_view(latents.side.quantizer, side(stored, latents.name))
 
 
-def _rebuilding(kernels: Kernels | None, keys: Coded | Tensor | None, values: Coded | Tensor | None) -> Way:
-    """Keys are rebuilt: by a kernel if it can read both sides."""
+def _rebuilding(kernels: Kernels | None, keys: Coded | Tensor | None, values: Coded | Tensor | None, block: int) -> Way:
+    """Keys are rebuilt: by a kernel if it can read both sides. In bands, relative to every ``block``, but a few are."""
     if kernels is None or kernels.rebuilds is None:
         return REBUILT
     if not isinstance(keys, Coded) or not isinstance(values, Coded):
         return REBUILT
-    readable = kernels.readable(keys) and kernels.readable(values) and kernels.rebuilds(keys)
+    readable = kernels.readable(keys) and kernels.readable(values) and kernels.rebuilds(keys, block)
     alike = keys.codes.shape[1] == values.codes.shape[1]
-    return Way(kernels, "rebuilt", keys, values) if readable and alike else REBUILT
+    if not (readable and alike):
+        return REBUILT
+    return Way(kernels, "bands" if block else "rebuilt", keys, values)
 
 
 def _absorbing(

@@ -35,7 +35,7 @@ class Kernels:
     readable: Callable[[Coded], bool]
     merge: Callable[[Sequence[Partial]], Partial]
     basis: Callable[[Tensor, Tensor], Any] | None = None
-    rebuilds: Callable[[Coded], bool] | None = None
+    rebuilds: Callable[[Coded, int], bool] | None = None
     instructions: str = ""
 
     @property

@@ -116,7 +116,7 @@ class Ftc(Part):
         if self.basis != "split" and self.keys != "after":
             moment, centre = joint_moment(layer)
             metric = joint_matrix(statistics.fisher("key"), statistics.fisher("value"), layer.geometry.kv_heads)
-            if self._predictive and layer.bands is not None:
+            if self._predictive and layer.bands is not None and layer.bands.fast:
                 refit = partial(PredictiveBasis.fit, moment, metric, *band_index(layer))
                 return [Coordinates(join_sides(layer), refit(), centre, refit)]
             return [Coordinates(join_sides(layer), weighted_basis(moment, metric, 1), centre)]

@@ -14,8 +14,8 @@ from kvbench.kernels.cpu.column_layout import column_layout
 from kvbench.kernels.cpu.jobs import coded_job
 from kvbench.kernels.cpu.launch import share
 from kvbench.kernels.cpu.merge import merge_splits
-from kvbench.kernels.cpu.rebuilt import rebuilt_side
-from kvbench.kernels.cpu.records import CodedJob, CodedSide, RebuiltSide, nothing
+from kvbench.kernels.cpu.rebuilt import rebuilt_side, turned_query
+from kvbench.kernels.cpu.records import CodedJob, CodedSide, RebuiltSide, TurnedQuery, nothing
 from kvbench.kernels.cpu.work_split import mask_bytes, splits_for
 from kvbench.kernels.rebuilding import RebuiltKeys
 from kvbench.kernels.reference import Partial
@@ -97,15 +97,19 @@ def coded_attention(
     )
     key_side = nothing(CodedSide) if keys is None else _side(keys, rows, key_basis)
     value_side = _side(values, rows, value_basis, signed=True)
-    stream, rebuilt_record, kept = nothing(CodedSide), nothing(RebuiltSide), None
+    stream, rebuilt_record, turned, kept = nothing(CodedSide), nothing(RebuiltSide), nothing(TurnedQuery), []
     if rebuilt is not None:
-        stream = _side(rebuilt.coded, rows, None)
-        rebuilt_record, kept = rebuilt_side(rebuilt)
+        if rebuilt.dims != ():
+            stream = _side(rebuilt.coded, rows, None)
+            rebuilt_record, arrays = rebuilt_side(rebuilt)
+            kept.append(arrays)
+        turned, arrays = turned_query(rebuilt, query_width)
+        kept.append(arrays)
     # What takes the time is multiplying bytes, however few bits they are stored in.
     multiplied = key_side.padded_columns + value_side.padded_columns
     multiplied += rebuilt_record.steps * rebuilt_record.heads * rebuilt_record.dims // rows
     size = batch * groups * tokens * multiplied
-    share(coded_job, units, size, job, key_side, rebuilt_record, stream, value_side)
+    share(coded_job, units, size, job, key_side, rebuilt_record, stream, turned, value_side)
     del kept
     part = merge_splits(output, lse, splits)
     return Partial(part.output.view(batch, groups, rows, -1), part.lse.view(batch, groups, rows))

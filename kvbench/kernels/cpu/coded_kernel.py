@@ -18,7 +18,13 @@ from numba import njit
 from kvbench.kernels.cpu.llvm import byte_ops, float_ops, vectors
 from kvbench.kernels.cpu.memory import JIT, TILE, fill, floats, record_at
 from kvbench.kernels.cpu.projection_kernel import LOW, finalise_output, output_from_latents, project_query, round_query
-from kvbench.kernels.cpu.rebuild_kernel import add_rebuilt_scores, place_query, read_token_affine, rotary_tile
+from kvbench.kernels.cpu.rebuild_kernel import (
+    add_rebuilt_scores,
+    place_query,
+    read_token_affine,
+    rotary_tile,
+    turn_query,
+)
 from kvbench.kernels.cpu.records import WORKSPACE
 from kvbench.kernels.cpu.softmax_kernel import apply_mask, begin_softmax, update_softmax
 from kvbench.kernels.cpu.tile_kernel import prefetch_scales, read_affine, tile_bytes, whole_bytes
@@ -39,6 +45,7 @@ _AT_ONCE = 3
 def attend_coded(first: int, last: int, job: Any) -> None:
     """Units [first, last) of a :class:`~kvbench.kernels.cpu.records.CodedJob`."""
     keys, rebuilt, stream, values, rows = job.keys, job.rebuilt, job.stream, job.values, job.rows
+    turned = job.turned
     block = coded_workspace(job)
     work = record_at(block.ctypes.data, WORKSPACE)
     scaling = vectors.as_float(np.int32(job.scaling))
@@ -47,21 +54,25 @@ def attend_coded(first: int, last: int, job: Any) -> None:
         pair, split = unit // job.splits, unit % job.splits
         row, head = pair // job.heads, pair % job.heads
         query = job.query + 4 * pair * rows * job.query_width
-        if keys.codes:
+        fill(work.mean_score, rows, _F(0))
+        if keys.codes and not turned.block:
             project_query(query, keys, head, work)
             round_query(keys, scaling, work)
-        else:
-            fill(work.mean_score, rows, _F(0))
         if rebuilt.decoder:
             place_query(query, job.query_width, scaling, rebuilt, work)
         begin_softmax(work)
+        first_tile = tiles * split // job.splits
         mask = job.mask and job.mask + row * job.mask_row_stride + head * job.mask_head_stride
-        for tile in range(tiles * split // job.splits, tiles * (split + 1) // job.splits):
+        for tile in range(first_tile, tiles * (split + 1) // job.splits):
             start = tile * TILE
             count = min(TILE, job.tokens - start)
             prefetch_scales(values, row, head, start + _PREFETCHED)
-            fill(work.scores, rows * TILE, _F(0))
             key_tile, stream_tile = 0, 0
+            if turned.block and (tile == first_tile or start % turned.block == 0):
+                turn_query(query, job.query_width, turned, row, head, start // turned.block, work)
+                project_query(work.turned_query, keys, head, work)
+                round_query(keys, scaling, work)
+            begin_scores(turned.block, scaling, work)
             if keys.codes:
                 prefetch_scales(keys, row, head, start + _PREFETCHED)
                 key_tile = tile_bytes(keys, row, head, start, count, work.key_tile)
@@ -81,9 +92,19 @@ def attend_coded(first: int, last: int, job: Any) -> None:
                     value_tile = key_tile
                 value_tile = value_tile or tile_bytes(values, row, head, start, count, work.value_tile)
                 add_values(value_tile, values, row, head, start, count, work)
+        if turned.block:
+            fill(work.mean_score, rows, _F(0))  # it is in the scores
         finalise_output(values, scaling, job.lse + 4 * unit * rows, work)
         output_from_latents(values, head, job.output + 4 * unit * rows * values.head_dim, work)
     block[0] = 0  # numba drops an array after its last use, and all others know its address only
+
+
+@njit(**JIT)
+def begin_scores(turned: int, scaling: Any, work: Any) -> None:
+    """Scores of a tile before any key is met: what the mean of the keys adds, where that differs between blocks."""
+    for row in range(work.rows):
+        shift = floats(work.mean_score, work.rows)[row] * scaling if turned else _F(0)
+        float_ops.fill_row(work.scores + 4 * TILE * row, shift)
 
 
 @njit(**JIT)

@@ -56,7 +56,9 @@ def in_steps(coded: Coded) -> bool:
     return _channels(column_layout(coded), coded) is not None
 
 
-def key_decoder(coded: Coded, decoder: Tensor | None, mean: Tensor | None) -> KeyDecoder:
+def key_decoder(
+    coded: Coded, decoder: Tensor | None, mean: Tensor | None, dims: tuple[int, ...] | None = None
+) -> KeyDecoder:
     """The decoder of ``coded`` to keys ``latents · decoder + mean`` (:class:`~kvbench.kernels.rebuilding.RebuiltKeys`);
     the same object for the same quantizer and tensors.
     """
@@ -64,7 +66,7 @@ def key_decoder(coded: Coded, decoder: Tensor | None, mean: Tensor | None) -> Ke
     channels = 1 if coded.scale is None else coded.scale.shape[-1]
     tensors = (Same(coded.component), Same(decoder), Same(mean))
     numbers = _Numbers(column_layout(coded), groups, len(coded.widths), channels, coded.channel)
-    return _key_decoder(numbers, *tensors)
+    return _key_decoder(numbers, *tensors, dims)
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,14 @@ class _Numbers:
 
 @lru_cache(maxsize=1024)
 def _key_decoder(
-    numbers: _Numbers, component: Same[Tensor | None], decoder: Same[Tensor | None], mean: Same[Tensor | None]
+    numbers: _Numbers,
+    component: Same[Tensor | None],
+    decoder: Same[Tensor | None],
+    mean: Same[Tensor | None],
+    dims: tuple[int, ...] | None,
 ) -> KeyDecoder:
     layout, components = numbers.layout, numbers.components
-    weights, means = _in_full(decoder.value, mean.value, numbers.groups, components)
+    weights, means = _in_full(decoder.value, mean.value, numbers.groups, components, dims)
     size = np.ones(components) if component.value is None else component.value.double().numpy()
     weights = weights * size[:, None, None]  # (groups, components, heads, dims)
     columns = len(layout.component_of_column)
@@ -111,11 +117,15 @@ def _key_decoder(
     )
 
 
-def _in_full(decoder: Tensor | None, mean: Tensor | None, groups: int, components: int) -> tuple[Any, Any]:
+def _in_full(
+    decoder: Tensor | None, mean: Tensor | None, groups: int, components: int, dims: tuple[int, ...] | None
+) -> tuple[Any, Any]:
     """Decoder (groups, components, heads, dims) and mean (groups, heads, dims), dims up to a multiple of four."""
     if decoder is None or mean is None:
         decoder = torch.eye(components).view(1, components, 1, components).expand(groups, -1, -1, -1)
         mean = torch.zeros(groups, 1, components)
+    if dims is not None:
+        decoder, mean = decoder[..., list(dims)], mean[..., list(dims)]
     extra = -decoder.shape[-1] % DIMS
     matrix = np.pad(decoder.double().numpy(), [(0, 0)] * 3 + [(0, extra)])
     return matrix, np.pad(mean.double().numpy(), [(0, 0)] * 2 + [(0, extra)])

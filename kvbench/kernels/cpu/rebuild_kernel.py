@@ -39,6 +39,25 @@ def place_query(query: int, width: int, scaling: Any, rebuilt: Any, work: Any) -
 
 
 @njit(**JIT)
+def turn_query(query: int, width: int, turned: Any, row: int, head: int, block: int, work: Any) -> None:
+    """Queries (rows, width) → ``turned_query``: turned back to a block's first position; nothing of rebuilt dims.
+
+    With keys R x of a rotation R, q · R x = (Rᵀ q) · x: the same cosines, and sines of the opposite sign.
+    """
+    address = turned.positions + row * turned.position_row_stride + head * turned.position_head_stride + 4 * block
+    place = 4 * turned.table_dims * ints(address, 1)[0]
+    cos, sin = floats(turned.cos + place, turned.rotated), floats(turned.sin + place, turned.rotated)
+    absorbed, partners = floats(turned.absorbed, width), longs(turned.partners, turned.rotated)
+    signs = floats(turned.signs, turned.rotated)
+    for r in range(work.rows):
+        x, y = floats(query + 4 * r * width, width), floats(work.turned_query + 4 * r * width, width)
+        for i in range(turned.rotated):
+            y[i] = absorbed[i] * (x[i] * cos[i] - signs[i] * x[partners[i]] * sin[i])
+        for i in range(turned.rotated, width):
+            y[i] = absorbed[i] * x[i]
+
+
+@njit(**JIT)
 def read_token_affine(stream: Any, row: int, head: int, start: int, count: int, work: Any) -> None:
     """Scales and zeros of a tile's tokens as they are stored, two rows of 64 a channel group; nothing without any."""
     if not stream.scale:

@@ -11,22 +11,23 @@ from torch import Tensor
 from kvbench.codecs.kernel_view import Coded
 from kvbench.hooks.turns import Rotary, Turn
 from kvbench.kernels.cpu.key_decoder import in_steps, key_decoder
-from kvbench.kernels.cpu.llvm.rebuild_ops import STEP
-from kvbench.kernels.cpu.records import RebuiltSide
+from kvbench.kernels.cpu.llvm.rebuild_ops import STEP, TILE
+from kvbench.kernels.cpu.records import RebuiltSide, TurnedQuery, nothing
 from kvbench.kernels.rebuilding import RebuiltKeys
 
 
-def rebuilds(coded: Coded) -> bool:
-    """Whether the CPU kernel can rebuild keys from ``coded``, which it can read."""
-    return in_steps(coded)
+def rebuilds(coded: Coded, block: int) -> bool:
+    """Whether the CPU kernel can rebuild keys from ``coded``, which it can read, with references every ``block``."""
+    return in_steps(coded) and block % TILE == 0
 
 
 def rebuilt_side(keys: RebuiltKeys) -> tuple[RebuiltSide, Any]:
     """The record of ``keys``, and what keeps its addresses valid."""
-    prepared, rotary = key_decoder(keys.coded, keys.decoder, keys.mean), keys.rotary
+    prepared, rotary = key_decoder(keys.coded, keys.decoder, keys.mean, keys.dims), keys.rotary
     groups, heads, dims = prepared.unit.shape
     head_dim = len(keys.coded.widths) if keys.decoder is None else keys.decoder.shape[-1]
-    orders = _orders(None if rotary is None else rotary.turn, head_dim, dims)
+    rebuilt_dims = tuple(range(head_dim)) if keys.dims is None else keys.dims
+    orders = _orders(None if rotary is None else rotary.turn, rebuilt_dims, dims)
     cos, sin, positions = (None,) * 3 if rotary is None else _dense(rotary)
     steps = prepared.decoder.shape[3]
     record = RebuiltSide(
@@ -34,7 +35,7 @@ def rebuilt_side(keys: RebuiltKeys) -> tuple[RebuiltSide, Any]:
         steps=steps,
         heads=heads,
         dims=dims,
-        rotated=0 if rotary is None else len(rotary.turn.partners),
+        rotated=len(orders.partners),
         offsets=prepared.offsets.ctypes.data,
         counts=prepared.counts.ctypes.data,
         unit=prepared.unit.ctypes.data,
@@ -57,21 +58,61 @@ def rebuilt_side(keys: RebuiltKeys) -> tuple[RebuiltSide, Any]:
     return record, (prepared, orders, cos, sin, positions)
 
 
-class _Orders:
-    """Which component of a query each dimension meets, and what it is rotated with."""
+def turned_query(keys: RebuiltKeys, head_dim: int) -> tuple[TurnedQuery, Any]:
+    """The record of how queries of ``head_dim`` components absorb what is not rebuilt, and what keeps it valid."""
+    references, dims = keys.references, keys.dims
+    if references is None or dims is None:
+        return nothing(TurnedQuery), None
+    rotary = references.rotary
+    absorbed = _absorbed(rotary.turn, dims, head_dim)
+    cos, sin, positions = _dense(rotary)
+    record = TurnedQuery(
+        block=references.block,
+        absorbed=absorbed.kept.ctypes.data,
+        rotated=len(rotary.turn.partners),
+        partners=absorbed.partners.ctypes.data,
+        signs=absorbed.signs.ctypes.data,
+        cos=cos.data_ptr(),
+        sin=sin.data_ptr(),
+        table_dims=cos.shape[1],
+        positions=positions.data_ptr(),
+        position_row_stride=_stride(positions, 0),
+        position_head_stride=_stride(positions, 1),
+    )
+    return record, (absorbed, cos, sin, positions)
 
-    def __init__(self, turn: Turn | None, head_dim: int, dims: int) -> None:
-        partners = () if turn is None else turn.partners
-        self.query_dims = np.full(dims, -1, np.int64)
-        self.query_dims[:head_dim] = np.arange(head_dim)
-        self.partners = np.array(partners, np.int64) * STEP
-        self.turns = np.arange(len(partners), dtype=np.int64) * STEP
-        self.signs = np.array(() if turn is None else turn.signs, np.float32)
+
+class _Orders:
+    """Which component of a query each of the rebuilt ``dims`` meets, and what it is rotated with; those that are not
+    rotated come last, and all of them are filled up to ``count``."""
+
+    def __init__(self, turn: Turn | None, dims: tuple[int, ...], count: int) -> None:
+        rotated = [] if turn is None else [dim for dim in dims if dim < len(turn.partners)]
+        place = {dim: index for index, dim in enumerate(dims)}
+        self.query_dims = np.full(count, -1, np.int64)
+        self.query_dims[: len(dims)] = dims
+        self.partners = np.array([place[turn.partners[dim]] for dim in rotated] if turn else [], np.int64) * STEP
+        self.turns = np.array(rotated, np.int64) * STEP
+        self.signs = np.array([turn.signs[dim] for dim in rotated] if turn else [], np.float32)
 
 
 @lru_cache(maxsize=64)
-def _orders(turn: Turn | None, head_dim: int, dims: int) -> _Orders:
-    return _Orders(turn, head_dim, dims)
+def _orders(turn: Turn | None, dims: tuple[int, ...], count: int) -> _Orders:
+    return _Orders(turn, dims, count)
+
+
+class _Absorbed:
+    """Which of ``head_dim`` components of a query are absorbed, all but ``dims``, and how they are turned."""
+
+    def __init__(self, turn: Turn, dims: tuple[int, ...], head_dim: int) -> None:
+        self.kept = np.ones(head_dim, np.float32)
+        self.kept[list(dims)] = 0
+        self.partners, self.signs = np.array(turn.partners, np.int64), np.array(turn.signs, np.float32)
+
+
+@lru_cache(maxsize=64)
+def _absorbed(turn: Turn, dims: tuple[int, ...], head_dim: int) -> _Absorbed:
+    return _Absorbed(turn, dims, head_dim)
 
 
 def _dense(rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:

@@ -123,11 +123,35 @@ class RebuiltSide(NamedTuple):
     position_head_stride: int
 
 
+class TurnedQuery(NamedTuple):
+    """Queries that are turned back to the first position of every block before they are taken into the latents."""
+
+    block: int
+    """Tokens of a block, a multiple of a tile's; 0: queries are taken as they are."""
+    absorbed: int
+    """(head_dim,) fp32: 1 for components that are taken into the latents, 0 for those that meet rebuilt keys."""
+    rotated: int
+    """How many components, the first ones, are turned."""
+    partners: int
+    """(rotated,) int64: the component that each is turned with."""
+    signs: int
+    """(rotated,) fp32."""
+    cos: int
+    """(positions, table_dims) fp32 each."""
+    sin: int
+    table_dims: int
+    positions: int
+    """int32, blocks side by side."""
+    position_row_stride: int
+    position_head_stride: int
+
+
 class CodedJob(NamedTuple):
     """Decode attention on packed codes: units are (batch · heads · splits).
 
     Records follow: of keys that queries are taken into the latents for, of keys that are rebuilt, of what these are
-    rebuilt from, and of values. Scores of both kinds of keys add up; either may be missing (``codes`` 0).
+    rebuilt from, of how queries are turned before they are taken into the latents, and of values. Scores of both kinds
+    of keys add up; either may be missing (``codes`` 0).
     """
 
     splits: int
@@ -286,6 +310,8 @@ class Workspace(NamedTuple):
     """A tile's bytes in steps of four columns."""
     key_states: int
     """(dims, TILE): one head's rebuilt keys."""
+    turned_query: int
+    """(rows, head_dim): queries turned back to a block."""
     head_query: int
     """(rows, dims): queries as rebuilt keys meet them, scaled."""
     places: int
@@ -313,7 +339,15 @@ def dtype_of(*records: Any, **nested: Any) -> np.dtype[Any]:
     return np.dtype([*fields, *((name, dtype_of(record)) for name, record in nested.items())])
 
 
-CODED_JOB = dtype_of(Claims, CodedJob, keys=CodedSide, rebuilt=RebuiltSide, stream=CodedSide, values=CodedSide)
+CODED_JOB = dtype_of(
+    Claims,
+    CodedJob,
+    keys=CodedSide,
+    rebuilt=RebuiltSide,
+    stream=CodedSide,
+    turned=TurnedQuery,
+    values=CodedSide,
+)
 EXACT_JOB = dtype_of(Claims, ExactJob)
 EXACT_SIDE = dtype_of(ExactSide)
 MERGE_JOB = dtype_of(MergeJob)

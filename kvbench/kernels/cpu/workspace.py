@@ -95,6 +95,7 @@ def _cut_rebuilt(work: Any, at: int, job: Any) -> int:
     work.stream_tile, at = at, _aligned(at + TILE * stream.padded_columns + _SPARE)
     work.step_tile, at = at, _aligned(at + TILE * stream.padded_columns)
     work.key_states, at = at, _aligned(at + 4 * TILE * rebuilt.dims)
+    work.turned_query, at = at, _aligned(at + 4 * job.rows * job.query_width)
     work.head_query, at = at, _aligned(at + 4 * job.rows * rebuilt.dims)
     work.places, at = at, _aligned(at + 8 * TILE)
     work.cos, at = at, _aligned(at + 4 * TILE * table_rows)
