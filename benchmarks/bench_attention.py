@@ -37,9 +37,9 @@ PLAIN = {
     "latents of half rank, int8, rebuilt": ("latents of half rank, int8", Reading(read="reconstruct")),
 }
 BEFORE_ROPE = {
-    f"{name}{how}": (name, reading)
-    for name in before_rope()
-    for how, reading in (("", Reading()), (", in plain torch", Reading("reference")), (", decoded", DECODED))
+    **{name: (name, Reading()) for name in before_rope()},
+    "keys before RoPE, 3 bits, joint, in plain torch": ("keys before RoPE, 3 bits, joint", Reading("reference")),
+    "keys before RoPE, 3 bits, joint, decoded": ("keys before RoPE, 3 bits, joint", DECODED),
 }
 ARMS = (*EXACT, *codecs(), *PLAIN, *BEFORE_ROPE)
 

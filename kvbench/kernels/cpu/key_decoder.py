@@ -47,7 +47,7 @@ class KeyDecoder:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(groups, heads, dims), dims up to a multiple of four."""
+        """(groups, heads, dims), dims up to a multiple of DIMS."""
         return self.unit.shape  # type: ignore[no-any-return]
 
 
@@ -112,7 +112,7 @@ def _key_decoder(
 
 
 def _in_full(decoder: Tensor | None, mean: Tensor | None, groups: int, components: int) -> tuple[Any, Any]:
-    """Decoder (groups, components, heads, dims) and mean (groups, heads, dims), dims up to a multiple of four."""
+    """Decoder (groups, components, heads, dims) and mean (groups, heads, dims), dims up to a multiple of DIMS."""
     if decoder is None or mean is None:
         decoder = torch.eye(components).view(1, components, 1, components).expand(groups, -1, -1, -1)
         mean = torch.zeros(groups, 1, components)
@@ -163,7 +163,7 @@ def _order(entries: Any, channel_of_step: Any, channels: int) -> tuple[Any, Any]
 
 
 def _bytes_in_steps(entries: Any, order: Any, counts: Any) -> Any:
-    """int8 (groups, heads, dims / 4, steps, 4 dims, 4 columns)."""
+    """int8 (groups, heads, dims / DIMS, steps, DIMS, 4 columns)."""
     high = (entries + 128) >> 8
     low = entries - (high << 8)
     is_high = np.zeros(len(order), bool)

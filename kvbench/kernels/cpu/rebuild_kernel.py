@@ -95,24 +95,25 @@ def rebuild_head(stream: Any, rebuilt: Any, group: int, head: int, work: Any) ->
     dims, scaled = rebuilt.dims, 1 if stream.scale else 0
     first_dim = (group * rebuilt.heads + head) * dims
     channel_dims = rebuilt.groups * rebuilt.heads * dims
-    for dim in range(0, dims, _DIMS):
-        place = first_dim + dim
-        decoder = rebuilt.decoder + place // _DIMS * rebuilt.steps * _STEP_BYTES
-        for channel in range(stream.channel_groups):
-            counts = longs(rebuilt.counts + 24 * channel, 3)
-            by_channel = 4 * (channel * channel_dims + place)
-            rebuild_ops.rebuild(
-                work.step_tile,
-                rebuilt.offsets + 8 * counts[0],
-                counts[1],
-                counts[2],
-                decoder + _STEP_BYTES * counts[0],
-                rebuilt.start + by_channel,
-                rebuilt.unit + 4 * place,
-                rebuilt.mean + 4 * place,
-                rebuilt.zero_weight + by_channel,
-                work.token_affine + 2 * _ROW * channel,
-                scaled,
-                1 if channel == 0 else 0,
-                work.key_states + _ROW * dim,
-            )
+    for token in range(0, TILE, rebuild_ops.TOKENS):
+        for dim in range(0, dims, _DIMS):
+            place = first_dim + dim
+            decoder = rebuilt.decoder + place // _DIMS * rebuilt.steps * _STEP_BYTES
+            for channel in range(stream.channel_groups):
+                counts = longs(rebuilt.counts + 24 * channel, 3)
+                by_channel = 4 * (channel * channel_dims + place)
+                rebuild_ops.rebuild(
+                    work.step_tile + 4 * token,
+                    rebuilt.offsets + 8 * counts[0],
+                    counts[1],
+                    counts[2],
+                    decoder + _STEP_BYTES * counts[0],
+                    rebuilt.start + by_channel,
+                    rebuilt.unit + 4 * place,
+                    rebuilt.mean + 4 * place,
+                    rebuilt.zero_weight + by_channel,
+                    work.token_affine + 2 * _ROW * channel + 4 * token,
+                    scaled,
+                    1 if channel == 0 else 0,
+                    work.key_states + _ROW * dim + 4 * token,
+                )

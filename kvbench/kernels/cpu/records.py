@@ -81,11 +81,11 @@ class RebuiltSide(NamedTuple):
     """Keys that are rebuilt from a :class:`CodedSide` of their own, rotated, and scored.
 
     Their codes are multiplied in *steps* of four columns by signed bytes (:mod:`kvbench.kernels.cpu.key_decoder`).
-    Arrays are dense; ``dims`` is a multiple of four.
+    Arrays are dense; ``dims`` is a multiple of DIMS, those that are rebuilt at once.
     """
 
     decoder: int
-    """int8 (groups, heads, dims / 4, steps, 4 dims, 4 columns); 0: no keys are rebuilt."""
+    """int8 (groups, heads, dims / DIMS, steps, DIMS, 4 columns); 0: no keys are rebuilt."""
     steps: int
     heads: int
     """KV heads of a group."""

@@ -36,14 +36,14 @@ from kvbench.kernels.cpu.llvm.vectors import (
     zero,
 )
 
-DIMS = 4
+DIMS = 8 if has_vnni() else 4
 """Key dimensions that are rebuilt at once."""
+TOKENS = 32 if has_vnni() else 16
+"""Tokens that they are rebuilt for at once: sums fill half of the registers, bytes half of the first-level cache."""
 STEP = 4 * TILE
-"""Bytes of four columns of a tile."""
+"""Bytes of four columns of a tile, and of a row of 64 numbers."""
 
 _VECTORS = TILE // LANES
-_AT_ONCE = _VECTORS if has_vnni() else 1
-"""Vectors of tokens that are rebuilt at once: with 16 registers there is no room for more."""
 _TRANSPOSED = [16 * lane + 4 * column + row for lane in range(4) for row in range(4) for column in range(4)]
 """Within 128 bits: 4 columns of 4 tokens each → 4 tokens of 4 columns each."""
 
@@ -100,57 +100,52 @@ def _lanes_transposed(b: ir.IRBuilder, quads: Sequence[ir.Value]) -> list[ir.Val
 def rebuild(  # type: ignore[no-untyped-def]
     tx, tile, steps, coarse, fine, decoder, start, unit, mean, zero_weight, affine, scaled, first, out
 ):
-    """Four key dimensions of 64 tokens, fp32, from a ``tile`` in steps: four rows at ``out``.
+    """:data:`DIMS` key dimensions of :data:`TOKENS` tokens, fp32, from a ``tile`` in steps: as many rows at ``out``.
 
     A row is ``unit`` · (start + Σ bytes · decoder). ``steps`` are offsets in the tile: ``coarse`` ones whose sums count
-    256 times, then ``fine`` ones; ``decoder`` has four signed bytes for each of four dimensions a step. If ``scaled``,
-    that is multiplied by the first row at ``affine``, and the second one times ``zero_weight`` is added. If ``first``,
-    the ``mean`` is added, else what the rows hold. All four-number operands are addresses.
+    256 times, then ``fine`` ones; ``decoder`` has four signed bytes for each dimension a step. If ``scaled``, that is
+    multiplied by the first row at ``affine``, and the second one times ``zero_weight`` is added. If ``first``, the
+    ``mean`` is added, else what the rows hold. ``start`` to ``zero_weight`` are addresses of a number a dimension.
     """
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
         tile, steps, coarse, fine, decoder, start, unit, mean, zero_weight, affine, scaled, first, out = args
-        fine_decoder = b.add(decoder, b.mul(coarse, I64(4 * DIMS)))
-        fine_steps = b.add(steps, b.mul(coarse, I64(8)))
+        vectors = range(TOKENS // LANES)
 
-        def walk(sums: list[ir.Value], count: ir.Value, steps: ir.Value, decoder: ir.Value, part: int) -> list:
+        def walk(sums: list[ir.Value], count: ir.Value, steps: ir.Value, decoder: ir.Value) -> list[ir.Value]:
             def step(b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
                 base = b.add(tile, load(b, steps, b.mul(index, I64(8)), I64))
                 at = b.add(decoder, b.mul(index, I64(4 * DIMS)))
-                vectors = range(part, part + _AT_ONCE)
                 codes = [load(b, base, I64(64 * vector)) for vector in vectors]
                 new = []
                 for dim in range(DIMS):
                     signed = every(b, load(b, at, I64(4 * dim), I32))
-                    totals = sums[dim * _AT_ONCE : (dim + 1) * _AT_ONCE]
+                    totals = sums[dim * len(vectors) : (dim + 1) * len(vectors)]
                     new += [dot_bytes(b, total, each, signed) for total, each in zip(totals, codes, strict=True)]
                 return new
 
             return loop(b, count, sums, step)
 
-        for part in range(0, _VECTORS, _AT_ONCE):
-            sums = walk([zero()] * (DIMS * _AT_ONCE), coarse, steps, decoder, part)
-            starts = [every(b, load(b, start, I64(4 * dim), I32)) for dim in range(DIMS)]
-            sums = [b.add(b.shl(x, _shifted(WORDS, 8)), starts[i // _AT_ONCE]) for i, x in enumerate(sums)]
-            sums = walk(sums, fine, fine_steps, fine_decoder, part)
+        def finish(b: ir.IRBuilder, scaled: int, first: int) -> None:
+            for dim in range(DIMS):
+                factor, base, weight = (
+                    splat(b, load(b, place, I64(4 * dim), ir.FloatType())) for place in (unit, mean, zero_weight)
+                )
+                for vector in vectors:
+                    place, factors = 64 * vector, factor
+                    added = base if first else load(b, out, I64(STEP * dim + place), FLOATS)
+                    state = b.sitofp(sums[dim * len(vectors) + vector], FLOATS)
+                    if scaled:
+                        scale, shift = (load(b, affine, I64(STEP * row + place), FLOATS) for row in range(2))
+                        added, factors = _fma(b, shift, weight, added), b.fmul(factor, scale)
+                    store(b, _fma(b, state, factors, added), out, STEP * dim + place)
 
-            def finish(b: ir.IRBuilder, scaled: int, first: int, sums: list[ir.Value] = sums, part: int = part) -> None:
-                for dim in range(DIMS):
-                    factor, base, weight = (
-                        splat(b, load(b, place, I64(4 * dim), ir.FloatType())) for place in (unit, mean, zero_weight)
-                    )
-                    for number in range(_AT_ONCE):
-                        place = 64 * (part + number)
-                        added = base if first else load(b, out, I64(STEP * dim + place), FLOATS)
-                        state = b.sitofp(sums[dim * _AT_ONCE + number], FLOATS)
-                        if scaled:
-                            scale, shift = (load(b, affine, I64(STEP * row + place), FLOATS) for row in range(2))
-                            added, factors = _fma(b, shift, weight, added), b.fmul(factor, scale)
-                        else:
-                            factors = factor
-                        store(b, _fma(b, state, factors, added), out, STEP * dim + place)
-
-            choose(b, [scaled, first], [(0, 1), (0, 1)], finish)
+        sums = walk([zero()] * (DIMS * len(vectors)), coarse, steps, decoder)
+        starts = [every(b, load(b, start, I64(4 * dim), I32)) for dim in range(DIMS)]
+        sums = [b.add(b.shl(x, _shifted(WORDS, 8)), starts[i // len(vectors)]) for i, x in enumerate(sums)]
+        decoder, steps = b.add(decoder, b.mul(coarse, I64(4 * DIMS))), b.add(steps, b.mul(coarse, I64(8)))
+        sums = walk(sums, fine, steps, decoder)
+        choose(b, [scaled, first], [(0, 1), (0, 1)], finish)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 13), emit
