@@ -31,7 +31,6 @@ COLD = 200 * 2**20
 """Bytes over which each arm's buffers rotate."""
 
 EXACT = ("folded", "sdpa", "none")
-DECODED = Reading("reference", "reconstruct")
 PLAIN = {
     "int8, in plain torch": ("int8", Reading("reference")),
     "latents of half rank, int8, rebuilt": ("latents of half rank, int8", Reading(read="reconstruct")),
@@ -39,7 +38,6 @@ PLAIN = {
 BEFORE_ROPE = {
     **{name: (name, Reading()) for name in before_rope()},
     "keys before RoPE, 3 bits, joint, in plain torch": ("keys before RoPE, 3 bits, joint", Reading("reference")),
-    "keys before RoPE, 3 bits, joint, decoded": ("keys before RoPE, 3 bits, joint", DECODED),
 }
 ARMS = (*EXACT, *codecs(), *PLAIN, *BEFORE_ROPE)
 

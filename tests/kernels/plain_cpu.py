@@ -18,6 +18,7 @@ from kvbench.codecs.quantizers.integer import IntegerQuantizer  # noqa: E402
 from kvbench.kernels.cpu.coded import coded_attention  # noqa: E402
 from kvbench.kernels.cpu.exact import exact_decode  # noqa: E402
 from kvbench.kernels.cpu.llvm import vectors  # noqa: E402
+from kvbench.kernels.rebuilding import RebuiltKeys  # noqa: E402
 from kvbench.kernels.reference import partial_attention  # noqa: E402
 
 MIXED = (8,) * 4 + (6,) * 8 + (5,) * 8 + (4,) * 8 + (3,) * 16 + (2,) * 8 + (1,) * 12
@@ -37,6 +38,12 @@ def main() -> None:
         assert isinstance(coded[0], Coded) and isinstance(coded[1], Coded)
         actual = coded_attention(query, coded[0], coded[1], 200, 0.125).output
         expected = partial_attention(whole, *decoded, 0.125).output.view(2, 3, 3, 64)
+        assert (actual - expected).abs().max() < 1e-3 * expected.abs().max()
+        decoder, mean = torch.randn(3, 64, 1, 64) / 8, torch.randn(3, 1, 64)
+        rebuilt = RebuiltKeys(coded[0], decoder, mean, None)
+        actual = coded_attention(query, None, coded[1], 200, 0.125, None, (None, None), rebuilt).output
+        keys_again = torch.einsum("bgtr,grd->bgtd", decoded[0], decoder[:, :, 0].double()) + mean.double()
+        expected = partial_attention(whole, keys_again, decoded[1], 0.125).output.view(2, 3, 3, 64)
         assert (actual - expected).abs().max() < 1e-3 * expected.abs().max()
 
 
