@@ -19,7 +19,7 @@ from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.kernels.cpu.coded import LatentBasis, coded_attention, readable
 from kvbench.kernels.cpu.column_layout import column_layout
 from kvbench.kernels.cpu.exact import exact_decode
-from kvbench.kernels.cpu.llvm.vectors import has_byte_permute
+from kvbench.kernels.cpu.llvm.unpack_ops import columns_of_a_table
 from kvbench.kernels.reference import Partial, partial_attention
 
 SCALING = 0.11
@@ -207,10 +207,10 @@ def test_runs_that_no_plan_takes(monkeypatch: pytest.MonkeyPatch, how: str) -> N
     if how == "few slots":
         monkeypatch.setattr("kvbench.kernels.cpu.unpack_plan.MOST_SLOTS", 2)
     else:
-        monkeypatch.setattr("kvbench.kernels.cpu.unpack_plan.has_byte_permute", lambda: False)
+        monkeypatch.setattr("kvbench.kernels.cpu.unpack_plan.columns_of_a_table", lambda: 0)
     coded, _ = stored(codebook(widths), torch.randn(1, 1, 8, len(widths)), 8)
     layout = column_layout(coded)
-    assert len(layout.runs) and bool(len(layout.plan.vectors)) == (how == "few slots" and has_byte_permute())
+    assert len(layout.runs) and bool(len(layout.plan.vectors)) == (how == "few slots" and columns_of_a_table() > 0)
     check((2, 1, 4, 9), codebook(widths), codebook(widths), (len(widths), len(widths)), True)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kvbench.kernels.cpu.llvm import byte_ops, float_ops, vectors
+from kvbench.kernels.cpu.llvm import byte_ops, float_ops, product_ops, vectors
 from kvbench.kernels.cpu.memory import JIT, TILE, fill, floats, record_at
 from kvbench.kernels.cpu.projection_kernel import LOW, finalise_output, output_from_latents, project_query, round_query
 from kvbench.kernels.cpu.rebuild_kernel import (
@@ -177,6 +177,7 @@ def mix_channel_group(tile: int, side: Any, count: int, channel: int, work: Any)
             weights, high = work.scores + 4 * TILE * r, work.weight_bytes + 2 * (r - row) * TILE
             unit[r] = largest * peak[r] / _MOST
             float_ops.round_weights(weights, work.affine, _F(1) / unit[r], high, high + TILE)
+            product_ops.join_weights(high, high + TILE, TILE // 64)
             bias = work.bias + 4 * (vectors.LANES * channel + r * work.bias_width)
             float_ops.weighted_sum(weights, work.affine + 4 * TILE, work.affine, lift, bias)
         column = first

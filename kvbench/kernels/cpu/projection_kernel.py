@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kvbench.kernels.cpu.llvm import float_ops, vectors
-from kvbench.kernels.cpu.memory import IN_ORDER, JIT, copy_words, floats, halves, int8s, longs
+from kvbench.kernels.cpu.llvm import float_ops, product_ops, vectors
+from kvbench.kernels.cpu.memory import IN_ORDER, JIT, copy_words, fill, floats, halves, int8s, longs
 
 _F = np.float32
-LOW = _F(1 / 254)
+LOW = _F(1 / product_ops.FINE_STEPS)
 """What the second byte of a rounded query counts, in units of the first."""
 
 
@@ -100,7 +100,7 @@ def query_by_column(query: int, scaling: Any, side: Any, out: int) -> None:
 
 @njit(**JIT)
 def round_query(side: Any, scaling: Any, work: Any) -> None:
-    """Each row's query to two signed bytes per column and channel group, in the order that dot products read."""
+    """Each row's query to two signed bytes per column and channel group, in the order and form that products take."""
     rows = work.rows
     units = floats(work.query_unit, side.channel_groups * rows)
     sums = floats(work.query_sum, side.channel_groups * rows)
@@ -109,6 +109,7 @@ def round_query(side: Any, scaling: Any, work: Any) -> None:
         for channel in range(side.channel_groups):
             first = channel * side.group_columns
             count = min(side.group_columns, side.columns - first)
+            padded = min(side.group_columns, side.padded_columns - first)
             query = floats(work.column_query + 4 * first, count)
             most = _F(1e-30)
             for i in range(count):
@@ -116,16 +117,19 @@ def round_query(side: Any, scaling: Any, work: Any) -> None:
             high_at = work.query_bytes + 2 * (channel * rows + row) * work.query_stride
             highs, lows = int8s(high_at, work.query_stride), int8s(high_at + work.query_stride, work.query_stride)
             total = _F(0)
+            for at in (high_at, high_at + work.query_stride):
+                fill(at, padded, _F(0))  # columns that only fill up a vector count for nothing
             for i in range(count):
                 y = query[i] * (_F(127) / most)
                 high = np.int32(y + _F(128.5)) - 128
-                low = np.int32((y - _F(high)) * _F(254) + _F(128.5)) - 128
+                low = np.int32((y - _F(high)) * _F(product_ops.FINE_STEPS) + _F(128.5)) - 128
                 total += _F(high) + _F(low) * LOW
                 # 16 components of one token, then the same for three more tokens, 4 components at a time
                 place = i // 16 * 64 + i % 16 // 4 * 16 + i % 4
                 for token in range(4):
                     highs[place + 4 * token] = np.int8(high)
                     lows[place + 4 * token] = np.int8(low)
+            product_ops.join_query(high_at, high_at + work.query_stride, padded // vectors.LANES)
             units[channel * rows + row] = most / _F(127)
             sums[channel * rows + row] = total * most / _F(127)
 

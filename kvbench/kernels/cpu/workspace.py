@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from kvbench.kernels.cpu.llvm import vectors
-from kvbench.kernels.cpu.memory import JIT, TILE, octets, record_at
+from kvbench.kernels.cpu.memory import JIT, TILE, record_at
 from kvbench.kernels.cpu.projection_kernel import wide_basis_size
 from kvbench.kernels.cpu.records import WORKSPACE
 
@@ -30,9 +30,6 @@ def coded_workspace(job: Any) -> Any:
     block = np.empty(_cut_coded(record_at(sizes.ctypes.data, WORKSPACE), 0, job) + 2 * _LINE, np.uint8)
     work = record_at(block.ctypes.data, WORKSPACE)
     _cut_coded(work, block.ctypes.data, job)
-    query = octets(work.query_bytes, 2 * job.keys.channel_groups * job.rows * work.query_stride)
-    for i in range(len(query)):
-        query[i] = 0  # columns that only fill up a vector count for nothing
     sizes[0] = 0
     return block
 

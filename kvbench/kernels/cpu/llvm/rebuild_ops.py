@@ -13,8 +13,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from kvbench.kernels.cpu.llvm.byte_ops import dot_bytes
 from kvbench.kernels.cpu.llvm.float_ops import TILE
+from kvbench.kernels.cpu.llvm.product_ops import dot_bytes
 from kvbench.kernels.cpu.llvm.vectors import (
     BYTES,
     FLOATS,

@@ -21,6 +21,7 @@ from kvbench.kernels.cpu.llvm.vectors import (
     WORDS,
     called,
     choose,
+    constants,
     emitted,
     every,
     half,
@@ -65,9 +66,9 @@ def _looked_up(b: ir.IRBuilder, index: ir.Value, table: Sequence[ir.Value]) -> i
         return wide_or_halves(b, "llvm.x86.avx512.pshuf.b.512", "llvm.x86.avx2.pshuf.b", BYTES, table[0], index)
     middle = len(table) // 2
     bit = 4 * columns_of_a_table() * middle
-    is_upper = b.icmp_unsigned("!=", b.and_(index, every_byte(bit)), every_byte(0))
+    is_upper = b.icmp_unsigned("!=", b.and_(index, constants(BYTES, bit)), constants(BYTES, 0))
     if bit == 0x80:  # pshufb writes 0 where the highest bit is set
-        index = b.and_(index, every_byte(0x7F))
+        index = b.and_(index, constants(BYTES, 0x7F))
     lower, upper = (_looked_up(b, index, parts) for parts in (table[:middle], table[middle:]))
     return b.select(is_upper, upper, lower)
 
@@ -116,13 +117,27 @@ def _fetch(b: ir.IRBuilder, windows: ir.Value, orders: ir.Value, slot: int) -> C
     here = lanes_left(b, count, I64(0), LANES)
     places, *rotations, mask = (load(b, orders, I64(256 * slot + 64 * part)) for part in range(4))
     get = masked(b, "load", WORDS)
+    rotated = [_rotation(b, by) for by in rotations]
 
     def fetch(b: ir.IRBuilder, base: ir.Value) -> list[ir.Value]:
         window = b.call(get, [b.inttoptr(b.add(base, first), WORDS.as_pointer()), I32(1), here, zero()])
         words = _permuted(b, window, places)
-        return [b.and_(called(b, "llvm.fshl.v16i32", WORDS, words, words, by), mask) for by in rotations]
+        return [b.and_(rotate(b, words), mask) for rotate in rotated]
 
     return fetch
+
+
+def _rotation(b: ir.IRBuilder, by: ir.Value) -> Callable[..., ir.Value]:
+    """What rotates words left: by less than a byte, or by nearly all bits, which is less than a byte to the right.
+
+    AVX2 has no such instruction. There they are shifted one way: no bit that is kept leaves its byte.
+    """
+    if has_wide_bytes():
+        return lambda b, words: called(b, "llvm.fshl.v16i32", WORDS, words, words, by)
+    to_the_right = b.icmp_unsigned(">", by, constants(WORDS, 16))
+    left = b.select(to_the_right, zero(), by)
+    right = b.select(to_the_right, b.sub(constants(WORDS, 32), by), zero())
+    return lambda b, words: b.lshr(b.shl(words, left), right)
 
 
 def _permuted(b: ir.IRBuilder, window: ir.Value, places: ir.Value) -> ir.Value:
@@ -130,18 +145,13 @@ def _permuted(b: ir.IRBuilder, window: ir.Value, places: ir.Value) -> ir.Value:
     if has_wide_bytes():
         return called(b, "llvm.x86.avx512.permvar.si.512", WORDS, window, places)
     first, second = (_permuted_from_half(b, half(b, window, part), places) for part in range(2))
-    beyond = b.shl(places, ir.Constant(WORDS, [28] * LANES))  # the sign says whether it is the second
+    beyond = b.shl(places, constants(WORDS, 28))  # the sign says whether it is the second
     return b.select(b.icmp_signed("<", beyond, zero()), second, first)
 
 
 def _permuted_from_half(b: ir.IRBuilder, words: ir.Value, places: ir.Value) -> ir.Value:
     first, second = (called(b, "llvm.x86.avx2.permd", words.type, words, half(b, places, part)) for part in range(2))
     return shuffle(b, first, second, range(LANES))
-
-
-def every_byte(value: int) -> ir.Constant:
-    """64 bytes of ``value``."""
-    return ir.Constant(BYTES, [value] * 64)
 
 
 @emitted

@@ -142,6 +142,11 @@ def every(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return shuffle(b, word, word, [0] * LANES)
 
 
+def constants(kind: ir.VectorType, value: int) -> ir.Constant:
+    """An integer in all lanes."""
+    return ir.Constant(kind, [value] * kind.count)
+
+
 def zero() -> ir.Constant:
     """16 words of zero."""
     return ir.Constant(WORDS, [0] * LANES)
