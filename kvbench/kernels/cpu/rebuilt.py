@@ -17,8 +17,8 @@ from kvbench.kernels.rebuilding import RebuiltKeys
 
 
 def rebuilds(coded: Coded) -> bool:
-    """Whether the CPU kernel can rebuild keys from ``coded``, which it can read."""
-    return in_steps(coded)
+    """Whether the CPU kernel can rebuild keys from ``coded``, which it reads: not if scales are of blocks."""
+    return coded.blocks is None and in_steps(coded)
 
 
 def rebuilt_side(keys: RebuiltKeys) -> tuple[RebuiltSide, Any]:
