@@ -61,6 +61,7 @@ def codecs() -> dict[str, Codec]:
         "int8": _codec(IntegerQuantizer(8, 64)),
         "int4": _codec(IntegerQuantizer(4, 64)),
         "int2": _codec(IntegerQuantizer(2, 64)),
+        "int2, keys per channel": _codec(IntegerQuantizer(2, 32, "token"), values=IntegerQuantizer(2, 32)),
         "latents of half rank, int8": _codec(IntegerQuantizer(8, 64), half),
         "latents of half rank, int4": _codec(IntegerQuantizer(4, 64), half),
         "latents of 3 bits, per head": _codec(mixed, whole),
@@ -118,12 +119,14 @@ def _kept(transform: LinearTransform, rank: int) -> LinearTransform:
     return LinearTransform(decoder.mT, decoder, transform.mean)
 
 
-def _codec(quantizer: Quantizer, rank: int | None = None, joint: bool = False) -> Codec:
-    def one(side: str) -> SideCodec:
+def _codec(keys: Quantizer, rank: int | None = None, joint: bool = False, values: Quantizer | None = None) -> Codec:
+    """``values`` are quantized as ``keys`` are if they have no quantizer of their own."""
+
+    def one(side: str, quantizer: Quantizer) -> SideCodec:
         transform = None if rank is None else _joint(side) if joint else _per_head(side, rank)
         return SideCodec(KV_HEADS, DIM, transform, quantizer)
 
-    return Codec(one("keys"), one("values"))
+    return Codec(one("keys", keys), one("values", values or keys))
 
 
 def _per_head(side: str, rank: int) -> LinearTransform:

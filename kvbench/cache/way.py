@@ -97,7 +97,7 @@ def _rebuilding(kernels: Kernels | None, keys: Coded | Tensor | None, values: Co
         return REBUILT
     if not isinstance(keys, Coded) or not isinstance(values, Coded):
         return REBUILT
-    readable = kernels.readable(keys) and kernels.readable(values) and kernels.rebuilds(keys, block)
+    readable = kernels.readable(keys, values) and kernels.rebuilds(keys, block)
     alike = keys.codes.shape[1] == values.codes.shape[1]
     if not (readable and alike):
         return REBUILT
@@ -114,7 +114,7 @@ def _absorbing(
         return Way(kernels if plain else None, "latents" if transformed else "exact", keys, values)
     if kernels is None or not isinstance(keys, Coded) or not isinstance(values, Coded):
         return in_torch
-    if not (kernels.readable(keys) and kernels.readable(values)):
+    if not kernels.readable(keys, values):
         return in_torch
     looked_up = keys.levels is not None or values.levels is not None
     return Way(kernels, "levels" if looked_up else "int", keys, values)

@@ -16,12 +16,22 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, eq=False)
+class BlockAffine:
+    """A ``scale`` and a ``zero`` (batch, groups, blocks, rank) fp16 of each component in every block of ``tokens``."""
+
+    tokens: int
+    scale: Tensor
+    zero: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Coded:
     """One stored side: component c, token t is ``component[c] · (scale[t, g] · u + zero[t, g])``, g = c // ``channel``.
 
     ``codes`` (batch, groups, tokens / 8, bytes) packed by ``widths``; u is the code itself, or its entry in ``levels``
     by width. ``scale`` ≥ 0 and ``zero`` (batch, groups, tokens, channel groups) fp16, None: one and zero. ``component``
-    (rank,), None: ones.
+    (rank,), None: ones. With ``blocks`` it is scaled once more, by ``blocks.scale[b, c] · … + blocks.zero[b, c]`` with
+    b = t // ``blocks.tokens``.
     """
 
     codes: Tensor
@@ -31,6 +41,7 @@ class Coded:
     scale: Tensor | None = None
     zero: Tensor | None = None
     component: Tensor | None = None
+    blocks: BlockAffine | None = None
 
 
 @dataclass(frozen=True, eq=False)

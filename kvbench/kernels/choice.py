@@ -21,8 +21,9 @@ from kvbench.kernels.reference import Partial
 class Kernels:
     """Decode attention for one kind of device; ``dtypes`` of queries and exact tensors that it takes.
 
-    ``basis`` makes of a decoder (groups, rank, heads, head_dim) and a mean (groups, heads, head_dim) what ``coded``
-    takes to go into latents and back by itself; None if it does not. ``rebuilds`` tells from which codes it takes
+    ``readable`` says whether ``coded`` takes these keys and values. ``basis`` makes of a decoder (groups, rank, heads,
+    head_dim) and a mean (groups, heads, head_dim) what ``coded`` takes to go into latents and back by itself; None if
+    it does not. ``rebuilds`` tells from which readable codes it takes
     :class:`~kvbench.kernels.rebuilding.RebuiltKeys`; None if it never does. ``merge`` is
     :func:`kvbench.kernels.reference.merge` of their results. ``instructions`` are those of the processor that they are
     compiled for, where there is a choice.
@@ -32,7 +33,7 @@ class Kernels:
     dtypes: tuple[torch.dtype, ...]
     exact: Callable[..., Partial]
     coded: Callable[..., Partial]
-    readable: Callable[[Coded], bool]
+    readable: Callable[[Coded, Coded], bool]
     merge: Callable[[Sequence[Partial]], Partial]
     basis: Callable[[Tensor, Tensor], Any] | None = None
     rebuilds: Callable[[Coded, int], bool] | None = None

@@ -24,6 +24,9 @@ SPECS = [
     "identity",
     "int:bits=8",
     "int:bits=3,group=32",
+    "kivi:bits=2",
+    "kivi:bits=4,group=16",
+    "pca:rank=0.5,heads=each,keys=after+kivi:bits=8,group=16",
     "turboquant:bits=3",
     "pca:rank=0.5,heads=each,keys=after",
     "pca:rank=0.5,keys=after+int:bits=8,group=128",
@@ -92,10 +95,11 @@ def test_what_attended_is_told() -> None:
     assert logits(llama, "int:bits=4", Reading(read="reconstruct"))[1] == "torch decoded"
     assert logits(llama, "truncate:rank=0.5+int:bits=4", Reading("reference"))[1] == "torch absorbed"
     assert logits(llama, "pca:rank=0.5", Reading())[1] == "torch rebuilt"
-    assert logits(llama, "kivi:bits=2", Reading())[1] == "torch decoded"
+    assert logits(llama, "kivi:bits=2", Reading())[1] == "numba int"
     assert logits(llama, "ftc:bits=4", Reading())[1] == "numba rebuilt"
     assert logits(llama, "ftc:bits=4", Reading("reference"))[1] == "torch rebuilt"
     assert logits(llama, "ftc:bits=4", Reading(read="reconstruct"))[1] == "torch decoded"
+    assert logits(llama, "gear:bits=4", Reading())[1] == "torch decoded"
     assert logits(llama, "none", Reading())[1] == "numba exact"
 
 

@@ -35,6 +35,7 @@ KINDS = {
     "levels of two bytes",
     "scale and zero",
     "scale per channel group",
+    "scale per channel and block of tokens",
     "into a basis and back",
     "no basis",
 }
@@ -51,6 +52,7 @@ def kinds_of(side: Coded) -> set[str]:
         "levels of two bytes": layout.looked_up and layout.columns > -(-len(side.widths) // 16) * 16,
         "scale and zero": side.zero is not None,
         "scale per channel group": side.scale is not None and side.scale.shape[-1] > 1,
+        "scale per channel and block of tokens": side.blocks is not None,
     }
     return {name for name, holds in kinds.items() if holds}
 

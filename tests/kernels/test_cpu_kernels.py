@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvbench.codecs.kernel_view import Coded, kernel_view
+from kvbench.codecs.kernel_view import BlockAffine, Coded, kernel_view
 from kvbench.codecs.quantizers.base import Quantizer
 from kvbench.codecs.quantizers.codebook import CodebookQuantizer
 from kvbench.codecs.quantizers.floating import FloatQuantizer
@@ -96,7 +97,7 @@ def stored(quantizer: Quantizer, latents: Tensor, capacity: int) -> tuple[Coded,
         buffer[:, :, :entries] = tensor
         views[name] = buffer[:, :, :entries]
     coded = kernel_view(quantizer, views)
-    assert isinstance(coded, Coded) and readable(coded)
+    assert isinstance(coded, Coded)
     return coded, quantizer.decode(encoded)
 
 
@@ -109,6 +110,7 @@ def check(shape: Sequence[int], keys: Quantizer, values: Quantizer, ranks: tuple
     # Around one: outputs that happen to cancel have no relative error to speak of.
     coded_values, value_states = stored(values, 1 + torch.randn(batch, groups, tokens, ranks[1]), 16)
     mask = random_mask(batch, 1, tokens) if masked else None
+    assert readable(coded_keys, coded_values)
     actual = coded_attention(query, coded_keys, coded_values, tokens, SCALING, mask)
     assert actual.output.shape == (batch, groups, rows, ranks[1])
     assert_close(actual, reference(query, key_states, value_states, mask), 1e-3)
@@ -133,6 +135,56 @@ def test_integers_of_any_width_and_rank(
 @pytest.mark.parametrize("rank", [64, 96, 80, 72])
 def test_channel_groups_with_scales_of_their_own(group: int, rank: int) -> None:
     check((2, 2, 3, 9), IntegerQuantizer(4, group), IntegerQuantizer(3, group), (rank, rank), True)
+
+
+@pytest.mark.parametrize("group", [16, 32, 48, 64, 128])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize(("rank", "rows"), [(64, 3), (80, 1), (128, 7), (72, 2), (5, 4)])
+def test_keys_with_a_scale_per_channel_and_block(group: int, bits: int, rank: int, rows: int) -> None:
+    for blocks in (1, 2, 5):
+        eights = blocks * group // 8  # the last tile is whole or not
+        keys, values = IntegerQuantizer(bits, group, "token"), IntegerQuantizer(bits, 32)
+        check((2, 3, rows, eights), keys, values, (rank, 64), blocks > 1)
+
+
+def outlying(batch: int, groups: int, tokens: int, rank: int) -> Tensor:
+    """Keys whose channels differ in mean and spread, as real ones do: what one scale per token would lose."""
+    return torch.randn(batch, groups, tokens, rank) * torch.logspace(-2, 1, rank) + torch.linspace(-8, 8, rank)
+
+
+@pytest.mark.parametrize("affine", ["levels", "integers", "channel groups"])
+@pytest.mark.parametrize("size", [16, 32, 64, 96, 256])
+def test_any_codes_take_a_scale_per_block(affine: str, size: int) -> None:
+    """Level tables, scales per token and channel groups, all of it times a scale per component and block."""
+    torch.manual_seed(size)
+    batch, groups, rank, tokens = 2, 2, 48, 520
+    blocks = -(-tokens // size)
+    inner = {
+        "levels": codebook(sorted([6, 3, 5] * 16)),
+        "integers": IntegerQuantizer(5, 128),
+        "channel groups": IntegerQuantizer(4, 16),
+    }[affine]
+    coded, states = stored(inner, torch.randn(batch, groups, tokens, rank), 0)
+    scale, zero = (torch.randn(batch, groups, blocks, rank).half() for _ in range(2))
+    keys = replace(coded, blocks=BlockAffine(size, scale, zero))
+    by_token = (each.repeat_interleave(size, 2)[:, :, :tokens].double() for each in (scale, zero))
+    expected_keys = states.double() * next(by_token) + next(by_token)
+    values, value_states = stored(IntegerQuantizer(8, 32), outlying(batch, groups, tokens, 64), 8)
+    query = torch.randn(batch, groups, 3, rank)
+    assert readable(keys, values)
+    actual = coded_attention(query, keys, values, tokens, SCALING)
+    assert_close(actual, reference(query, expected_keys, value_states, None), 1e-3)
+
+
+def test_what_blocks_are_not_read() -> None:
+    keys, _ = stored(IntegerQuantizer(4, 32, "token"), torch.randn(1, 1, 96, 16), 8)
+    small, _ = stored(IntegerQuantizer(4, 8, "token"), torch.randn(1, 1, 96, 16), 8)
+    values, _ = stored(IntegerQuantizer(4, 16), torch.randn(1, 1, 96, 16), 8)
+    assert keys.blocks is not None and readable(keys, values)
+    assert not readable(values, keys), "sums of values take no scale per block"
+    assert not readable(small, values), "16 tokens are multiplied at once"
+    for change in (keys.blocks.scale.float(), keys.blocks.scale.mT.contiguous().mT):
+        assert not readable(replace(keys, blocks=replace(keys.blocks, scale=change)), values)
 
 
 def codebook(widths: Sequence[int]) -> CodebookQuantizer:
@@ -244,19 +296,23 @@ def test_what_is_the_same_at_every_step_is_worked_out_once(quantizer: Quantizer)
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("parallel", [True, False], ids=["in torch's threads", "in a pool"])
-def test_splits_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch, threads: int, parallel: bool) -> None:
+@pytest.mark.parametrize("size", [None, 32, 432], ids="keys in blocks of {}".format)
+def test_splits_and_threads_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, threads: int, parallel: bool, size: int | None
+) -> None:
     monkeypatch.setattr("kvbench.kernels.cpu.launch.SMALL", 0)
     if not parallel:
         monkeypatch.setattr("kvbench.kernels.cpu.launch._parallel", lambda: None)
     torch.manual_seed(0)
     before = torch.get_num_threads()
-    quantizer = IntegerQuantizer(4, 64)
+    quantizer, tokens = IntegerQuantizer(4, 64), 4320
     query = torch.randn(1, 1, 3, 64)
-    keys, key_states = stored(quantizer, torch.randn(1, 1, 4104, 64), 8)
-    values, value_states = stored(quantizer, torch.randn(1, 1, 4104, 64), 8)
+    key_quantizer = quantizer if size is None else IntegerQuantizer(4, size, "token")
+    keys, key_states = stored(key_quantizer, torch.randn(1, 1, tokens, 64), 8)
+    values, value_states = stored(quantizer, torch.randn(1, 1, tokens, 64), 8)
     try:
         torch.set_num_threads(threads)
-        coded = coded_attention(query, keys, values, 4104, SCALING)
+        coded = coded_attention(query, keys, values, tokens, SCALING)
         exact = exact_decode(query, key_states, value_states, SCALING)
     finally:
         torch.set_num_threads(before)

@@ -57,7 +57,7 @@ def table(case: Case) -> tuple[Tensor, Tensor]:
 def latents(case: Case, quantizer: Quantizer) -> tuple[Coded, Tensor]:
     stored = quantizer.encode(torch.randn(case.batch, case.groups, case.tokens, RANK))
     coded = kernel_view(quantizer, stored)
-    assert isinstance(coded, Coded) and readable(coded) and rebuilds(coded)
+    assert isinstance(coded, Coded) and readable(coded, coded) and rebuilds(coded, 0)
     return coded, quantizer.decode(stored).double()
 
 

@@ -17,7 +17,7 @@ from kvbench.codecs.quantizers.gaussian import GaussianQuantizer
 from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.kernels.reference import Partial, partial_attention
 from kvbench.kernels.triton import splits as triton_splits
-from kvbench.kernels.triton.coded import readable, triton_coded_attention
+from kvbench.kernels.triton.coded import side_readable, triton_coded_attention
 from kvbench.kernels.triton.exact import triton_exact_decode
 from kvbench.kernels.triton.unpack_plan import plan
 
@@ -91,7 +91,7 @@ def stored(quantizer: Quantizer, latents: Tensor, room: int) -> tuple[Coded, Ten
         views[name] = torch.full(shape, 99, device=DEVICE).to(tensor.dtype)[:, :, : tensor.shape[2]]
         views[name].copy_(tensor)
     coded = quantizer.coded(views)  # type: ignore[attr-defined]
-    assert isinstance(coded, Coded) and readable(coded)
+    assert isinstance(coded, Coded) and side_readable(coded)
     return coded, quantizer.decode(encoded)
 
 
@@ -215,9 +215,9 @@ def test_unreadable_codes_are_named_so() -> None:
     encoded = IntegerQuantizer(4, 16).encode(normal(1, 1, 8, 32))
     coded = IntegerQuantizer(4, 16).coded(encoded)
     assert coded is not None and coded.scale is not None
-    assert readable(coded)
-    assert not readable(Coded(coded.codes, coded.widths, coded.channel, None, coded.scale.float(), coded.zero))
-    assert not readable(Coded(coded.codes, (4,) * 4096, 64, None, None, None)), "too many blocks to unroll"
+    assert side_readable(coded)
+    assert not side_readable(Coded(coded.codes, coded.widths, coded.channel, None, coded.scale.float(), coded.zero))
+    assert not side_readable(Coded(coded.codes, (4,) * 4096, 64, None, None, None)), "too many blocks to unroll"
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=200), st.integers(1, 64))

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kvbench.codecs.kernel_view import Coded
+from kvbench.codecs.kernel_view import BlockAffine, Coded
 from kvbench.codecs.packing import TOKENS_PER_GROUP, pack, unpack
 from kvbench.codecs.quantizers.base import Cost, Stored
 
@@ -56,12 +56,14 @@ class IntegerQuantizer:
         axis = self._reduced
         return self._flat(torch.addcmul(zero.unsqueeze(axis), grouped, scale.unsqueeze(axis)), rank)
 
-    def coded(self, stored: Stored) -> Coded | None:
-        """The codes with a scale and zero per token and channel group; None with groups along tokens."""
+    def coded(self, stored: Stored) -> Coded:
+        """The codes, with a scale and zero per token and channel group, or per component and block of tokens."""
+        codes, scale, zero = stored["codes"], stored["scale"], stored["zero"]
+        rank = codes.shape[-1] // self.bits
+        widths = (self.bits,) * rank
         if self.axis == "token":
-            return None
-        rank = stored["codes"].shape[-1] // self.bits
-        return Coded(stored["codes"], (self.bits,) * rank, self._channels(rank), None, stored["scale"], stored["zero"])
+            return Coded(codes, widths, rank, blocks=BlockAffine(self.group, scale, zero))
+        return Coded(codes, widths, self._channels(rank), None, scale, zero)
 
     def cost(self, groups: int, rank: int, dtype: torch.dtype) -> Cost:
         """bits per value, plus two fp16 per group."""

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvbench.codecs.kernel_view import Coded
+from kvbench.codecs.kernel_view import BlockAffine, Coded
 from kvbench.kernels.cpu.column_layout import column_layout
 from kvbench.kernels.cpu.jobs import coded_job
 from kvbench.kernels.cpu.launch import share
+from kvbench.kernels.cpu.llvm.vectors import LANES
 from kvbench.kernels.cpu.merge import merge_splits
 from kvbench.kernels.cpu.rebuilt import rebuilt_side, turned_query
 from kvbench.kernels.cpu.records import CodedJob, CodedSide, RebuiltSide, TurnedQuery, nothing
@@ -24,10 +25,26 @@ _SIGNED = 0x80808080
 """Flips the highest bit of four bytes, which turns 0…255 into -128…127."""
 
 
-def readable(coded: Coded) -> bool:
-    """Whether the CPU kernel can read ``coded``: scales in fp16, channel groups of whole vectors."""
-    whole = coded.scale is None or coded.scale.shape[-1] == 1 or coded.channel % 16 == 0
+def readable(keys: Coded, values: Coded) -> bool:
+    """Whether the CPU kernel can read both sides: scales in fp16, channel groups of whole vectors.
+
+    Keys may have scales per component in blocks of tokens, a multiple of 16.
+    """
+    sides_readable = all(_scales_readable(side) for side in (keys, values))
+    return sides_readable and _blocks_readable(keys.blocks) and values.blocks is None
+
+
+def _scales_readable(coded: Coded) -> bool:
+    whole = coded.scale is None or coded.scale.shape[-1] == 1 or coded.channel % LANES == 0
     return whole and all(scale is None or scale.dtype == torch.float16 for scale in (coded.scale, coded.zero))
+
+
+def _blocks_readable(blocks: BlockAffine | None) -> bool:
+    if blocks is None:
+        return True
+    scale, zero = blocks.scale, blocks.zero
+    dense = scale.stride() == zero.stride() and scale.stride()[2:] == (scale.shape[-1], 1)
+    return dense and scale.dtype == zero.dtype == torch.float16 and blocks.tokens % LANES == 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +135,7 @@ def coded_attention(
 def _side(coded: Coded, rows: int, basis: LatentBasis | None, signed: bool = False) -> CodedSide:
     """The record of keys or values; those as ``signed`` bytes."""
     layout = column_layout(coded)
-    codes, scale, zero = coded.codes, coded.scale, coded.zero
+    codes, scale, zero, blocks = coded.codes, coded.scale, coded.zero, coded.blocks
     channel_groups = 1 if scale is None else scale.shape[-1]
     column_scale = layout.column_scale(coded.component)
     decoder, mean = (None, None) if basis is None else (basis.decoder, basis.mean)
@@ -136,6 +153,11 @@ def _side(coded: Coded, rows: int, basis: LatentBasis | None, signed: bool = Fal
         scale_head_stride=0 if scale is None else scale.stride(1),
         channel_groups=channel_groups,
         group_columns=coded.channel if channel_groups > 1 else layout.columns,
+        block_tokens=0 if blocks is None else blocks.tokens,
+        block_scale=0 if blocks is None else blocks.scale.data_ptr(),
+        block_zero=0 if blocks is None else blocks.zero.data_ptr(),
+        block_row_stride=0 if blocks is None else blocks.scale.stride(0),
+        block_head_stride=0 if blocks is None else blocks.scale.stride(1),
         direct=layout.direct,
         nibbles=layout.nibbles,
         flip=_SIGNED if signed and (layout.looked_up or max(coded.widths) == 8) else 0,

@@ -16,8 +16,9 @@ import numpy as np
 from numba import njit
 
 from kvbench.kernels.cpu.llvm import byte_ops, float_ops, product_ops, vectors
-from kvbench.kernels.cpu.memory import JIT, TILE, fill, floats, record_at
-from kvbench.kernels.cpu.projection_kernel import LOW, finalise_output, output_from_latents, project_query, round_query
+from kvbench.kernels.cpu.memory import JIT, ROWS_AT_ONCE, TILE, fill, floats, record_at
+from kvbench.kernels.cpu.projection_kernel import finalise_output, output_from_latents
+from kvbench.kernels.cpu.query_kernel import begin_query, prefetch_blocks, query_for
 from kvbench.kernels.cpu.rebuild_kernel import (
     add_rebuilt_scores,
     place_query,
@@ -27,18 +28,18 @@ from kvbench.kernels.cpu.rebuild_kernel import (
 )
 from kvbench.kernels.cpu.records import WORKSPACE
 from kvbench.kernels.cpu.softmax_kernel import apply_mask, begin_softmax, update_softmax
-from kvbench.kernels.cpu.tile_kernel import prefetch_scales, read_affine, tile_bytes, whole_bytes
+from kvbench.kernels.cpu.tile_kernel import AFFINE_BYTES, prefetch_scales, read_affine, tile_bytes, whole_bytes
 from kvbench.kernels.cpu.workspace import coded_workspace
 
 _F = np.float32
+_LOW = _F(1 / product_ops.FINE_STEPS)
+"""What the second byte of a rounded query counts, in units of the first."""
+
 _PREFETCHED = 2 * TILE
 """Tokens that scales are prefetched in advance."""
 
 _MOST = _F(65534)
 """The largest weight of a tile, as two bytes; one less than they hold, for exponentials that round up."""
-
-_AT_ONCE = 3
-"""Rows of queries whose dot products share a load of the codes."""
 
 
 @njit(**JIT)
@@ -54,10 +55,10 @@ def attend_coded(first: int, last: int, job: Any) -> None:
         pair, split = unit // job.splits, unit % job.splits
         row, head = pair // job.heads, pair % job.heads
         query = job.query + 4 * pair * rows * job.query_width
-        fill(work.mean_score, rows, _F(0))
         if keys.codes and not turned.block:
-            project_query(query, keys, head, work)
-            round_query(keys, scaling, work)
+            begin_query(query, scaling, keys, head, work)
+        else:
+            fill(work.mean_score, rows, _F(0))
         if rebuilt.decoder:
             place_query(query, job.query_width, scaling, rebuilt, work)
         begin_softmax(work)
@@ -69,17 +70,20 @@ def attend_coded(first: int, last: int, job: Any) -> None:
             prefetch_scales(values, row, head, start + _PREFETCHED)
             key_tile, stream_tile = 0, 0
             if turned.block and (tile == first_tile or start % turned.block == 0):
-                turn_query(query, job.query_width, turned, row, head, start // turned.block, work)
-                project_query(work.turned_query, keys, head, work)
-                round_query(keys, scaling, work)
-            begin_scores(turned.block, scaling, work)
+                begin_block(query, turned, keys, row, head, start // turned.block, scaling, work)
             if keys.codes:
                 prefetch_scales(keys, row, head, start + _PREFETCHED)
+                prefetch_blocks(keys, row, head, start + _PREFETCHED, TILE)
                 key_tile = tile_bytes(keys, row, head, start, count, work.key_tile)
-                add_scores(key_tile, keys, row, head, start, count, work)
+                add_scores(key_tile, keys, row, head, start, count, scaling, work)
+            else:
+                fill(work.scores, rows * TILE, _F(0))
             if rebuilt.decoder:
                 prefetch_scales(stream, row, head, start + _PREFETCHED)
-                stream_tile = whole_bytes(stream, row, head, start, count, work.stream_tile)
+                if key_tile and not keys.direct and keys.codes == stream.codes:
+                    stream_tile = key_tile
+                else:
+                    stream_tile = whole_bytes(stream, row, head, start, count, work.stream_tile)
                 read_token_affine(stream, row, head, start, count, work)
                 rotary_tile(rebuilt, row, head, start, count, work)
                 add_rebuilt_scores(stream_tile, stream, rebuilt, head, work)
@@ -92,48 +96,55 @@ def attend_coded(first: int, last: int, job: Any) -> None:
                     value_tile = key_tile
                 value_tile = value_tile or tile_bytes(values, row, head, start, count, work.value_tile)
                 add_values(value_tile, values, row, head, start, count, work)
-        if turned.block:
-            fill(work.mean_score, rows, _F(0))  # it is in the scores
         finalise_output(values, scaling, job.lse + 4 * unit * rows, work)
         output_from_latents(values, head, job.output + 4 * unit * rows * values.head_dim, work)
     block[0] = 0  # numba drops an array after its last use, and all others know its address only
 
 
 @njit(**JIT)
-def begin_scores(turned: int, scaling: Any, work: Any) -> None:
-    """Scores of a tile before any key is met: what the mean of the keys adds, where that differs between blocks."""
-    for row in range(work.rows):
-        shift = floats(work.mean_score, work.rows)[row] * scaling if turned else _F(0)
-        float_ops.fill_row(work.scores + 4 * TILE * row, shift)
+def begin_block(query: int, turned: Any, side: Any, row: int, head: int, block: int, scaling: Any, work: Any) -> None:
+    """Take the queries, turned back to a block, to the keys' columns; the mean's part differs between blocks."""
+    turn_query(query, side.head_dim, turned, row, head, block, work)
+    begin_query(work.turned_query, scaling, side, head, work)
+    block_score, mean_score = floats(work.block_score, work.rows), floats(work.mean_score, work.rows)
+    for r in range(work.rows):
+        block_score[r], mean_score[r] = mean_score[r] * scaling, _F(0)
 
 
 @njit(**JIT)
-def add_scores(tile: int, side: Any, row: int, head: int, start: int, count: int, work: Any) -> None:
-    """Add the scores of a tile's tokens, of all channel groups together."""
-    for channel in range(side.channel_groups):
-        read_affine(side, row, head, start, count, channel, work.affine)
-        score_channel_group(tile, side, count, channel, work)
+def add_scores(tile: int, side: Any, row: int, head: int, start: int, count: int, scaling: Any, work: Any) -> None:
+    """Scores of a tile's tokens, of all channel groups together, block by block of tokens with the same query."""
+    read_affine(side, row, head, start, count, work.affine)
+    block_score, first = floats(work.block_score, work.rows), 0
+    while first < count:
+        last = min(query_for(side, row, head, start + first, scaling, work) - start, TILE)
+        for r in range(work.rows):
+            float_ops.fill_row(work.scores + 4 * (TILE * r + first), block_score[r], (last - first) // 16)
+        for channel in range(side.channel_groups):
+            score_channel_group(tile, side, count, channel, first, last, work)
+        first = last
 
 
 @njit(**JIT)
 def add_values(tile: int, side: Any, row: int, head: int, start: int, count: int, work: Any) -> None:
     """A tile's values times their softmax weights, added to the sums."""
+    read_affine(side, row, head, start, count, work.affine)
     for channel in range(side.channel_groups):
-        read_affine(side, row, head, start, count, channel, work.affine)
         mix_channel_group(tile, side, count, channel, work)
 
 
 @njit(**JIT)
-def score_channel_group(tile: int, side: Any, count: int, channel: int, work: Any) -> None:
-    """Add the scores of one channel group: scale · (codes · query) + zero · Σ query."""
-    nibbles, group_bytes, first, ahead = tile_form(side, count, channel)
+def score_channel_group(tile: int, side: Any, count: int, channel: int, first: int, last: int, work: Any) -> None:
+    """Add one channel group's scores of the tile's tokens [first, last): scale · (codes · query) + zero · Σ query."""
+    nibbles, group_bytes, place, ahead = tile_form(side, count, channel)
     wide = min(side.group_columns, side.padded_columns - channel * side.group_columns) // vectors.LANES
-    step, codes, rows = work.query_stride, tile + first, work.rows
+    step, codes, rows, parts = work.query_stride, tile + place, work.rows, (last - first) // 16
+    scale = work.affine + AFFINE_BYTES * channel + 4 * first
     units, sums = floats(work.query_unit, (channel + 1) * rows), floats(work.query_sum, (channel + 1) * rows)
-    for row in range(0, rows, _AT_ONCE):
-        some = min(_AT_ONCE, rows - row)
+    for row in range(0, rows, ROWS_AT_ONCE):
+        some = min(ROWS_AT_ONCE, rows - row)
         query = work.query_bytes + 2 * (channel * rows + row) * step
-        for part in range(TILE // 16):
+        for part in range(first // 16, last // 16):
             byte_ops.scores(
                 codes + 2 * part * group_bytes,
                 query,
@@ -148,8 +159,8 @@ def score_channel_group(tile: int, side: Any, count: int, channel: int, work: An
             )
         for r in range(some):
             unit, total = units[channel * rows + row + r], sums[channel * rows + row + r]
-            products, scores = work.products + 8 * TILE * r, work.scores + 4 * TILE * (row + r)
-            float_ops.add_scores(products, LOW, unit, total, work.affine, work.affine + 4 * TILE, scores)
+            products, scores = work.products + 4 * (2 * TILE * r + first), work.scores + 4 * (TILE * (row + r) + first)
+            float_ops.add_scores(products, _LOW, unit, total, scale, scale + 4 * TILE, scores, parts)
 
 
 @njit(**JIT)
@@ -168,18 +179,19 @@ def mix_channel_group(tile: int, side: Any, count: int, channel: int, work: Any)
     nibbles, group_bytes, start, ahead = tile_form(side, count, channel)
     first = channel * side.group_columns
     stop = first + min(side.group_columns, side.padded_columns - first)
-    largest = max(float_ops.largest(work.affine, _F(1e-30)), _F(1e-30))
+    scale = work.affine + AFFINE_BYTES * channel
+    largest = max(float_ops.largest(scale, _F(1e-30)), _F(1e-30))
     lift = _F(128) if side.flip else _F(0)
     unit, peak = floats(work.weight_unit, work.rows), floats(work.peak, work.rows)
-    for row in range(0, work.rows, _AT_ONCE):
-        some = min(_AT_ONCE, work.rows - row)
+    for row in range(0, work.rows, ROWS_AT_ONCE):
+        some = min(ROWS_AT_ONCE, work.rows - row)
         for r in range(row, row + some):
             weights, high = work.scores + 4 * TILE * r, work.weight_bytes + 2 * (r - row) * TILE
             unit[r] = largest * peak[r] / _MOST
-            float_ops.round_weights(weights, work.affine, _F(1) / unit[r], high, high + TILE)
+            float_ops.round_weights(weights, scale, _F(1) / unit[r], high, high + TILE)
             product_ops.join_weights(high, high + TILE, TILE // 64)
             bias = work.bias + 4 * (vectors.LANES * channel + r * work.bias_width)
-            float_ops.weighted_sum(weights, work.affine + 4 * TILE, work.affine, lift, bias)
+            float_ops.weighted_sum(weights, scale + 4 * TILE, scale, lift, bias)
         column = first
         while column < stop:
             left = (stop - column) // vectors.LANES

@@ -16,6 +16,9 @@ from kvbench.kernels.cpu.llvm.vectors import as_float
 TILE = float_ops.TILE
 """Tokens handled at once: 16 quads, whose codes fit the first-level cache."""
 
+ROWS_AT_ONCE = 3
+"""Rows of queries whose dot products share a load of the codes."""
+
 JIT: dict[str, Any] = {
     "fastmath": {"contract", "reassoc", "nsz", "arcp"},
     "nogil": True,
@@ -49,12 +52,6 @@ def address_of(tx, address):  # type: ignore[no-untyped-def]
 def record_at(address: int, dtype: Any) -> Any:
     """The record of ``dtype`` (:mod:`kvbench.kernels.cpu.records`) at ``address``."""
     return carray(address_of(address), (1,), dtype)[0]
-
-
-@njit(**VIEW)
-def int8s(address: int, count: int) -> Any:
-    """``count`` signed bytes at ``address``."""
-    return carray(address_of(address), (count,), np.int8)
 
 
 @njit(**VIEW)

@@ -1,4 +1,4 @@
-"""Before a unit's first tile and after its last: queries into the latents and to bytes, sums to outputs.
+"""Before a unit's first tile and after its last: queries into the latents, sums to outputs.
 
 ``side`` is a :class:`~kvbench.kernels.cpu.records.CodedSide`, ``work`` a
 :class:`~kvbench.kernels.cpu.records.Workspace`.
@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kvbench.kernels.cpu.llvm import float_ops, product_ops, vectors
-from kvbench.kernels.cpu.memory import IN_ORDER, JIT, copy_words, fill, floats, halves, int8s, longs
+from kvbench.kernels.cpu.llvm import float_ops, query_ops, vectors
+from kvbench.kernels.cpu.memory import IN_ORDER, JIT, copy_words, floats, longs
 
 _F = np.float32
-LOW = _F(1 / product_ops.FINE_STEPS)
-"""What the second byte of a rounded query counts, in units of the first."""
 
 
 @njit(**JIT)
@@ -37,17 +35,11 @@ def head_basis(side: Any, group: int, head: int, wide: int) -> Any:
         return side.decoder + 4 * decoder, side.mean + 4 * mean, 4 * side.decoder_row_stride
     components, dim = side.components, side.head_dim
     for component in range(components):
-        widen(side.decoder + 2 * (decoder + component * side.decoder_row_stride), wide + 4 * component * dim, dim)
-    widen(side.mean + 2 * mean, wide + 4 * components * dim, dim)
+        query_ops.widen(
+            side.decoder + 2 * (decoder + component * side.decoder_row_stride), wide + 4 * component * dim, dim
+        )
+    query_ops.widen(side.mean + 2 * mean, wide + 4 * components * dim, dim)
     return wide, wide + 4 * components * dim, 4 * dim
-
-
-@njit(**JIT)
-def widen(source: int, target: int, count: int) -> None:
-    """``count`` fp16 numbers as fp32."""
-    narrow, wide = halves(source, count), floats(target, count)
-    for i in range(count):
-        wide[i] = vectors.half_to_float(narrow[i])
 
 
 @njit(**JIT)
@@ -79,59 +71,6 @@ def dot(x: int, y: int, count: int) -> Any:
     for i in range(count):
         total += a[i] * b[i]
     return total
-
-
-@njit(**JIT)
-def query_by_column(query: int, scaling: Any, side: Any, out: int) -> None:
-    """One row of the query as the unpacked bytes meet it: components by column, times what a byte stands for."""
-    by_component, by_column, columns = floats(query, side.components), floats(out, side.columns), side.columns
-    if side.component_of_column:
-        component = longs(side.component_of_column, columns)
-        for i in range(columns):
-            by_column[i] = by_component[component[i]] * scaling
-    else:
-        for i in range(columns):
-            by_column[i] = by_component[i] * scaling
-    if side.column_scale:
-        column_scale = floats(side.column_scale, columns)
-        for i in range(columns):
-            by_column[i] *= column_scale[i]
-
-
-@njit(**JIT)
-def round_query(side: Any, scaling: Any, work: Any) -> None:
-    """Each row's query to two signed bytes per column and channel group, in the order and form that products take."""
-    rows = work.rows
-    units = floats(work.query_unit, side.channel_groups * rows)
-    sums = floats(work.query_sum, side.channel_groups * rows)
-    for row in range(rows):
-        query_by_column(work.latent_query + 4 * row * side.components, scaling, side, work.column_query)
-        for channel in range(side.channel_groups):
-            first = channel * side.group_columns
-            count = min(side.group_columns, side.columns - first)
-            padded = min(side.group_columns, side.padded_columns - first)
-            query = floats(work.column_query + 4 * first, count)
-            most = _F(1e-30)
-            for i in range(count):
-                most = max(most, abs(query[i]))
-            high_at = work.query_bytes + 2 * (channel * rows + row) * work.query_stride
-            highs, lows = int8s(high_at, work.query_stride), int8s(high_at + work.query_stride, work.query_stride)
-            total = _F(0)
-            for at in (high_at, high_at + work.query_stride):
-                fill(at, padded, _F(0))  # columns that only fill up a vector count for nothing
-            for i in range(count):
-                y = query[i] * (_F(127) / most)
-                high = np.int32(y + _F(128.5)) - 128
-                low = np.int32((y - _F(high)) * _F(product_ops.FINE_STEPS) + _F(128.5)) - 128
-                total += _F(high) + _F(low) * LOW
-                # 16 components of one token, then the same for three more tokens, 4 components at a time
-                place = i // 16 * 64 + i % 16 // 4 * 16 + i % 4
-                for token in range(4):
-                    highs[place + 4 * token] = np.int8(high)
-                    lows[place + 4 * token] = np.int8(low)
-            product_ops.join_query(high_at, high_at + work.query_stride, padded // vectors.LANES)
-            units[channel * rows + row] = most / _F(127)
-            sums[channel * rows + row] = total * most / _F(127)
 
 
 @njit(**JIT)

@@ -15,7 +15,7 @@ from numba import njit
 
 from kvbench.kernels.cpu.llvm import float_ops, rebuild_ops, vectors
 from kvbench.kernels.cpu.memory import JIT, TILE, floats, ints, longs
-from kvbench.kernels.cpu.tile_kernel import read_halves, scale_offset
+from kvbench.kernels.cpu.tile_kernel import AFFINE_BYTES, read_halves, scale_offset
 
 _F = np.float32
 _ROW = 4 * TILE
@@ -62,13 +62,13 @@ def read_token_affine(stream: Any, row: int, head: int, start: int, count: int, 
     """Scales and zeros of a tile's tokens as they are stored, two rows of 64 a channel group; nothing without any."""
     if not stream.scale:
         return
-    for channel in range(stream.channel_groups):
-        offset, to = scale_offset(stream, row, head, start) + 2 * channel, work.token_affine + 2 * _ROW * channel
-        read_halves(stream.scale + offset, count, stream.channel_groups, to)
-        if stream.zero:
-            read_halves(stream.zero + offset, count, stream.channel_groups, to + _ROW)
-        else:
-            float_ops.fill_row(to + _ROW, _F(0))
+    offset, groups, to = scale_offset(stream, row, head, start), stream.channel_groups, work.token_affine
+    read_halves(stream.scale + offset, count, groups, to)
+    if stream.zero:
+        read_halves(stream.zero + offset, count, groups, to + _ROW)
+        return
+    for channel in range(groups):
+        float_ops.fill_row(to + AFFINE_BYTES * channel + _ROW, _F(0), TILE // 16)
 
 
 @njit(**JIT)

@@ -17,8 +17,11 @@ from kvbench.kernels.rebuilding import RebuiltKeys
 
 
 def rebuilds(coded: Coded, block: int) -> bool:
-    """Whether the CPU kernel can rebuild keys from ``coded``, which it can read, with references every ``block``."""
-    return in_steps(coded) and block % TILE == 0
+    """Whether the CPU kernel can rebuild keys from ``coded``, which it reads, with references every ``block``.
+
+    Not if scales are of blocks.
+    """
+    return coded.blocks is None and in_steps(coded) and block % TILE == 0
 
 
 def rebuilt_side(keys: RebuiltKeys) -> tuple[RebuiltSide, Any]:

@@ -46,6 +46,13 @@ class CodedSide(NamedTuple):
     channel_groups: int
     group_columns: int
     """Columns of a channel group."""
+    block_tokens: int
+    """Tokens, a multiple of 16, that share a scale and a zero of every component; 0: there are none."""
+    block_scale: int
+    """(blocks, components) fp16; zeros at ``block_zero`` lie alike. Their strides are in elements."""
+    block_zero: int
+    block_row_stride: int
+    block_head_stride: int
     direct: int
     """Codes are multiplied where they lie: nothing needs unpacking."""
     nibbles: int
@@ -282,6 +289,8 @@ class Workspace(NamedTuple):
     """Unpacked bytes of a tile; so are ``stream_tile``, of what keys are rebuilt from, and ``value_tile``."""
     stream_tile: int
     value_tile: int
+    query_block: int
+    """The block of tokens that ``query_bytes`` are for; -1 before the first."""
     query_bytes: int
     """int8 (channel groups, 2 · rows, query_stride): queries as two signed bytes."""
     query_stride: int
@@ -289,9 +298,17 @@ class Workspace(NamedTuple):
     """(channel groups, rows): what the first byte counts; the sums over a channel group are at ``query_sum``."""
     query_sum: int
     column_query: int
-    """(columns,): one query by column."""
+    """(rows, padded columns of keys): queries by column, zeros where there is none."""
+    column_scale: int
+    """(padded columns of keys,): what they are multiplied with in this block."""
+    scaled_query: int
+    """(3, padded columns of keys): three of them times that."""
+    block_zero: int
+    """(components of keys,): zeros of this block."""
+    block_score: int
+    """(rows,): what they add to the score of every token."""
     affine: int
-    """(2, TILE): scales and zeros of a tile."""
+    """(channel groups, 2, TILE): scales and zeros of a tile."""
     products: int
     """int32 (6, TILE): integer dot products of three rows."""
     weight_bytes: int

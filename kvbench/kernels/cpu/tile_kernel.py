@@ -16,6 +16,9 @@ from kvbench.kernels.cpu.memory import JIT, TILE, fetch_ahead, floats, halves, r
 from kvbench.kernels.cpu.records import UNPACK_PLAN
 
 _F = np.float32
+_ROW_BYTES = 4 * TILE
+AFFINE_BYTES = 2 * _ROW_BYTES
+"""Of one channel group's scales and zeros."""
 
 
 @njit(**JIT)
@@ -68,28 +71,32 @@ def unpack(side: Any, codes: int, count: int, buffer: int) -> None:
 
 
 @njit(**JIT)
-def read_affine(side: Any, row: int, head: int, start: int, count: int, channel: int, out: int) -> None:
-    """Scales, then zeros of the tile's tokens in one channel group: two rows of 64 at ``out``."""
-    zero, constant = out + 4 * TILE, floats(side.affine, 2)
+def read_affine(side: Any, row: int, head: int, start: int, count: int, out: int) -> None:
+    """(channel groups, 2, TILE) fp32 at ``out``: scales, then zeros of the tile's ``count`` tokens."""
+    zero, constant = out + _ROW_BYTES, floats(side.affine, 2)
     if not side.scale:
-        float_ops.fill_row(out, constant[0])
-        float_ops.fill_row(zero, constant[1])
+        float_ops.fill_row(out, constant[0], TILE // 16)
+        float_ops.fill_row(zero, constant[1], TILE // 16)
         return
-    offset = scale_offset(side, row, head, start) + 2 * channel
-    read_halves(side.scale + offset, count, side.channel_groups, out)
+    offset, groups = scale_offset(side, row, head, start), side.channel_groups
+    read_halves(side.scale + offset, count, groups, out)
     if side.zero:
-        read_halves(side.zero + offset, count, side.channel_groups, zero)
-    else:
-        float_ops.scale_row(out, constant[1], zero)
-        float_ops.scale_row(out, constant[0], out)
+        read_halves(side.zero + offset, count, groups, zero)
+        return
+    for channel in range(groups):
+        scale = out + AFFINE_BYTES * channel
+        float_ops.scale_row(scale, constant[1], scale + _ROW_BYTES)
+        float_ops.scale_row(scale, constant[0], scale)
 
 
 @njit(**JIT)
-def read_halves(address: int, count: int, stride: int, out: int) -> None:
-    """``count`` fp16 numbers, ``stride`` apart, as 64 of fp32; zeros beyond."""
-    if count == TILE and stride == 1:
-        float_ops.from_halves(address, out)
+def read_halves(address: int, count: int, groups: int, out: int) -> None:
+    """fp16 numbers (``count``, ``groups``) as rows of 64 in fp32 for each group, AFFINE_BYTES apart; zeros beyond."""
+    if count == TILE and (groups == 1 or groups == 2 or groups == 4):
+        float_ops.from_halves(address, groups, out, AFFINE_BYTES)
         return
-    x, y = halves(address, count * stride), floats(out, TILE)
-    for t in range(TILE):
-        y[t] = vectors.half_to_float(x[t * stride]) if t < count else _F(0)
+    x = halves(address, count * groups)
+    for group in range(groups):
+        y = floats(out + AFFINE_BYTES * group, TILE)
+        for t in range(TILE):
+            y[t] = vectors.half_to_float(x[t * groups + group]) if t < count else _F(0)

@@ -12,9 +12,10 @@ import numpy as np
 from numba import njit
 
 from kvbench.kernels.cpu.llvm import vectors
-from kvbench.kernels.cpu.memory import JIT, TILE, record_at
+from kvbench.kernels.cpu.memory import JIT, ROWS_AT_ONCE, TILE, record_at
 from kvbench.kernels.cpu.projection_kernel import wide_basis_size
 from kvbench.kernels.cpu.records import WORKSPACE
+from kvbench.kernels.cpu.tile_kernel import AFFINE_BYTES
 
 _LINE = 64
 """Every part begins on a cache line of its own."""
@@ -72,8 +73,12 @@ def _cut_coded(work: Any, base: int, job: Any) -> int:
     work.query_bytes, at = at, _aligned(at + 2 * keys.channel_groups * rows * work.query_stride)
     work.query_unit, at = at, _aligned(at + 4 * keys.channel_groups * rows)
     work.query_sum, at = at, _aligned(at + 4 * keys.channel_groups * rows)
-    work.column_query, at = at, _aligned(at + 4 * keys.padded_columns)
-    work.affine, at = at, _aligned(at + 4 * 2 * TILE)
+    work.column_query, at = at, _aligned(at + 4 * rows * keys.padded_columns)
+    work.column_scale, at = at, _aligned(at + 4 * keys.padded_columns)
+    work.scaled_query, at = at, _aligned(at + 4 * ROWS_AT_ONCE * keys.padded_columns)
+    work.block_zero, at = at, _aligned(at + 4 * keys.components)
+    work.block_score, at = at, _aligned(at + 4 * rows)
+    work.affine, at = at, _aligned(at + AFFINE_BYTES * max(keys.channel_groups, values.channel_groups))
     work.products, at = at, _aligned(at + 4 * 6 * TILE)
     work.weight_bytes, at = at, _aligned(at + 6 * TILE)
     work.weight_unit, at = at, _aligned(at + 4 * rows)
@@ -97,7 +102,7 @@ def _cut_rebuilt(work: Any, at: int, job: Any) -> int:
     work.places, at = at, _aligned(at + 8 * TILE)
     work.cos, at = at, _aligned(at + 4 * TILE * table_rows)
     work.sin, at = at, _aligned(at + 4 * TILE * table_rows)
-    work.token_affine, at = at, _aligned(at + 4 * 2 * TILE * stream.channel_groups)
+    work.token_affine, at = at, _aligned(at + AFFINE_BYTES * stream.channel_groups)
     return at
 
 

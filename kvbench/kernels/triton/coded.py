@@ -41,12 +41,20 @@ class _Side(NamedTuple):
     rank: int
 
 
-def readable(coded: Coded) -> bool:
-    """Whether the Triton kernel can read ``coded``: scales in fp16, dense codes, up to 16 blocks of components.
+def readable(keys: Coded, values: Coded) -> bool:
+    """Whether the Triton kernel can read both sides, by :func:`side_readable`."""
+    return side_readable(keys) and side_readable(values)
+
+
+def side_readable(coded: Coded) -> bool:
+    """Whether the Triton kernel can read ``coded``: scales of tokens in fp16, dense codes, few blocks of components.
 
     All widths from 0 to 8 and their mixtures, all ranks and channel groups; a block has up to 128 components of one
     channel group, in uniform widths a power of two of them, and 2 or 4 blocks share the words of fields of 2 or 1 bits.
+    There are at most 16. Components with a scale per block of tokens are not read.
     """
+    if coded.blocks is not None:
+        return False
     affine = [part for part in (coded.scale, coded.zero) if part is not None]
     alike = len(affine) < 2 or affine[0].stride() == affine[1].stride()
     dense = coded.codes.stride(-1) == 1 and all(part.stride(-1) == 1 or part.shape[-1] == 1 for part in affine)

@@ -35,12 +35,14 @@ TILE = 64
 _NONE = ir.Constant(FLOATS, [0.0] * LANES)
 
 
-def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, total: ir.Value) -> ir.Value:
+def fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, total: ir.Value) -> ir.Value:
+    """x · y + total, rounded once."""
     kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
     return b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.fma.v16f32"), [x, y, total])
 
 
-def _masked_floats(b: ir.IRBuilder, address: ir.Value, here: ir.Value) -> ir.Value:
+def masked_floats(b: ir.IRBuilder, address: ir.Value, here: ir.Value) -> ir.Value:
+    """16 numbers at ``address``, zeros where not ``here``."""
     get = masked(b, "load", WORDS)
     at = b.inttoptr(address, WORDS.as_pointer())
     return b.bitcast(b.call(get, [at, I32(1), here, zero()]), FLOATS)
@@ -77,12 +79,12 @@ def exact_scores(tx, keys, query, out, rows, rank, token_bytes, row_bytes, out_b
                 ) -> list[ir.Value]:
                     offset = b.mul(index, I64(64))
                     here = lanes_left(b, rank, b.mul(index, I64(LANES)), LANES)
-                    key = _masked_floats(b, b.add(base, offset), here)
+                    key = masked_floats(b, b.add(base, offset), here)
                     sides = [
-                        _masked_floats(b, b.add(b.add(query, offset), b.mul(row_bytes, I64(row))), here)
+                        masked_floats(b, b.add(b.add(query, offset), b.mul(row_bytes, I64(row))), here)
                         for row in range(rows)
                     ]
-                    return [_fma(b, side, key, total) for side, total in zip(sides, sums, strict=True)]
+                    return [fma(b, side, key, total) for side, total in zip(sides, sums, strict=True)]
 
                 sums.append(loop(b, vectors, [_NONE] * rows, step))
             for row in range(rows):
@@ -113,16 +115,16 @@ def exact_mix(tx, values, weights, out, rows, tokens, token_bytes, row_bytes, ou
                 for row in range(rows)
                 for column in columns
             ]
-            start = [_masked_floats(b, place, here[index % len(columns)]) for index, place in enumerate(places)]
+            start = [masked_floats(b, place, here[index % len(columns)]) for index, place in enumerate(places)]
 
             def step(b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
                 base = b.add(values, b.mul(index, token_bytes))
-                vectors = [_masked_floats(b, b.add(base, I64(64 * c)), here[c]) for c in columns]
+                vectors = [masked_floats(b, b.add(base, I64(64 * c)), here[c]) for c in columns]
                 new = []
                 for row in range(rows):
                     at = b.add(weights, b.mul(row_bytes, I64(row)))
                     lanes = splat(b, load(b, at, b.mul(index, I64(4)), ir.FloatType()))
-                    new += [_fma(b, lanes, vectors[c], sums[row * len(columns) + c]) for c in columns]
+                    new += [fma(b, lanes, vectors[c], sums[row * len(columns) + c]) for c in columns]
                 return new
 
             for index, total in enumerate(loop(b, tokens, start, step)):
@@ -135,7 +137,8 @@ def exact_mix(tx, values, weights, out, rows, tokens, token_bytes, row_bytes, ou
     return types.void(*[types.int64] * 9), emit
 
 
-def _constant(value: float) -> ir.Constant:
+def constant(value: float) -> ir.Constant:
+    """``value`` in all lanes."""
     return ir.Constant(FLOATS, [value] * LANES)
 
 
@@ -143,7 +146,7 @@ def _row(b: ir.IRBuilder, address: ir.Value, kind: ir.Type = FLOATS) -> list[ir.
     return [load(b, address, I64(64 * part), kind) for part in range(TILE // LANES)]
 
 
-def _fold(b: ir.IRBuilder, x: ir.Value, together: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
+def across_lanes(b: ir.IRBuilder, x: ir.Value, together: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
     """All lanes of ``x`` together."""
     for width in (8, 4, 2, 1):
         x = together(x, shuffle(b, x, x, [lane ^ width for lane in range(LANES)]))
@@ -156,15 +159,15 @@ _POWER = (1.3276471e-3, 9.6755419e-3, 5.5507131e-2, 2.4022120e-1, 6.9314694e-1, 
 
 def _exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """e^x for x ≤ 0: 2 to the whole part of x · log2(e), times a polynomial of what is left."""
-    floor = _constant(-125.0)
-    x = b.fmul(x, _constant(math.log2(math.e)))
+    floor = constant(-125.0)
+    x = b.fmul(x, constant(math.log2(math.e)))
     x = b.select(b.fcmp_ordered(">", x, floor), x, floor)
     rint = cgutils.get_or_insert_function(b.module, ir.FunctionType(FLOATS, [FLOATS]), "llvm.rint.v16f32")
     rounded = b.call(rint, [x])
     f = b.fsub(x, rounded)
-    p = _constant(_POWER[0])
+    p = constant(_POWER[0])
     for c in _POWER[1:]:
-        p = _fma(b, p, f, _constant(c))
+        p = fma(b, p, f, constant(c))
     whole = b.shl(b.fptosi(rounded, WORDS), ir.Constant(WORDS, [23] * LANES))
     return b.bitcast(b.add(b.bitcast(p, WORDS), whole), FLOATS)
 
@@ -177,7 +180,7 @@ def largest(tx, row, start):  # type: ignore[no-untyped-def]
         def larger(x: ir.Value, y: ir.Value) -> ir.Value:
             return b.select(b.fcmp_ordered(">", x, y), x, y)
 
-        return _fold(b, reduce(larger, [splat(b, args[1]), *_row(b, args[0])]), larger)
+        return across_lanes(b, reduce(larger, [splat(b, args[1]), *_row(b, args[0])]), larger)
 
     return types.float32(types.int64, types.float32), emit
 
@@ -198,20 +201,25 @@ def exponentials(tx, row, top, sums):  # type: ignore[no-untyped-def]
 
 
 @emitted
-def add_scores(tx, dots, low, unit, offset, scale, zero, row):  # type: ignore[no-untyped-def]
-    """A row of 64 scores += (high + low · LOW) · unit · scale + offset · zero, of two rows of integer ``dots``."""
+def add_scores(tx, dots, low, unit, offset, scale, zero, row, parts):  # type: ignore[no-untyped-def]
+    """``parts`` · 16 scores += (high + low · LOW) · unit · scale + offset · zero, of two rows of integer ``dots``."""
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        dots, low, unit, offset, scale, zero, row = args
+        dots, low, unit, offset, scale, zero, row, parts = args
         low, unit, offset = splat(b, low), splat(b, unit), splat(b, offset)
-        high, fine = _row(b, dots, WORDS), _row(b, b.add(dots, I64(4 * TILE)), WORDS)
-        parts = zip(high, fine, _row(b, scale), _row(b, zero), _row(b, row), strict=True)
-        for part, (h, f, a, z, score) in enumerate(parts):
-            dot = b.fmul(_fma(b, b.sitofp(f, FLOATS), low, b.sitofp(h, FLOATS)), unit)
-            store(b, _fma(b, dot, a, _fma(b, offset, z, score)), row, 64 * part)
+
+        def part(b: ir.IRBuilder, index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+            step = b.mul(index, I64(64))
+            high, fine = (b.sitofp(load(b, at, step), FLOATS) for at in (dots, b.add(dots, I64(4 * TILE))))
+            a, z, score = (load(b, at, step, FLOATS) for at in (scale, zero, row))
+            dot = b.fmul(fma(b, fine, low, high), unit)
+            store(b, fma(b, dot, a, fma(b, offset, z, score)), b.add(row, step), 0)
+            return []
+
+        loop(b, parts, [], part)
         return context.get_dummy_value()
 
-    return types.void(types.int64, *[types.float32] * 3, *[types.int64] * 3), emit
+    return types.void(types.int64, *[types.float32] * 3, *[types.int64] * 4), emit
 
 
 @emitted
@@ -220,13 +228,13 @@ def add_mixed(tx, mixed, low_bytes, unit, total, columns):  # type: ignore[no-un
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
         mixed, low_bytes, unit, total, columns = args
-        unit, most = splat(b, unit), _constant(256.0)
+        unit, most = splat(b, unit), constant(256.0)
 
         def column(b: ir.IRBuilder, index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
             offset = b.mul(index, I64(64))
             high, low = (b.sitofp(load(b, place, offset), FLOATS) for place in (mixed, b.add(mixed, low_bytes)))
             place = b.add(total, offset)
-            store(b, _fma(b, _fma(b, high, most, low), unit, load(b, place, I64(0), FLOATS)), place, 0)
+            store(b, fma(b, fma(b, high, most, low), unit, load(b, place, I64(0), FLOATS)), place, 0)
             return []
 
         loop(b, columns, [], column)
@@ -236,29 +244,41 @@ def add_mixed(tx, mixed, low_bytes, unit, total, columns):  # type: ignore[no-un
 
 
 @emitted
-def from_halves(tx, halves, out):  # type: ignore[no-untyped-def]
-    """A row of 64 fp16 numbers as fp32."""
+def from_halves(tx, halves, count, out, row_bytes):  # type: ignore[no-untyped-def]
+    """64 times ``count`` (1, 2 or 4) fp16 numbers side by side → ``count`` rows of 64 in fp32."""
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        halves, out = args
-        for part in range(TILE // LANES):
-            narrow = load(b, halves, I64(2 * LANES * part), ir.VectorType(ir.HalfType(), LANES))
-            store(b, b.fpext(narrow, FLOATS), out, 64 * part)
+        halves, count, out, row_bytes = args
+        narrow = ir.VectorType(ir.HalfType(), LANES)
+
+        def some(b: ir.IRBuilder, count: int) -> None:
+            for part in range(TILE // LANES):
+                bits = load(b, halves, I64(2 * LANES * count * part), ir.VectorType(ir.IntType(16), LANES * count))
+                for row in range(count):
+                    one = shuffle(b, bits, bits, range(row, LANES * count, count))
+                    store(b, b.fpext(b.bitcast(one, narrow), FLOATS), b.add(out, b.mul(row_bytes, I64(row))), 64 * part)
+
+        choose(b, [count], [(1, 2, 4)], some)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), emit
+    return types.void(*[types.int64] * 4), emit
 
 
 @emitted
-def fill_row(tx, row, value):  # type: ignore[no-untyped-def]
-    """A row of 64 times ``value``."""
+def fill_row(tx, row, value, parts):  # type: ignore[no-untyped-def]
+    """``parts`` · 16 numbers become ``value``."""
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        for part in range(TILE // LANES):
-            store(b, splat(b, args[1]), args[0], 64 * part)
+        row, value, parts = args[0], splat(b, args[1]), args[2]
+
+        def part(b: ir.IRBuilder, index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+            store(b, value, b.add(row, b.mul(index, I64(64))), 0)
+            return []
+
+        loop(b, parts, [], part)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.float32), emit
+    return types.void(types.int64, types.float32, types.int64), emit
 
 
 @emitted
@@ -281,9 +301,9 @@ def round_weights(tx, row, scale, step, high, low):  # type: ignore[no-untyped-d
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
         row, scale, step, high, low = args
-        step, half = splat(b, step), _constant(0.5)
+        step, half = splat(b, step), constant(0.5)
         parts = zip(_row(b, row), _row(b, scale), strict=True)
-        whole = [b.bitcast(b.fptosi(_fma(b, b.fmul(p, a), step, half), WORDS), BYTES) for p, a in parts]
+        whole = [b.bitcast(b.fptosi(fma(b, b.fmul(p, a), step, half), WORDS), BYTES) for p, a in parts]
         # Of every word its lowest byte, then its second one: of two vectors at a time, and of these again.
         order = [4 * word + byte for byte in range(2) for word in range(2 * LANES)]
         first, second = shuffle(b, whole[0], whole[1], order), shuffle(b, whole[2], whole[3], order)
@@ -303,7 +323,7 @@ def weighted_sum(tx, row, zero, scale, lift, sums):  # type: ignore[no-untyped-d
         row, zero, scale, lift, sums = args
         total, lift = load(b, sums, I64(0), FLOATS), splat(b, lift)
         for p, z, a in zip(_row(b, row), _row(b, zero), _row(b, scale), strict=True):
-            total = _fma(b, p, _fma(b, a, lift, z), total)
+            total = fma(b, p, fma(b, a, lift, z), total)
         store(b, total, sums, 0)
         return context.get_dummy_value()
 

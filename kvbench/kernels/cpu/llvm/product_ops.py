@@ -29,7 +29,7 @@ from kvbench.kernels.cpu.llvm.vectors import (
     wide_or_halves,
 )
 
-FINE_STEPS = 254
+FINE_STEPS = 256
 """What the first byte of a query counts, in units of the second."""
 
 _OFFSET = 128
