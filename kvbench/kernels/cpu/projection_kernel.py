@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kvbench.kernels.cpu.llvm import float_ops, vectors
+from kvbench.kernels.cpu.llvm import exact_ops, vectors
 from kvbench.kernels.cpu.memory import IN_ORDER, JIT, copy_words, floats, halves, int8s, longs
 
 _F = np.float32
@@ -64,8 +64,7 @@ def project_query(query: int, side: Any, head: int, work: Any) -> None:
         if row % side.queries_per_head == 0:
             decoder, mean, step = head_basis(side, head, row // side.queries_per_head, work.wide_basis)
         whole = components // 4 * 4
-        for component in range(0, whole, 4):
-            float_ops.exact_scores(decoder + component * step, q, latent + 4 * component, 1, dim, step, 0, 0)
+        exact_ops.exact_scores(decoder, q, latent, 1, whole, dim, step, 0, 0, 0, exact_ops.FP32)
         rest = floats(latent, components)
         for component in range(whole, components):
             rest[component] = dot(decoder + component * step, q, dim)
@@ -181,5 +180,6 @@ def output_from_latents(side: Any, head: int, out: int, work: Any) -> None:
         if row % side.queries_per_head == 0:
             decoder, mean, step = head_basis(side, head, row // side.queries_per_head, work.wide_basis)
         copy_words(mean, to, dim)
-        for part in range(0, dim, 4 * vectors.LANES):
-            float_ops.exact_mix(decoder + 4 * part, latent, to + 4 * part, 1, components, step, 0, 0, dim - part)
+        for part in range(0, dim, exact_ops.COLUMNS):
+            basis, out_part, rest = decoder + 4 * part, to + 4 * part, dim - part
+            exact_ops.exact_mix(basis, latent, out_part, 1, components, step, 0, 0, rest, 0, exact_ops.FP32)

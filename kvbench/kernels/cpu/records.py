@@ -152,9 +152,12 @@ class CodedJob(NamedTuple):
 
 
 class ExactSide(NamedTuple):
-    """Exact fp32 keys or values of one span; components lie side by side."""
+    """Exact keys or values of one span; components lie side by side."""
 
     states: int
+    kind: int
+    """How they are stored: one of :data:`kvbench.kernels.cpu.llvm.exact_ops.KINDS`."""
+    itemsize: int
     row_stride: int
     head_stride: int
     token_stride: int
@@ -163,7 +166,7 @@ class ExactSide(NamedTuple):
 
 
 class ExactJob(NamedTuple):
-    """Decode attention on exact fp32 spans, one after the other; names as in :class:`CodedJob`."""
+    """Decode attention on exact spans, one after the other; names as in :class:`CodedJob`."""
 
     splits: int
     spans: int

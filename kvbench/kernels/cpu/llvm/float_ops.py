@@ -1,9 +1,9 @@
-"""Vector operations on fp32 rows and tokens: dot products, weighted sums, exponentials and rounding, as LLVM code."""
+"""Vector operations on rows of fp32 numbers: exponentials, sums, scaling and rounding, as LLVM code."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import reduce
 
 from llvmlite import ir
@@ -17,122 +17,17 @@ from kvbench.kernels.cpu.llvm.vectors import (
     I64,
     LANES,
     WORDS,
-    choose,
     emitted,
-    lanes_left,
+    fma,
     load,
     loop,
-    masked,
     shuffle,
     splat,
     store,
-    zero,
 )
 
 TILE = 64
-"""Tokens of a row of scores, and components of a step of the sums: four vectors."""
-
-_NONE = ir.Constant(FLOATS, [0.0] * LANES)
-
-
-def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, total: ir.Value) -> ir.Value:
-    kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
-    return b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.fma.v16f32"), [x, y, total])
-
-
-def _masked_floats(b: ir.IRBuilder, address: ir.Value, here: ir.Value) -> ir.Value:
-    get = masked(b, "load", WORDS)
-    at = b.inttoptr(address, WORDS.as_pointer())
-    return b.bitcast(b.call(get, [at, I32(1), here, zero()]), FLOATS)
-
-
-def _sum_lanes(b: ir.IRBuilder, tokens: Sequence[ir.Value]) -> ir.Value:
-    """Four vectors → their four sums, <4 x float>."""
-
-    def fold(x: ir.Value, y: ir.Value, low: list[int], high: list[int]) -> ir.Value:
-        return b.fadd(shuffle(b, x, y, low), shuffle(b, x, y, high))
-
-    even = [*range(4), *range(8, 12), *range(16, 20), *range(24, 28)]
-    odd = [lane + 4 for lane in even]
-    four = fold(fold(tokens[0], tokens[1], even, odd), fold(tokens[2], tokens[3], even, odd), even, odd)
-    pairs = fold(four, four, [lane ^ 0 for lane in range(16)], [lane ^ 2 for lane in range(16)])
-    return fold(pairs, pairs, [0, 4, 8, 12], [1, 5, 9, 13])
-
-
-@emitted
-def exact_scores(tx, keys, query, out, rows, rank, token_bytes, row_bytes, out_bytes):  # type: ignore[no-untyped-def]
-    """out[row][token] (fp32, 4 tokens, ``token_bytes`` apart) = keys · query over ``rank`` components, 1 to 3 rows."""
-
-    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        keys, query, out, rows, rank, token_bytes, row_bytes, out_bytes = args
-        vectors = b.ashr(b.add(rank, I64(LANES - 1)), I64(4))
-
-        def some(b: ir.IRBuilder, rows: int) -> None:
-            sums = []
-            for token in range(4):  # one after the other: the processor foresees only what is read in order
-                base = b.add(keys, b.mul(token_bytes, I64(token)))
-
-                def step(
-                    b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value], base: ir.Value = base
-                ) -> list[ir.Value]:
-                    offset = b.mul(index, I64(64))
-                    here = lanes_left(b, rank, b.mul(index, I64(LANES)), LANES)
-                    key = _masked_floats(b, b.add(base, offset), here)
-                    sides = [
-                        _masked_floats(b, b.add(b.add(query, offset), b.mul(row_bytes, I64(row))), here)
-                        for row in range(rows)
-                    ]
-                    return [_fma(b, side, key, total) for side, total in zip(sides, sums, strict=True)]
-
-                sums.append(loop(b, vectors, [_NONE] * rows, step))
-            for row in range(rows):
-                store(b, _sum_lanes(b, [dots[row] for dots in sums]), b.add(out, b.mul(out_bytes, I64(row))), 0)
-
-        choose(b, [rows], [(1, 2, 3)], some)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 8), emit
-
-
-@emitted
-def exact_mix(tx, values, weights, out, rows, tokens, token_bytes, row_bytes, out_bytes, count):  # type: ignore[no-untyped-def]
-    """out[row][component] (fp32) += weights · values over ``tokens``, 1 to 3 rows.
-
-    Components are the ``count`` next ones and no more than 64.
-    """
-
-    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        values, weights, out, rows, tokens, token_bytes, row_bytes, out_bytes, count = args
-        columns = range(TILE // LANES)
-        here = [lanes_left(b, count, I64(LANES * column), LANES) for column in columns]
-        put = masked(b, "store", WORDS)
-
-        def some(b: ir.IRBuilder, rows: int) -> None:
-            places = [
-                b.add(b.add(out, b.mul(out_bytes, I64(row))), I64(64 * column))
-                for row in range(rows)
-                for column in columns
-            ]
-            start = [_masked_floats(b, place, here[index % len(columns)]) for index, place in enumerate(places)]
-
-            def step(b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-                base = b.add(values, b.mul(index, token_bytes))
-                vectors = [_masked_floats(b, b.add(base, I64(64 * c)), here[c]) for c in columns]
-                new = []
-                for row in range(rows):
-                    at = b.add(weights, b.mul(row_bytes, I64(row)))
-                    lanes = splat(b, load(b, at, b.mul(index, I64(4)), ir.FloatType()))
-                    new += [_fma(b, lanes, vectors[c], sums[row * len(columns) + c]) for c in columns]
-                return new
-
-            for index, total in enumerate(loop(b, tokens, start, step)):
-                place = b.inttoptr(places[index], WORDS.as_pointer())
-                b.call(put, [b.bitcast(total, WORDS), place, I32(1), here[index % len(columns)]])
-
-        choose(b, [rows], [(1, 2, 3)], some)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 9), emit
+"""Tokens of a row of scores: four vectors."""
 
 
 def _constant(value: float) -> ir.Constant:
@@ -164,7 +59,7 @@ def _exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     f = b.fsub(x, rounded)
     p = _constant(_POWER[0])
     for c in _POWER[1:]:
-        p = _fma(b, p, f, _constant(c))
+        p = fma(b, p, f, _constant(c))
     whole = b.shl(b.fptosi(rounded, WORDS), ir.Constant(WORDS, [23] * LANES))
     return b.bitcast(b.add(b.bitcast(p, WORDS), whole), FLOATS)
 
@@ -207,8 +102,8 @@ def add_scores(tx, dots, low, unit, offset, scale, zero, row):  # type: ignore[n
         high, fine = _row(b, dots, WORDS), _row(b, b.add(dots, I64(4 * TILE)), WORDS)
         parts = zip(high, fine, _row(b, scale), _row(b, zero), _row(b, row), strict=True)
         for part, (h, f, a, z, score) in enumerate(parts):
-            dot = b.fmul(_fma(b, b.sitofp(f, FLOATS), low, b.sitofp(h, FLOATS)), unit)
-            store(b, _fma(b, dot, a, _fma(b, offset, z, score)), row, 64 * part)
+            dot = b.fmul(fma(b, b.sitofp(f, FLOATS), low, b.sitofp(h, FLOATS)), unit)
+            store(b, fma(b, dot, a, fma(b, offset, z, score)), row, 64 * part)
         return context.get_dummy_value()
 
     return types.void(types.int64, *[types.float32] * 3, *[types.int64] * 3), emit
@@ -226,7 +121,7 @@ def add_mixed(tx, mixed, low_bytes, unit, total, columns):  # type: ignore[no-un
             offset = b.mul(index, I64(64))
             high, low = (b.sitofp(load(b, place, offset), FLOATS) for place in (mixed, b.add(mixed, low_bytes)))
             place = b.add(total, offset)
-            store(b, _fma(b, _fma(b, high, most, low), unit, load(b, place, I64(0), FLOATS)), place, 0)
+            store(b, fma(b, fma(b, high, most, low), unit, load(b, place, I64(0), FLOATS)), place, 0)
             return []
 
         loop(b, columns, [], column)
@@ -283,7 +178,7 @@ def round_weights(tx, row, scale, step, high, low):  # type: ignore[no-untyped-d
         row, scale, step, high, low = args
         step, half = splat(b, step), _constant(0.5)
         parts = zip(_row(b, row), _row(b, scale), strict=True)
-        whole = [b.bitcast(b.fptosi(_fma(b, b.fmul(p, a), step, half), WORDS), BYTES) for p, a in parts]
+        whole = [b.bitcast(b.fptosi(fma(b, b.fmul(p, a), step, half), WORDS), BYTES) for p, a in parts]
         # Of every word its lowest byte, then its second one: of two vectors at a time, and of these again.
         order = [4 * word + byte for byte in range(2) for word in range(2 * LANES)]
         first, second = shuffle(b, whole[0], whole[1], order), shuffle(b, whole[2], whole[3], order)
@@ -303,7 +198,7 @@ def weighted_sum(tx, row, zero, scale, lift, sums):  # type: ignore[no-untyped-d
         row, zero, scale, lift, sums = args
         total, lift = load(b, sums, I64(0), FLOATS), splat(b, lift)
         for p, z, a in zip(_row(b, row), _row(b, zero), _row(b, scale), strict=True):
-            total = _fma(b, p, _fma(b, a, lift, z), total)
+            total = fma(b, p, fma(b, a, lift, z), total)
         store(b, total, sums, 0)
         return context.get_dummy_value()
 
