@@ -30,7 +30,7 @@ pytestmark = pytest.mark.benchmark(timer=replayed)
 COLD = 200 * 2**20
 """Bytes over which each arm's buffers rotate."""
 
-EXACT = ("folded", "sdpa", "none")
+EXACT = ("folded", "sdpa", "none", "none, 16 bit")
 PLAIN = {
     "int8, in plain torch": ("int8", Reading("reference")),
     "latents of half rank, int8, rebuilt": ("latents of half rank, int8", Reading(read="reconstruct")),
@@ -100,7 +100,9 @@ def race(case: Case, bandwidth: Bandwidth) -> Race:
             "share_of_read": speed / bandwidth.read,
             "share_of_copy": speed / bandwidth.copy,
         }
-    return Race(f"attention alone, {case.batch} × {case.tokens:,} tokens", times, ("folded", "none"), facts)
+    return Race(
+        f"attention alone, {case.batch} × {case.tokens:,} tokens", times, ("folded", "none", "none, 16 bit"), facts
+    )
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -122,10 +124,12 @@ def _cycling(arm: Arm, copies: list[Stored]) -> Callable[[], object]:
 def _arms(case: Case) -> dict[str, Arm]:
     queries, keys, values = query(case.batch), *(states(case.batch, case.tokens, side) for side in ("keys", "values"))
     exact = {"keys": keys, "values": values}
+    rounded = {name: states.half() for name, states in exact.items()}
     arms = {
         "folded": Arm(exact, lambda stored: _folded(queries, stored), (keys, values)),
         "sdpa": Arm(exact, lambda stored: _sdpa(queries, stored), (keys, values)),
         "none": Arm(exact, lambda stored: _none(queries, stored), (keys, values)),
+        "none, 16 bit": Arm(rounded, lambda stored: _none(queries, stored), (rounded["keys"], rounded["values"])),
     }
     for name, codec in codecs().items():
         arms[name] = _coded(codec, queries, codec.encode(keys, values), case.tokens, Reading())

@@ -45,7 +45,7 @@ def race(case: Case) -> Race:
     times = speed.interleave({name: arm(name, case.tiny) for name in ARMS})
     facts = {name: _facts(case, times, name) for name in ARMS}
     title = f"decode step of {bench(case.tiny).name}, {case.batch} × {case.tokens:,} tokens"
-    return Race(title, {name: times.rounds(name) for name in ARMS}, ("folded", "none", "hf"), facts)
+    return Race(title, {name: times.rounds(name) for name in ARMS}, ("folded", "none", "none, 16 bit", "hf"), facts)
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -7,6 +7,7 @@ from functools import cache
 import torch
 
 from kvbench.compressors.compressor import parse
+from kvbench.compressors.methods.none import IN_16_BIT
 from kvbench.errors import KvbenchError
 from kvbench.kernels.reading import Reading
 from kvbench.measure.arms import Arm
@@ -26,6 +27,7 @@ ARMS = {
     "hf": ("hf", Reading()),
     "folded": ("none", REFERENCE),
     "none": ("none", Reading()),
+    "none, 16 bit": (IN_16_BIT, Reading()),
     "int8": ("int:bits=8", Reading()),
     "int4": ("int:bits=4", Reading()),
     "3-bit latents": ("ftc:bits=3,keys=after", Reading()),

@@ -38,7 +38,10 @@ class LayerPlan:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A fitted compressor: how every full-attention layer is compressed, and the exact spans around it."""
+    """A fitted compressor: how every full-attention layer is compressed, and the exact spans around it.
+
+    Layers without a plan, and those with a sliding window, stay exact; ``spans`` says in which dtype.
+    """
 
     layers: Mapping[int, LayerPlan]
     spans: Spans = field(default_factory=Spans)
@@ -123,7 +126,7 @@ class CompressedModel:
     def _new_layer(self, geometry: LayerGeometry, groups: dict[tuple[int, ...], list[SharedLayer]]) -> KVLayer:
         plan = self.plan.layers.get(geometry.layer)
         if geometry.sliding_window is not None or plan is None or plan.codec is None:
-            return ExactLayer(geometry.sliding_window)
+            return ExactLayer(geometry.sliding_window, self.plan.spans.exact)
         if isinstance(plan.codec, MemberCodec):
             return SharedLayer(plan.codec, self.plan.spans, groups.setdefault(plan.codec.members, []))
         return CompressedLayer(plan.codec, self.plan.spans, plan.selector)

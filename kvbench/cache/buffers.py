@@ -81,9 +81,10 @@ class GrowingTensor:
             self.data, self.owned = self.view.clone(), True
 
     def replace(self, tensor: Tensor) -> None:
-        """Hold ``tensor`` in place of the entries in use, of their shape; the capacity stays."""
-        kept = GrowingTensor.with_capacity(tensor, self.data.shape[AXIS])
-        self.data, self.length, self.owned = kept.data, kept.length, True
+        """Hold ``tensor``, which nobody else has, in place of the entries in use; shape and capacity stay."""
+        if self.length < self.data.shape[AXIS]:
+            tensor = GrowingTensor.with_capacity(tensor, self.data.shape[AXIS]).data
+        self.data, self.owned = tensor, True
 
     def map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply a function over the batch axis (select, repeat) to the whole buffer."""

@@ -4,10 +4,6 @@
 recent window and grows until a block of tokens leaves it for the body. Keys of all three are kept in the codec's
 frame (before or after RoPE; only in the body relative to their block) and attention merges the three parts by
 log-sum-exp.
-
-Sinks and tail are stored in the dtype that the spec's ``exact`` names. A prompt attends to itself as it was computed,
-and what stays of it in sinks and tail is rounded afterwards; every later token is rounded as it is appended, before
-anything attends to it. So a block of tokens and the same tokens one by one see the same numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ from kvbench.cache.body_attention import BodyAttention
 from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.crop import crop
 from kvbench.cache.layer import KVLayer, TensorsByKind, gather_slots, mask_at, require_finite
-from kvbench.cache.rounding import exact_dtype, stored_as
+from kvbench.cache.rounding import stored_as
 from kvbench.cache.spans import Spans
 from kvbench.codecs.codec import Codec
 from kvbench.codecs.quantizers.base import Stored
@@ -45,7 +41,7 @@ class CompressedLayer(KVLayer):
     """
 
     def __init__(self, codec: Codec, spans: Spans, selector: Selector | None = None) -> None:
-        super().__init__()
+        super().__init__(spans.exact)
         stride = codec.block if selector is None else selector.budget.leaving(codec.block)
         block = -(-spans.block // stride) * stride
         self.codec, self.selector = codec, selector
@@ -64,24 +60,9 @@ class CompressedLayer(KVLayer):
         self.first: Tensor | None = None  # (batch,) slot of each row's first real token; None: slot 0 everywhere
         self.first_max = 0
 
-    # ---- exact tokens ----------------------------------------------------------------------------------------------
-
-    @property
-    def exact_dtype(self) -> torch.dtype:
-        """The dtype that sinks and tail are stored in."""
-        return exact_dtype(self.spans, self.dtype)
-
-    def append(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Add tokens to the exact tail; rounded unless they are the first ones, a prompt."""
-        if self.tail_keys is not None:
-            key_states, value_states = (stored_as(states, self.exact_dtype) for states in (key_states, value_states))
-        super().append(key_states, value_states)
-
-    def _round_prompt(self) -> None:
+    def round_prompt(self) -> None:
         """Round what is left of a prompt outside the body; nothing to do later on."""
-        for tail in (self.tail_keys, self.tail_values):
-            if tail is not None and tail.data.dtype != self.exact_dtype:
-                tail.replace(stored_as(tail.view, self.exact_dtype))
+        super().round_prompt()
         if self.sink_keys is not None and self.sink_values is not None:
             self.sink_keys = stored_as(self.sink_keys, self.exact_dtype)
             self.sink_values = stored_as(self.sink_values, self.exact_dtype)
@@ -100,11 +81,11 @@ class CompressedLayer(KVLayer):
         if self.tail_start == 0 and not (self.as_decoded and past):
             output = self._attend_tail_only(query, call, rotator)
             self._settle(query, call.scaling, rotator)
-            self._round_prompt()
+            self.round_prompt()
             return output
         limits = None
         tail_start = self.tail_start
-        tail = (self._tail_keys(rotator), self._tail(self.tail_values))
+        tail = self._tail(rotator)
         if self.as_decoded and query.shape[AXIS] > 1:
             limits = self._limits(past, query)
             tail = (tail[0].clone(), tail[1].clone())  # settling moves the tail's memory
@@ -123,7 +104,7 @@ class CompressedLayer(KVLayer):
 
     def _attend_tail_only(self, query: Tensor, call: AttentionCall, rotator: Rotator | None) -> Tensor:
         """Nothing has left the window yet: plain exact attention."""
-        keys, values = self._tail_keys(rotator), self._tail(self.tail_values)
+        keys, values = self._tail(rotator)
         if query.shape[AXIS] == 1:
             part = self.attend_exact(query, keys, values, call, call.mask)
             self.attended_by = f"{part.by} exact"
@@ -167,9 +148,9 @@ class CompressedLayer(KVLayer):
             tail_mask = tail_mask & (slots >= limits[:, None])
         if self.sink_keys is None or self.sink_values is None or not self.spans.sinks:
             return self.attend_exact(query, *tail, call, tail_mask)
-        keys, values = self.sink_keys.to(self.dtype), self.sink_values.to(self.dtype)
+        keys, values = self.sink_keys, self.sink_values
         if rotator is not None:
-            keys = rotator.at(keys, self.sink_slots(query.device).expand(query.shape[0], -1))
+            keys = rotator.at(keys.to(self.dtype), self.sink_slots(query.device).expand(query.shape[0], -1))
         if mask is not None and tail_mask is not None:
             sink_mask = mask_at(mask, self.sink_slots(query.device))
             if limits is not None:
@@ -211,14 +192,19 @@ class CompressedLayer(KVLayer):
         # After a crop into the body more tokens are encoded than have left the window, and they stay so.
         return torch.tensor(boundaries, device=query.device).clamp_min(self.tail_start)
 
-    def _tail(self, tail: GrowingTensor | None) -> Tensor:
-        """The tail in the model's dtype."""
-        assert tail is not None
-        return tail.view.to(self.dtype)
+    def _tail(self, rotator: Rotator | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of the tail as they are attended: as they are stored, or rotated in the model's dtype."""
+        assert self.tail_keys is not None and self.tail_values is not None
+        keys = self.tail_keys.view
+        if rotator is not None:
+            keys = rotator.slots(keys.to(self.dtype), self.tail_start, self.seen)
+        return keys, self.tail_values.view
 
-    def _tail_keys(self, rotator: Rotator | None) -> Tensor:
-        keys = self._tail(self.tail_keys)
-        return keys if rotator is None else rotator.slots(keys, self.tail_start, self.seen)
+    def _leaving(self, tokens: slice) -> tuple[Tensor, Tensor]:
+        """Keys and values of ``tokens`` of the tail as they are encoded: in the model's dtype and the codec's frame."""
+        assert self.tail_keys is not None and self.tail_values is not None
+        keys, values = self.tail_keys.view[:, :, tokens], self.tail_values.view[:, :, tokens]
+        return keys.to(self.dtype), values.to(self.dtype)
 
     def sink_slots(self, device: torch.device) -> Tensor:
         """(1 or batch, sinks): the slots of the sink tokens."""
@@ -237,7 +223,7 @@ class CompressedLayer(KVLayer):
         """Take in a prompt; ``keys`` in the codec's frame."""
         self.append(keys, values)
         self._settle(query, scaling, self._tail_rotator(rotator))
-        self._round_prompt()
+        self.round_prompt()
 
     def _find_first(self, mask: Tensor | None) -> None:
         """Read each row's left padding off the mask's last query; a row may still be nothing but padding."""
@@ -270,7 +256,7 @@ class CompressedLayer(KVLayer):
         if boundary <= self.tail_start:
             return
         in_tail, leaving = seen - self.tail_start, boundary - self.tail_start
-        keys, values = self._tail(self.tail_keys)[:, :, :in_tail], self._tail(self.tail_values)[:, :, :in_tail]
+        keys, values = self._leaving(slice(in_tail))
         begin = 0 if self.tail_start else self.spans.sinks
         if begin < leaving and self.selector is None:
             self._append(keys[:, :, begin:leaving], values[:, :, begin:leaving])

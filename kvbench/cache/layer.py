@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from kvbench.cache.buffers import AXIS, GrowingTensor
+from kvbench.cache.rounding import exact_dtype, stored_as
+from kvbench.cache.spans import ExactDtype
 from kvbench.errors import KvbenchError
 from kvbench.hooks.interception import AttentionCall
 from kvbench.hooks.rotary import Rotator
@@ -26,15 +28,21 @@ TensorsByKind = Iterator[tuple[str, GrowingTensor | Tensor]]
 
 
 class KVLayer(CacheLayerMixin):
-    """Common ground of exact and compressed layers: token count, and an exact tail that ``update`` appends to."""
+    """Common ground of exact and compressed layers: token count, and an exact tail that ``update`` appends to.
+
+    Exact tokens are stored in the dtype that ``exact`` names. A prompt attends to itself as it was computed, and what
+    stays of it is rounded afterwards; every later token is rounded as it is appended, before anything attends to it. So
+    a block of tokens and the same tokens one by one see the same numbers.
+    """
 
     is_compileable = False
     is_croppable = True
     is_sliding = False
     supports_early_init = False
 
-    def __init__(self) -> None:
+    def __init__(self, exact: ExactDtype = "model") -> None:
         super().__init__()
+        self.exact = exact
         self.seen = 0
         self.expected = False  # whether kvbench's attention runs next; set before every forward pass
         self.reading: Reading = DEFAULT
@@ -64,17 +72,29 @@ class KVLayer(CacheLayerMixin):
         self.append(key_states, value_states)
         return key_states, value_states
 
+    @property
+    def exact_dtype(self) -> torch.dtype:
+        """The dtype that exact tokens are stored in."""
+        return exact_dtype(self.exact, self.dtype)
+
     def append(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Add tokens to the exact tail."""
+        """Add tokens to the exact tail; rounded unless they are the first ones, a prompt."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.seen += key_states.shape[AXIS]
         if self.tail_keys is None or self.tail_values is None:
             # The prompt is taken over without a copy: one layer's exact prompt exists once.
             self.tail_keys, self.tail_values = GrowingTensor.adopt(key_states), GrowingTensor.adopt(value_states)
         else:
-            self.tail_keys.append(key_states)
-            self.tail_values.append(value_states)
+            keys, values = (stored_as(states, self.exact_dtype) for states in (key_states, value_states))
+            self.tail_keys.append(keys)
+            self.tail_values.append(values)
+        self.seen += key_states.shape[AXIS]
+
+    def round_prompt(self) -> None:
+        """Round what is left of a prompt in the tail; nothing to do later on."""
+        for tail in (self.tail_keys, self.tail_values):
+            if tail is not None and tail.data.dtype != self.exact_dtype:
+                tail.replace(stored_as(tail.view, self.exact_dtype))
 
     def attend_exact(
         self,
@@ -167,8 +187,8 @@ class ExactLayer(KVLayer):
     With ``sliding_window`` only the last window − 1 tokens are kept, as in transformers.
     """
 
-    def __init__(self, sliding_window: int | None = None) -> None:
-        super().__init__()
+    def __init__(self, sliding_window: int | None = None, exact: ExactDtype = "model") -> None:
+        super().__init__(exact)
         self.sliding_window = sliding_window
         self.is_sliding = sliding_window is not None
         self.record_past = False
@@ -187,12 +207,14 @@ class ExactLayer(KVLayer):
                 self.attended_by = "torch exact"
         if not self.record_past:
             self._trim()
+        self.round_prompt()
         return output
 
     def load(self, keys: Tensor, values: Tensor, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
         """Take in a prompt."""
         self.append(keys, values)
         self._trim()
+        self.round_prompt()
 
     def _trim(self) -> None:
         assert self.tail_keys is not None and self.tail_values is not None

@@ -39,14 +39,14 @@ def body_bits_per_element(plan: Plan, geometry: ModelGeometry) -> float | None:
 
 
 def _layer_bytes(plan: Plan, layer: LayerGeometry, dtype: torch.dtype, tokens: int) -> float:
-    uncompressed = layer.elements_per_token * dtype.itemsize
+    exact = layer.elements_per_token * exact_dtype(plan.spans.exact, dtype).itemsize
     layer_plan = plan.layers.get(layer.layer)
     if layer.sliding_window is not None:
-        return uncompressed * (layer.sliding_window if tokens >= layer.sliding_window else tokens)
+        return exact * (layer.sliding_window if tokens >= layer.sliding_window else tokens)
     if layer_plan is None or layer_plan.codec is None:
-        return uncompressed * tokens
+        return exact * tokens
     spans = CompressedLayer(layer_plan.codec, plan.spans, layer_plan.selector).spans
-    exact, boundary = layer.elements_per_token * exact_dtype(spans, dtype).itemsize, spans.boundary(tokens)
+    boundary = spans.boundary(tokens)
     if boundary == 0:
         return exact * tokens
     return exact * (spans.sinks + spans.recent + spans.block) + _body_bytes(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvbench.cache.spans import Spans
+from kvbench.cache.spans import ExactDtype
 from kvbench.errors import KvbenchError
 
 
-def exact_dtype(spans: Spans, model: torch.dtype) -> torch.dtype:
-    """The dtype of the exact spans in a model that runs in ``model``."""
-    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(spans.exact, model)
+def exact_dtype(exact: ExactDtype, model: torch.dtype) -> torch.dtype:
+    """The dtype of exact tokens in a model that runs in ``model``."""
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(exact, model)
 
 
 def stored_as(states: Tensor, dtype: torch.dtype) -> Tensor:
@@ -37,6 +37,6 @@ def _require_range(states: Tensor, rounded: Tensor) -> None:
 def beyond_float16() -> KvbenchError:
     """The error for exact tokens that float16 has no number for."""
     return KvbenchError(
-        f"keys or values of exact tokens lie beyond {torch.finfo(torch.float16).max:g}, where exact=float16 ends; "
-        "store them with exact=bfloat16"
+        f"keys or values of exact tokens lie beyond {torch.finfo(torch.float16).max:g}, where float16 ends; "
+        "store them in bfloat16 (exact=bfloat16)"
     )

@@ -102,11 +102,11 @@ class SharedLayer(CompressedLayer):
             for member in self.group:
                 member._catch_up(boundary)
 
-    def _round_prompt(self) -> None:
+    def round_prompt(self) -> None:
         """Members keep their prompt as it was computed until the last one has encoded it for all."""
         if self.owns_body:
             for member in self.group:
-                CompressedLayer._round_prompt(member)
+                CompressedLayer.round_prompt(member)
 
     def _settle_as_decoded(self, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
         """The first member encodes for all what has left the window by the end of the block, step by step.
@@ -137,12 +137,10 @@ class SharedLayer(CompressedLayer):
         """Append all members' tokens from this member's tail up to slot ``boundary`` to the body."""
         start = max(self.tail_start, self.spans.sinks)
         if start < boundary:
-            tails = [(member._tail(member.tail_keys), member._tail(member.tail_values)) for member in self.group]
-            spans = [slice(start - member.tail_start, boundary - member.tail_start) for member in self.group]
-            keys, values = (
-                torch.cat([tail[side][:, :, span] for tail, span in zip(tails, spans, strict=True)], 1)
-                for side in (0, 1)
-            )
+            leaving = [
+                member._leaving(slice(start - member.tail_start, boundary - member.tail_start)) for member in self.group
+            ]
+            keys, values = (torch.cat(heads, 1) for heads in zip(*leaving, strict=True))
             self._append(keys, values)
 
     def _encode(self, keys: Tensor, values: Tensor) -> Stored:

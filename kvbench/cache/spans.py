@@ -1,4 +1,4 @@
-"""How a compressed layer divides its context, and in which dtype it keeps what stays exact."""
+"""How a compressed layer divides its context, and in which dtype what stays exact is stored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ ExactDtype = Literal["model", "float16", "bfloat16"]
 class Spans:
     """How a layer divides its context. ``recent`` and ``block`` in tokens; ``block`` leave the window at a time.
 
-    ``exact`` is the dtype that sinks and window are stored in; "model" is the dtype that the model runs in.
+    ``exact`` is the dtype that sinks and window are stored in, and the whole context of layers that are not compressed;
+    "model" is the dtype that the model runs in.
     """
 
     sinks: int = 4

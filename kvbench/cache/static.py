@@ -40,8 +40,9 @@ class StaticLayer(CacheLayerMixin):
     is_sliding = False
     supports_early_init = False
 
-    def __init__(self, seen: Tensor, keys: Tensor, values: Tensor) -> None:
+    def __init__(self, seen: Tensor, keys: Tensor, values: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
+        self.dtype = dtype  # the model's
         self.seen, self.exact_keys, self.exact_values = seen, keys, values
         self.expected = False  # whether kvbench's attention runs next; set before every forward pass
         self.is_initialized = True
@@ -74,7 +75,19 @@ class StaticLayer(CacheLayerMixin):
         """Every buffer with the kind of its bytes."""
 
     def settle(self, tokens: int) -> None:
-        """Encode what has left the window once ``tokens`` are cached; between steps."""
+        """Encode what has left the window once ``tokens`` are cached; between steps.
+
+        Raises:
+            KvbenchError: the step's token is beyond float16's range, in which it was stored.
+        """
+        self.require_range()
+
+    def require_range(self) -> None:
+        """The step itself cannot check whether its token was rounded to infinity; the first call after it does."""
+        if self.exact_keys.dtype == torch.float16 != self.dtype:
+            for exact in (self.exact_keys, self.exact_values):
+                if not bool(exact.isfinite().all()):
+                    raise beyond_float16()
 
     def write(self, index: Tensor, call: AttentionCall) -> None:
         """Put the new token at ``index`` ()."""
@@ -108,7 +121,7 @@ class StaticExactLayer(StaticLayer):
         for tail in (layer.tail_keys.view, layer.tail_values.view):
             buffers.append(zeros(tail, window))
             buffers[-1][:, :, slots] = tail[:, :, tail.shape[AXIS] - filled :]
-        super().__init__(seen, buffers[0], buffers[1])
+        super().__init__(seen, buffers[0], buffers[1], layer.dtype)
         self.window = window
 
     def attend(self, call: AttentionCall) -> Tensor:
@@ -144,8 +157,8 @@ class StaticCompressedLayer(StaticLayer):
             exact = tail.view if sinks is None else torch.cat([sinks, tail.view], AXIS)
             buffers.append(zeros(exact, window))
             buffers[-1][:, :, : exact.shape[AXIS]] = exact
-        super().__init__(seen, buffers[0], buffers[1])
-        self.codec, self.dtype = layer.codec, layer.dtype
+        super().__init__(seen, buffers[0], buffers[1], layer.dtype)
+        self.codec = layer.codec
         for side in self.codec.sides.values():
             if side.transform is not None:
                 _ = side.transform.shifts  # cached from here on: a graph cannot read it from the device
@@ -213,7 +226,7 @@ class StaticCompressedLayer(StaticLayer):
         Raises:
             KvbenchError: NaN or infinite values, or the step's token is beyond the range of exact=float16.
         """
-        self._require_range()
+        self.require_range()
         sinks = self.spans.sinks
         count = self.spans.boundary(tokens) - sinks - self.encoded
         if count <= 0:
@@ -231,13 +244,6 @@ class StaticCompressedLayer(StaticLayer):
             exact[:, :, sinks:-count] = exact[:, :, sinks + count :].clone()
         self.encoded += count
         self.start.add_(count)
-
-    def _require_range(self) -> None:
-        """The step itself cannot check whether its token was rounded to infinity; the first call after it does."""
-        if self.exact_keys.dtype == torch.float16 != self.dtype:
-            for exact in (self.exact_keys, self.exact_values):
-                if not bool(exact.isfinite().all()):
-                    raise beyond_float16()
 
     def tensors_by_kind(self) -> TensorsByKind:
         """Sinks and window are exact; of the body's buffers the filled part says what it is, and the rest is slack."""

@@ -17,7 +17,7 @@ from kvbench.kernels.decode import kernels_taking
 from kvbench.kernels.reading import Reading
 
 READS = {
-    "exact": "keys and values are numbers of the model's dtype, read where they lie",
+    "exact": "keys and values are floating-point numbers, read where they lie",
     "latents": "the same for latents: queries are taken into them once, outputs brought back once",
     "int": "a kernel multiplies the stored integers; nothing is decoded to memory",
     "levels": "the same for codes that a table turns into 8-bit levels on the way",
@@ -82,8 +82,7 @@ def way(
         return _rebuilding(kernels, keys, values, 0 if codec.bands is None else codec.bands.block)
     dtype = codec.latents["keys"].dtype or dtype  # queries are multiplied with the basis first
     kernels = kernels_taking(dtype, device) if reading.kernels else None
-    plain = isinstance(keys, Tensor) and isinstance(values, Tensor) and keys.dtype == values.dtype == dtype
-    return _absorbing(codec, kernels, keys, values, plain)
+    return _absorbing(codec, kernels, keys, values)
 
 
 def _view(codec: Codec, stored: Stored, name: str) -> Coded | Tensor | None:
@@ -105,12 +104,13 @@ def _rebuilding(kernels: Kernels | None, keys: Coded | Tensor | None, values: Co
 
 
 def _absorbing(
-    codec: Codec, kernels: Kernels | None, keys: Coded | Tensor | None, values: Coded | Tensor | None, plain: bool
+    codec: Codec, kernels: Kernels | None, keys: Coded | Tensor | None, values: Coded | Tensor | None
 ) -> Way:
-    """Keys and values stay as they are stored; ``plain``: as numbers of the queries' dtype."""
+    """Keys and values stay as they are stored."""
     transformed = any(side_codec.transform is not None for side_codec in codec.sides.values())
     in_torch = Way(None, "absorbed") if transformed else DECODED
     if isinstance(keys, Tensor) and isinstance(values, Tensor):
+        plain = kernels is not None and {keys.dtype, values.dtype} <= set(kernels.stored)
         return Way(kernels if plain else None, "latents" if transformed else "exact", keys, values)
     if kernels is None or not isinstance(keys, Coded) or not isinstance(values, Coded):
         return in_torch

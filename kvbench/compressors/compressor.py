@@ -6,7 +6,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args
 
@@ -53,7 +53,7 @@ class Compressor:
         return any(part.needs_calibration for part in self.parts)
 
     def __str__(self) -> str:
-        default = _default_spans(self.parts)
+        default = self.parts[0].spans
         extra = [
             f"{name}={getattr(self.spans, name)}"
             for name in (item.name for item in fields(Spans))
@@ -119,15 +119,11 @@ def assemble(spec: Spec) -> Compressor:
         with blaming(written.cls, f"refuses {written.text!r}"):
             parts.append(written.cls.parse(written.settings))
     _check_roles(parts, spec.spans)
-    spans = replace(_default_spans(parts), **spec.spans)
+    parts.sort(key=_order)
+    spans = replace(parts[0].spans, **spec.spans)
     if spans.sinks < 0 or spans.recent < 0 or spans.block < 1:
         raise KvbenchError(f"{spec.text}: sinks and recent must be at least 0, block at least 1 (tokens)")
-    return Compressor(tuple(sorted(parts, key=_order)), spans)
-
-
-def _default_spans(parts: Sequence[Part]) -> Spans:
-    """What the exact spans are unless the spec says otherwise."""
-    return parts[0].spans if isinstance(parts[0], Saved) else Spans()
+    return Compressor(tuple(parts), spans)
 
 
 def _order(part: Part) -> int:

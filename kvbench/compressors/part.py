@@ -36,6 +36,11 @@ class Part(ABC):
     def apply(self, draft: Draft) -> None:
         """Fill in this part's roles for every layer of ``draft``."""
 
+    @property
+    def spans(self) -> Spans:
+        """What the exact spans are unless the spec says otherwise."""
+        return Spans()
+
     def __str__(self) -> str:
         given = [
             f"{item.name}={_format(getattr(self, item.name))}"

@@ -19,7 +19,7 @@ from kvbench.kernels.reference import Partial
 
 @dataclass(frozen=True)
 class Kernels:
-    """Decode attention for one kind of device; ``dtypes`` of queries and exact tensors that it takes.
+    """Decode attention for one kind of device: for queries of ``dtypes``; exact tensors are ``stored`` in any of those.
 
     ``readable`` says whether ``coded`` takes these keys and values. ``basis`` makes of a decoder (groups, rank, heads,
     head_dim) and a mean (groups, heads, head_dim) what ``coded`` takes to go into latents and back by itself; None if
@@ -31,6 +31,7 @@ class Kernels:
 
     name: str
     dtypes: tuple[torch.dtype, ...]
+    stored: tuple[torch.dtype, ...]
     exact: Callable[..., Partial]
     coded: Callable[..., Partial]
     readable: Callable[[Coded, Coded], bool]
@@ -99,6 +100,7 @@ def _cpu() -> Kernels:
     return Kernels(
         "numba",
         (torch.float32,),
+        exact.STORED,
         exact.exact_decode,
         coded.coded_attention,
         coded.readable,
@@ -117,6 +119,7 @@ def _cuda() -> Kernels:
         raise _MissingError(f"triton cannot be imported ({error}); pip install triton") from error
     return Kernels(
         "triton",
+        triton_exact.DTYPES,
         triton_exact.DTYPES,
         triton_exact.triton_exact_decode,
         triton_coded.triton_coded_attention,

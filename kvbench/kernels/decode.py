@@ -42,10 +42,11 @@ def attend_exact(
 ) -> Partial:
     """:func:`kvbench.kernels.reference.partial_attention`, through a kernel if ``kernels`` and one fits.
 
-    ``before``: keys and values of earlier tokens, which the mask covers too; kernels read them where they lie.
+    ``before``: keys and values of earlier tokens, which the mask covers too. Kernels read each tensor where it lies and
+    in the dtype that it is stored in.
     """
     fitting = fitting_kernels(query, softcap) if kernels else None
-    if fitting is None or any(states.dtype != query.dtype for states in (keys, values, *(before or ()))):
+    if fitting is None or any(states.dtype not in fitting.stored for states in (keys, values, *(before or ()))):
         if before is not None:
             keys, values = torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
         return partial_attention(query, keys, values, scaling, mask, softcap)

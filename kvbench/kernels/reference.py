@@ -146,12 +146,14 @@ def exact_attention(
     Without a mask the queries are the last tokens and attend causally. A single query is folded over its head group
     (2-3x over ``enable_gqa`` on CPU); in 16 bit, and for prompts, it goes through torch's fused kernel, which keeps
     scores in fp32 without a copy of the keys; with a softcap, which that kernel lacks, through
-    :func:`partial_attention` in slices of queries.
+    :func:`partial_attention` in slices of queries. Keys and values stored in another dtype than the queries' are
+    converted for the fused kernel, which takes one dtype.
     """
     (batch, heads, queries, dim), (kv_heads, tokens) = query.shape, keys.shape[1:3]
     narrow = query.dtype.itemsize == 2
     if softcap is not None or (queries == 1 and not narrow):
         return _sliced(query, keys, values, scaling, mask, softcap)
+    keys, values = keys.to(query.dtype), values.to(query.dtype)
     if queries == 1:
         folded = query.reshape(batch, kv_heads, heads // kv_heads, dim)
         output = functional.scaled_dot_product_attention(folded, keys, values, mask, scale=scaling)

@@ -20,6 +20,7 @@ from kvbench.calibration.statistics import Statistics
 from kvbench.calibration.store import statistics_folder
 from kvbench.compressors.compressor import Compressor, parse
 from kvbench.compressors.equal_bytes import Solver
+from kvbench.compressors.methods.none import IN_16_BIT
 from kvbench.errors import KvbenchError
 from kvbench.hooks.geometry import ModelGeometry
 from kvbench.kernels.choice import warm_up
@@ -91,12 +92,19 @@ class ModelBench:
         return self._factory.fit(compressor, lambda: self._statistics(source))
 
     def baselines(self, reading: Reading = DEFAULT) -> list[Arm]:
-        """``none``, which attends by kernels if ``reading`` lets it, and ``hf``."""
-        return [self.none(reading), self._factory.ready("hf", None)]
+        """``none`` and the same in 16 bit, which attend by kernels if ``reading`` lets them, and ``hf``.
+
+        In a 16-bit model ``none`` is the cache in 16 bit.
+        """
+        in_16_bit = [self._uncompressed(IN_16_BIT, reading)] if self.geometry.dtype.itemsize > 2 else []
+        return [self.none(reading), *in_16_bit, self._factory.ready("hf", None)]
 
     def none(self, reading: Reading = DEFAULT) -> Arm:
         """kvbench's own uncompressed cache."""
-        return self._factory.ready("none", self._factory.fit(parse("none"), None), reading=reading)
+        return self._uncompressed("none", reading)
+
+    def _uncompressed(self, spec: str, reading: Reading) -> Arm:
+        return self._factory.ready(spec, self._factory.fit(parse(spec), None), reading=reading)
 
     # ---- what measurements share ------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import Cache
 
 from kvbench.cache.cache import CacheBytes
+from kvbench.compressors.methods.none import IN_16_BIT
 from kvbench.hardware.allocator import keep_freed_memory
 from kvbench.measure.arms import Arm
 from kvbench.measure.cycles import (
@@ -37,6 +38,8 @@ from kvbench.measure.roofline import roofline
 from kvbench.measure.statistics import percentiles
 from kvbench.measure.turns import turns
 
+RATIOS = {"none": "ratio_to_none", IN_16_BIT: "ratio_to_16_bit", "hf": "ratio_to_hf"}
+"""The field of a :class:`SpeedResult` for the speed-up over each baseline."""
 FILLS = 3
 """Times a cache is filled to time compression; the median counts."""
 
@@ -129,7 +132,7 @@ class SpeedBench:
             encode_s_per_token=encode_s_per_token(flat, encoded),
             tokens_per_s=self.batch / mean,
             raw_step_s=tuple(flat),
-            **_ratios(times, arm.name, [other.name for other in baselines]),
+            **_ratios(times, arm, baselines),
             attention=times.attention(arm.name),
             allocated=Bytes.of(sizes[0]),
             largest_bytes=max(size.total for size in sizes),
@@ -196,15 +199,18 @@ def _nothing(cache: Cache) -> None:
     """Nobody watches."""
 
 
-def _ratios(times: Times, candidate: str, baselines: Sequence[str]) -> dict[str, Any]:
+def _ratios(times: Times, arm: Arm, baselines: Sequence[Arm]) -> dict[str, Any]:
     """The fields of a :class:`SpeedResult` that tell of speed-ups."""
     fields: dict[str, Any] = {}
     for baseline in baselines:
-        encodings = times.encodings(*{baseline, candidate})
-        ratio = speed_up(times.rounds(baseline), times.rounds(candidate), encodings)
+        encodings = times.encodings(*{baseline.name, arm.name})
+        ratio = speed_up(times.rounds(baseline.name), times.rounds(arm.name), encodings)
         bounds = None if ratio.low is None or ratio.high is None else (ratio.low, ratio.high)
-        fields[f"ratio_to_{baseline}"] = ratio.ratio
-        fields[f"ratio_to_{baseline}_interval"] = Interval.of(bounds)
+        names = [RATIOS[baseline.name]]
+        if baseline.name == "none" and arm.geometry.dtype.itemsize == 2:
+            names.append(RATIOS[IN_16_BIT])
+        for name in names:
+            fields |= {name: ratio.ratio, f"{name}_interval": Interval.of(bounds)}
         fields["interval_method"] = ratio.method
     return fields
 

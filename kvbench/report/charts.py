@@ -70,8 +70,12 @@ def _speed_up(group: Group, name: str) -> Figure | None:
     ]
     if not points:
         return None
-    stock = [record.speed.ratio_to_none for record in group.records if record.trial.compressor == "hf" and record.speed]
-    lines = [Line("none", 1.0), *(Line("hf", ratio) for ratio in stock if _is_positive(ratio))]
+    others = [
+        (record.trial.compressor, record.speed.ratio_to_none)
+        for record in group.records
+        if is_baseline(record) and record.speed and record.trial.compressor != "none"
+    ]
+    lines = [Line("none", 1.0), *(Line(name, ratio) for name, ratio in others if _is_positive(ratio))]
     axis = Axis.over("decoding speed-up over none", _extent(points, lines), logarithmic=True)
     points = _with_best(points, [(point.x, -point.y) for point in points])
     return _figure(name, "Decoding speed against size", "upper left", group, axis, points, lines)

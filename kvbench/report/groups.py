@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from kvbench.compressors.methods.none import IN_16_BIT
 from kvbench.measure.parts import WITH_INTERVALS
 from kvbench.report.columns import DETAILS, SUMMARY, Cell, Column
 from kvbench.report.columns.memory import BODY_BITS, body_bits
@@ -14,7 +15,7 @@ from kvbench.report.pareto import SAME_BITS, Point, clear_frontier
 from kvbench.report.shift import Shift, shift_columns, shift_remarks, shifts
 from kvbench.runs.records import Record
 
-BASELINES = ("none", "hf")
+BASELINES = ("none", IN_16_BIT, "hf")
 """Measured in every run; they head their table and take no part in the race for the frontier."""
 
 LONGEST_REASON = 240

@@ -58,14 +58,16 @@ class FloatQuantizer:
             latents *= (stored["largest"].float() / torch.finfo(self.dtype).max).unsqueeze(-1)
         return latents
 
-    def coded(self, stored: Stored) -> Coded | None:
-        """Scaled 8-bit codes with the format's values as levels.
+    def coded(self, stored: Stored) -> Coded | Tensor | None:
+        """Scaled 8-bit codes with the format's values as levels; longer formats without a scale as they are.
 
-        None for longer formats, and without a scale: then two bytes do not hold the format's range.
+        None for 8-bit codes without a scale: two bytes do not hold the format's range.
         """
-        if self.dtype.itemsize > 1 or not self.scaled:
-            return None
         codes = stored["codes"]
+        if self.dtype.itemsize > 1:
+            return None if self.scaled else codes
+        if not self.scaled:
+            return None
         rank = codes.shape[-1] // TOKENS_PER_GROUP
         levels = {8: _levels(self.dtype, codes.device)}
         component = constant(1 / torch.finfo(self.dtype).max, rank, codes.device)

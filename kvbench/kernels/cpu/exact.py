@@ -1,4 +1,4 @@
-"""Decode attention over exact fp32 tensors: the record that the CPU kernel reads, and its results as tensors."""
+"""Decode attention over exact tensors: the record that the CPU kernel reads, and its results as tensors."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from torch import Tensor
 
 from kvbench.kernels.cpu.jobs import exact_job
 from kvbench.kernels.cpu.launch import share
+from kvbench.kernels.cpu.llvm import exact_ops
 from kvbench.kernels.cpu.merge import merge_splits
 from kvbench.kernels.cpu.records import ExactJob, ExactSide, pack
 from kvbench.kernels.cpu.work_split import mask_bytes, splits_for
 from kvbench.kernels.reference import Partial
+
+_KINDS = {torch.float32: exact_ops.FP32, torch.float16: exact_ops.FP16, torch.bfloat16: exact_ops.BF16}
+STORED = tuple(_KINDS)
+"""Dtypes of keys and values that the kernel reads as they lie."""
 
 
 def exact_decode(
@@ -21,10 +26,10 @@ def exact_decode(
     mask: Tensor | None = None,
     before: tuple[Tensor, Tensor] | None = None,
 ) -> Partial:
-    """Attention of ``query`` (batch, groups, rows, rank) over ``keys``, ``values`` (batch, groups, tokens, ·) in fp32.
+    """Attention of ``query`` (batch, groups, rows, rank) in fp32 over ``keys``, ``values`` (batch, groups, tokens, ·).
 
-    ``before``: keys and values of earlier tokens. ``mask`` is boolean, broadcastable to (batch, groups or 1, 1, all
-    tokens).
+    ``before``: keys and values of earlier tokens. Each of the four may be stored in any of :data:`STORED`.
+    ``mask`` is boolean, broadcastable to (batch, groups or 1, 1, all tokens).
     """
     batch, groups, rows, rank = query.shape
     spans = [(keys, values)] if before is None else [before, (keys, values)]
@@ -58,11 +63,14 @@ def exact_decode(
 
 def _side(states: Tensor) -> ExactSide:
     row, head, token, _ = states.stride()
+    size = states.itemsize
     return ExactSide(
         states=states.data_ptr(),
-        row_stride=4 * row,
-        head_stride=4 * head,
-        token_stride=4 * token,
+        kind=_KINDS[states.dtype],
+        itemsize=size,
+        row_stride=size * row,
+        head_stride=size * head,
+        token_stride=size * token,
         components=states.shape[-1],
         tokens=states.shape[2],
     )

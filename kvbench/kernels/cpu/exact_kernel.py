@@ -1,4 +1,6 @@
-"""Decode attention over exact fp32 keys and values on the CPU: a byte is read once for all queries of a head group.
+"""Decode attention over exact keys and values on the CPU: a byte is read once for all queries of a head group.
+
+They are stored in fp32, fp16 or bf16, each span in its way; scores, weights and sums are fp32.
 
 ``side`` is an :class:`~kvbench.kernels.cpu.records.ExactSide`, ``work`` a
 :class:`~kvbench.kernels.cpu.records.Workspace`.
@@ -11,9 +13,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kvbench.kernels.cpu.llvm import float_ops, vectors
+from kvbench.kernels.cpu.llvm import exact_ops, vectors
 from kvbench.kernels.cpu.memory import JIT, TILE, floats, record_at
-from kvbench.kernels.cpu.projection_kernel import dot, lane_sum
+from kvbench.kernels.cpu.projection_kernel import lane_sum
 from kvbench.kernels.cpu.records import EXACT_SIDE, WORKSPACE
 from kvbench.kernels.cpu.softmax_kernel import apply_mask, begin_softmax, update_softmax
 from kvbench.kernels.cpu.workspace import exact_workspace
@@ -58,28 +60,27 @@ def state_address(side: Any, row: int, head: int, start: int) -> int:
 
 @njit(**JIT)
 def score_tile(key: int, side: Any, query: int, count: int, work: Any) -> None:
-    """Scores of ``count`` tokens from address ``key`` on: four at a time; a ragged end is scored token by token."""
-    components, step, wide, rows = side.components, side.token_stride, 4 * TILE, work.rows
-    whole = count // 4 * 4
-    for row in range(0, rows, _AT_ONCE):
-        q, out, some = query + 4 * row * components, work.scores + row * wide, min(_AT_ONCE, rows - row)
-        for token in range(0, whole, 4):
-            float_ops.exact_scores(key + token * step, q, out + 4 * token, some, components, step, 4 * components, wide)
-    for row in range(rows):
-        scores = floats(work.scores + row * wide, TILE)
-        for token in range(whole, count):
-            scores[token] = dot(query + 4 * row * components, key + token * step, components)
+    """Scores of ``count`` tokens from address ``key`` on."""
+    components, step, wide = side.components, side.token_stride, 4 * TILE
+    for row in range(0, work.rows, _AT_ONCE):
+        q, out, together = query + 4 * row * components, work.scores + row * wide, min(_AT_ONCE, work.rows - row)
+        exact_ops.exact_scores(
+            key, q, out, together, count, components, step, 4 * components, wide, TILE * step, side.kind
+        )
 
 
 @njit(**JIT)
 def mix_tile(value: int, side: Any, count: int, work: Any) -> None:
     """Add Σ p · values of ``count`` tokens from address ``value`` on to ``total``."""
-    components, step, rows = side.components, side.token_stride, work.rows
-    for row in range(0, rows, _AT_ONCE):
-        weights, some = work.scores + 4 * row * TILE, min(_AT_ONCE, rows - row)
-        for column in range(0, components, 4 * vectors.LANES):
+    components, step, wide = side.components, side.token_stride, 4 * TILE
+    for row in range(0, work.rows, _AT_ONCE):
+        weights, together = work.scores + row * wide, min(_AT_ONCE, work.rows - row)
+        for column in range(0, components, exact_ops.COLUMNS):
             total, rest = work.total + 4 * (row * components + column), components - column
-            float_ops.exact_mix(value + 4 * column, weights, total, some, count, step, 4 * TILE, 4 * components, rest)
+            at = value + column * side.itemsize
+            exact_ops.exact_mix(
+                at, weights, total, together, count, step, wide, 4 * components, rest, TILE * step, side.kind
+            )
 
 
 @njit(**JIT)

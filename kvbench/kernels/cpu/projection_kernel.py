@@ -11,57 +11,85 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kvbench.kernels.cpu.llvm import float_ops, query_ops, vectors
-from kvbench.kernels.cpu.memory import IN_ORDER, JIT, copy_words, floats, longs
+from kvbench.kernels.cpu.llvm import exact_ops, query_ops, vectors
+from kvbench.kernels.cpu.memory import IN_ORDER, JIT, ROWS_AT_ONCE, copy_words, fill, floats, halves, longs
 
 _F = np.float32
 
 
 @njit(**JIT)
-def wide_basis_size(side: Any) -> Any:
-    """fp32 numbers that one head's decoder and mean take where they are stored in fp16."""
-    return (side.components + 1) * side.head_dim if side.basis_in_fp16 else 0
-
-
-@njit(**JIT)
-def head_basis(side: Any, group: int, head: int, wide: int) -> Any:
-    """Addresses of decoder and mean in fp32 of a ``group``'s ``head``, and bytes between decoder rows.
-
-    What is stored in fp16 is copied to ``wide``: a few vector conversions beside a whole tile of tokens.
-    """
+def head_basis(side: Any, group: int, head: int) -> Any:
+    """Addresses of decoder and mean of a ``group``'s ``head``."""
+    size = 2 if side.basis_in_fp16 else 4
     decoder = group * side.decoder_group_stride + head * side.decoder_head_stride
     mean = group * side.mean_group_stride + head * side.mean_head_stride
-    if not side.basis_in_fp16:
-        return side.decoder + 4 * decoder, side.mean + 4 * mean, 4 * side.decoder_row_stride
-    components, dim = side.components, side.head_dim
-    for component in range(components):
-        query_ops.widen(
-            side.decoder + 2 * (decoder + component * side.decoder_row_stride), wide + 4 * component * dim, dim
-        )
-    query_ops.widen(side.mean + 2 * mean, wide + 4 * components * dim, dim)
-    return wide, wide + 4 * components * dim, 4 * dim
+    return side.decoder + size * decoder, side.mean + size * mean
 
 
 @njit(**JIT)
-def project_query(query: int, side: Any, head: int, work: Any) -> None:
+def basis_kind(side: Any) -> int:
+    """How decoder and mean are stored."""
+    return exact_ops.FP16 if side.basis_in_fp16 else exact_ops.FP32
+
+
+@njit(**JIT)
+def read_mean(side: Any, mean: int, out: int) -> None:
+    """The mean of one head, ``head_dim`` numbers, as fp32."""
+    if side.basis_in_fp16:
+        query_ops.widen(mean, out, side.head_dim)
+    else:
+        copy_words(mean, out, side.head_dim)
+
+
+@njit(**JIT)
+def project_query(query: int, side: Any, group: int, work: Any) -> None:
     """Queries (rows, head_dim) → ``latent_query``: with keys z D + μ, q · k = (D q) · z + q · μ (``mean_score``)."""
-    components, dim, decoder, mean, step = side.components, side.head_dim, 0, 0, 0
+    components, dim, each = side.components, side.head_dim, side.queries_per_head
     mean_score = floats(work.mean_score, work.rows)
-    for row in range(work.rows):
-        latent, q = work.latent_query + 4 * row * components, query + 4 * row * dim
-        if not side.decoder:
-            copy_words(q, latent, components)
-            mean_score[row] = _F(0)
-            continue
-        if row % side.queries_per_head == 0:
-            decoder, mean, step = head_basis(side, head, row // side.queries_per_head, work.wide_basis)
-        whole = components // 4 * 4
-        for component in range(0, whole, 4):
-            float_ops.exact_scores(decoder + component * step, q, latent + 4 * component, 1, dim, step, 0, 0)
-        rest = floats(latent, components)
-        for component in range(whole, components):
-            rest[component] = dot(decoder + component * step, q, dim)
-        mean_score[row] = dot(mean, q, dim)
+    if not side.decoder:
+        copy_words(query, work.latent_query, work.rows * components)
+        fill(work.mean_score, work.rows, _F(0))
+        return
+    for head in range(work.rows // each):
+        decoder, mean = head_basis(side, group, head)
+        read_mean(side, mean, work.head_mean)
+        for row in range(head * each, (head + 1) * each):
+            mean_score[row] = dot(work.head_mean, query + 4 * row * dim, dim)
+        for row in range(head * each, (head + 1) * each, ROWS_AT_ONCE):
+            together = min(ROWS_AT_ONCE, (head + 1) * each - row)
+            q, latent = query + 4 * row * dim, work.latent_query + 4 * row * components
+            project_rows(decoder, side, q, latent, together)
+
+
+@njit(**JIT)
+def project_rows(decoder: int, side: Any, query: int, latent: int, rows: int) -> None:
+    """1 to 3 rows of queries to all components; four at a time, so that the last ones of a ragged end come twice."""
+    components, dim, kind = side.components, side.head_dim, basis_kind(side)
+    step, row_bytes = (2 if side.basis_in_fp16 else 4) * side.decoder_row_stride, 4 * components
+    whole = components // 4 * 4
+    exact_ops.exact_scores(decoder, query, latent, rows, whole, dim, step, 4 * dim, row_bytes, 0, kind)
+    if whole < components:
+        last = components - 4 if components > 4 else 0
+        if last:
+            at = decoder + last * step
+            exact_ops.exact_scores(at, query, latent + 4 * last, rows, 4, dim, step, 4 * dim, row_bytes, 0, kind)
+        else:
+            for row in range(rows):
+                out = floats(latent + row * row_bytes, components)
+                for component in range(whole, components):
+                    total = _F(0)
+                    q = floats(query + 4 * row * dim, dim)
+                    for i in range(dim):
+                        total += q[i] * basis_number(side, decoder + component * step, i)
+                    out[component] = total
+
+
+@njit(**JIT)
+def basis_number(side: Any, row: int, i: int) -> Any:
+    """Number ``i`` of a row of a basis."""
+    if side.basis_in_fp16:
+        return vectors.half_to_float(halves(row, i + 1)[i])
+    return floats(row, i + 1)[i]
 
 
 @njit(**JIT)
@@ -113,16 +141,23 @@ def lane_sum(address: int) -> Any:
 
 
 @njit(**JIT)
-def output_from_latents(side: Any, head: int, out: int, work: Any) -> None:
+def output_from_latents(side: Any, group: int, out: int, work: Any) -> None:
     """``latent_output`` (rows, components) → outputs (rows, head_dim)."""
-    components, dim, decoder, mean, step = side.components, side.head_dim, 0, 0, 0
-    for row in range(work.rows):
-        latent, to = work.latent_output + 4 * row * components, out + 4 * row * dim
-        if not side.decoder:
-            copy_words(latent, to, components)
-            continue
-        if row % side.queries_per_head == 0:
-            decoder, mean, step = head_basis(side, head, row // side.queries_per_head, work.wide_basis)
-        copy_words(mean, to, dim)
-        for part in range(0, dim, 4 * vectors.LANES):
-            float_ops.exact_mix(decoder + 4 * part, latent, to + 4 * part, 1, components, step, 0, 0, dim - part)
+    components, dim, each, kind = side.components, side.head_dim, side.queries_per_head, basis_kind(side)
+    if not side.decoder:
+        copy_words(work.latent_output, out, work.rows * components)
+        return
+    size = 2 if side.basis_in_fp16 else 4
+    step = size * side.decoder_row_stride
+    for head in range(work.rows // each):
+        decoder, mean = head_basis(side, group, head)
+        for row in range(head * each, (head + 1) * each):
+            read_mean(side, mean, out + 4 * row * dim)
+        for row in range(head * each, (head + 1) * each, ROWS_AT_ONCE):
+            together = min(ROWS_AT_ONCE, (head + 1) * each - row)
+            latent, to = work.latent_output + 4 * row * components, out + 4 * row * dim
+            for part in range(0, dim, exact_ops.COLUMNS):
+                basis, rest = decoder + size * part, dim - part
+                exact_ops.exact_mix(
+                    basis, latent, to + 4 * part, together, components, step, 4 * components, 4 * dim, rest, 0, kind
+                )

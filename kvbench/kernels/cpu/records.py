@@ -183,9 +183,12 @@ class CodedJob(NamedTuple):
 
 
 class ExactSide(NamedTuple):
-    """Exact fp32 keys or values of one span; components lie side by side."""
+    """Exact keys or values of one span; components lie side by side."""
 
     states: int
+    kind: int
+    """How they are stored: one of :data:`kvbench.kernels.cpu.llvm.exact_ops.KINDS`."""
+    itemsize: int
     row_stride: int
     head_stride: int
     token_stride: int
@@ -194,7 +197,7 @@ class ExactSide(NamedTuple):
 
 
 class ExactJob(NamedTuple):
-    """Decode attention on exact fp32 spans, one after the other; names as in :class:`CodedJob`."""
+    """Decode attention on exact spans, one after the other; names as in :class:`CodedJob`."""
 
     splits: int
     spans: int
@@ -321,8 +324,8 @@ class Workspace(NamedTuple):
     """(rows,): the query times the mean of the keys."""
     latent_output: int
     """(rows, components of values)."""
-    wide_basis: int
-    """A head's decoder and mean in fp32."""
+    head_mean: int
+    """(head_dim of keys,): the mean of a head's keys."""
     step_tile: int
     """A tile's bytes in steps of four columns."""
     key_states: int

@@ -13,7 +13,6 @@ from numba import njit
 
 from kvbench.kernels.cpu.llvm import vectors
 from kvbench.kernels.cpu.memory import JIT, ROWS_AT_ONCE, TILE, record_at
-from kvbench.kernels.cpu.projection_kernel import wide_basis_size
 from kvbench.kernels.cpu.records import WORKSPACE
 from kvbench.kernels.cpu.tile_kernel import AFFINE_BYTES
 
@@ -85,7 +84,7 @@ def _cut_coded(work: Any, base: int, job: Any) -> int:
     work.latent_query, at = at, _aligned(at + 4 * rows * keys.components)
     work.mean_score, at = at, _aligned(at + 4 * rows)
     work.latent_output, at = at, _aligned(at + 4 * rows * values.components)
-    work.wide_basis, at = at, _aligned(at + 4 * max(wide_basis_size(keys), wide_basis_size(values)))
+    work.head_mean, at = at, _aligned(at + 4 * keys.head_dim)
     return at
 
 

@@ -1,4 +1,4 @@
-"""Decode attention over exact keys and values on the GPU: flash-decoding in the tensors' own dtype."""
+"""Decode attention over exact keys and values on the GPU: flash-decoding in the queries' dtype."""
 
 # mypy: disallow-untyped-defs=False, check-untyped-defs=False
 
@@ -49,7 +49,8 @@ def triton_exact_decode(
 ) -> Partial:
     """Attention of ``query`` (batch, groups, rows, rank) over ``keys``, ``values`` (batch, groups, tokens, ·).
 
-    All bf16, fp16 or fp32; sums, the output and its log-sum-exp are fp32. ``mask`` is boolean, broadcastable to
+    Each bf16, fp16 or fp32: keys and values are converted to the queries' dtype as they are read. Sums, the output and
+    its log-sum-exp are fp32. ``mask`` is boolean, broadcastable to
     (batch, groups or 1, 1, tokens). Keys and values are read once for up to 64 rows. ``before``: those of earlier
     tokens.
     """
@@ -88,20 +89,18 @@ def _attend(query, keys, values, mask, out, tokens, SIZES: tl.constexpr):
     row = tl.program_id(1) // query.groups * SIZES.rows + tl.arange(0, SIZES.rows)
     component, column = tl.arange(0, SIZES.key_rank), tl.arange(0, SIZES.value_rank)
     at = ((batch * query.groups + head) * query.rows + row)[:, None] * keys.rank + component[None, :]
-    queries = tl.load(query.data + at, (row < query.rows)[:, None] & (component < keys.rank)[None, :], 0).to(
-        keys.data.dtype.element_ty
-    )
+    queries = tl.load(query.data + at, (row < query.rows)[:, None] & (component < keys.rank)[None, :], 0)
     top, mass = tl.full([SIZES.rows], LOWEST, tl.float32), tl.full([SIZES.rows], 0.0, tl.float32)
     mixed = tl.full([SIZES.rows, SIZES.value_rank], 0.0, tl.float32)
     tiles, splits = tl.cdiv(tokens, SIZES.tile), tl.num_programs(0)
     for tile in tl.range(tiles * split // splits, tiles * (split + 1) // splits):
         token = tile * SIZES.tile + tl.arange(0, SIZES.tile)
-        key = _tile(keys, batch, head, token, component, tokens)
+        key = _tile(keys, batch, head, token, component, tokens).to(queries.dtype)
         score = tl.dot(queries, tl.trans(key), input_precision="ieee") * (query.scaling * LOG2E)
         score = visible(mask, batch, head, token, token < tokens, score)
         highest = tl.maximum(top, tl.max(score, 1))
         fade, weight = tl.exp2(top - highest), tl.exp2(score - highest[:, None])
-        value = _tile(values, batch, head, token, column, tokens)
+        value = _tile(values, batch, head, token, column, tokens).to(queries.dtype)
         mass = mass * fade + tl.sum(weight, 1)
         mixed = tl.dot(weight.to(value.dtype), value, mixed * fade[:, None], input_precision="ieee")
         top = highest

@@ -80,8 +80,8 @@ class RooflineResult(Frozen):
 
 
 class SpeedResult(Frozen):
-    """Times of one compressor over whole block cycles. Ratios are speed-ups over ``none`` and ``hf``, whose time per
-    token was measured in the same rounds: above 1 means that this compressor is faster
+    """Times of one compressor over whole block cycles. Ratios are speed-ups over ``none``, over ``none`` in
+    16 bit and over ``hf``, whose time per token was measured in the same rounds: above 1 means that this one is faster
     (:func:`kvbench.measure.cycles.speed_up`)."""
 
     batch: int
@@ -104,10 +104,13 @@ class SpeedResult(Frozen):
     raw_step_s: tuple[float, ...]
     ratio_to_none: float | None = None
     ratio_to_none_interval: Interval | None = None
+    ratio_to_16_bit: float | None = None
+    """Over kvbench's uncompressed cache in 16 bit, which is ``none`` itself in a 16-bit model."""
+    ratio_to_16_bit_interval: Interval | None = None
     ratio_to_hf: float | None = None
     ratio_to_hf_interval: Interval | None = None
     interval_method: str = ""
-    """What made both intervals."""
+    """What made the intervals."""
     attention: str
     """What attended to the stored tokens, read back from the live cache (:mod:`kvbench.cache.way`)."""
     allocated: Bytes | None = None

@@ -38,6 +38,14 @@ TO_NONE = Column(
     _speed(lambda speed: _speed_up(speed.ratio_to_none, speed.ratio_to_none_interval)),
     summary=True,
 )
+TO_16_BIT = Column(
+    "× 16-bit",
+    "The same over none in 16 bit: kvbench's own uncompressed cache of float16 keys and values, or in the model's dtype"
+    " where that has 16 bit. What compression gains beyond a narrower dtype.",
+    _speed(lambda speed: _speed_up(speed.ratio_to_16_bit, speed.ratio_to_16_bit_interval)),
+    summary=True,
+    importance=8,
+)
 TO_HF = Column(
     "× hf",
     "The same over hf: the stock cache and attention of transformers, what a user has today.",
@@ -46,7 +54,7 @@ TO_HF = Column(
     importance=4,
 )
 
-LEGEND = "× none, × hf: ▲ faster ▼ slower ≈ no clear difference"
+LEGEND = "× none, × 16-bit, × hf: ▲ faster ▼ slower ≈ no clear difference"
 
 COLUMNS = (
     Column(
@@ -93,6 +101,7 @@ COLUMNS = (
         _speed(lambda speed: plain(speed.tokens_per_s, short)),
     ),
     TO_NONE,
+    TO_16_BIT,
     TO_HF,
     Column(
         "× none\nceiling",

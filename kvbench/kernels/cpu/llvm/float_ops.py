@@ -1,9 +1,9 @@
-"""Vector operations on fp32 rows and tokens: dot products, weighted sums, exponentials and rounding, as LLVM code."""
+"""Vector operations on rows of fp32 numbers: exponentials, sums, scaling and rounding, as LLVM code."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import reduce
 
 from llvmlite import ir
@@ -19,7 +19,7 @@ from kvbench.kernels.cpu.llvm.vectors import (
     WORDS,
     choose,
     emitted,
-    lanes_left,
+    fma,
     load,
     loop,
     masked,
@@ -30,15 +30,7 @@ from kvbench.kernels.cpu.llvm.vectors import (
 )
 
 TILE = 64
-"""Tokens of a row of scores, and components of a step of the sums: four vectors."""
-
-_NONE = ir.Constant(FLOATS, [0.0] * LANES)
-
-
-def fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, total: ir.Value) -> ir.Value:
-    """x · y + total, rounded once."""
-    kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
-    return b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.fma.v16f32"), [x, y, total])
+"""Tokens of a row of scores: four vectors."""
 
 
 def masked_floats(b: ir.IRBuilder, address: ir.Value, here: ir.Value) -> ir.Value:
@@ -46,95 +38,6 @@ def masked_floats(b: ir.IRBuilder, address: ir.Value, here: ir.Value) -> ir.Valu
     get = masked(b, "load", WORDS)
     at = b.inttoptr(address, WORDS.as_pointer())
     return b.bitcast(b.call(get, [at, I32(1), here, zero()]), FLOATS)
-
-
-def _sum_lanes(b: ir.IRBuilder, tokens: Sequence[ir.Value]) -> ir.Value:
-    """Four vectors → their four sums, <4 x float>."""
-
-    def fold(x: ir.Value, y: ir.Value, low: list[int], high: list[int]) -> ir.Value:
-        return b.fadd(shuffle(b, x, y, low), shuffle(b, x, y, high))
-
-    even = [*range(4), *range(8, 12), *range(16, 20), *range(24, 28)]
-    odd = [lane + 4 for lane in even]
-    four = fold(fold(tokens[0], tokens[1], even, odd), fold(tokens[2], tokens[3], even, odd), even, odd)
-    pairs = fold(four, four, [lane ^ 0 for lane in range(16)], [lane ^ 2 for lane in range(16)])
-    return fold(pairs, pairs, [0, 4, 8, 12], [1, 5, 9, 13])
-
-
-@emitted
-def exact_scores(tx, keys, query, out, rows, rank, token_bytes, row_bytes, out_bytes):  # type: ignore[no-untyped-def]
-    """out[row][token] (fp32, 4 tokens, ``token_bytes`` apart) = keys · query over ``rank`` components, 1 to 3 rows."""
-
-    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        keys, query, out, rows, rank, token_bytes, row_bytes, out_bytes = args
-        vectors = b.ashr(b.add(rank, I64(LANES - 1)), I64(4))
-
-        def some(b: ir.IRBuilder, rows: int) -> None:
-            sums = []
-            for token in range(4):  # one after the other: the processor foresees only what is read in order
-                base = b.add(keys, b.mul(token_bytes, I64(token)))
-
-                def step(
-                    b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value], base: ir.Value = base
-                ) -> list[ir.Value]:
-                    offset = b.mul(index, I64(64))
-                    here = lanes_left(b, rank, b.mul(index, I64(LANES)), LANES)
-                    key = masked_floats(b, b.add(base, offset), here)
-                    sides = [
-                        masked_floats(b, b.add(b.add(query, offset), b.mul(row_bytes, I64(row))), here)
-                        for row in range(rows)
-                    ]
-                    return [fma(b, side, key, total) for side, total in zip(sides, sums, strict=True)]
-
-                sums.append(loop(b, vectors, [_NONE] * rows, step))
-            for row in range(rows):
-                store(b, _sum_lanes(b, [dots[row] for dots in sums]), b.add(out, b.mul(out_bytes, I64(row))), 0)
-
-        choose(b, [rows], [(1, 2, 3)], some)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 8), emit
-
-
-@emitted
-def exact_mix(tx, values, weights, out, rows, tokens, token_bytes, row_bytes, out_bytes, count):  # type: ignore[no-untyped-def]
-    """out[row][component] (fp32) += weights · values over ``tokens``, 1 to 3 rows.
-
-    Components are the ``count`` next ones and no more than 64.
-    """
-
-    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        values, weights, out, rows, tokens, token_bytes, row_bytes, out_bytes, count = args
-        columns = range(TILE // LANES)
-        here = [lanes_left(b, count, I64(LANES * column), LANES) for column in columns]
-        put = masked(b, "store", WORDS)
-
-        def some(b: ir.IRBuilder, rows: int) -> None:
-            places = [
-                b.add(b.add(out, b.mul(out_bytes, I64(row))), I64(64 * column))
-                for row in range(rows)
-                for column in columns
-            ]
-            start = [masked_floats(b, place, here[index % len(columns)]) for index, place in enumerate(places)]
-
-            def step(b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-                base = b.add(values, b.mul(index, token_bytes))
-                vectors = [masked_floats(b, b.add(base, I64(64 * c)), here[c]) for c in columns]
-                new = []
-                for row in range(rows):
-                    at = b.add(weights, b.mul(row_bytes, I64(row)))
-                    lanes = splat(b, load(b, at, b.mul(index, I64(4)), ir.FloatType()))
-                    new += [fma(b, lanes, vectors[c], sums[row * len(columns) + c]) for c in columns]
-                return new
-
-            for index, total in enumerate(loop(b, tokens, start, step)):
-                place = b.inttoptr(places[index], WORDS.as_pointer())
-                b.call(put, [b.bitcast(total, WORDS), place, I32(1), here[index % len(columns)]])
-
-        choose(b, [rows], [(1, 2, 3)], some)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 9), emit
 
 
 def constant(value: float) -> ir.Constant:

@@ -6,7 +6,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from kvbench.kernels.cpu.llvm.float_ops import across_lanes, constant, fma, masked_floats
+from kvbench.kernels.cpu.llvm.float_ops import across_lanes, constant, masked_floats
 from kvbench.kernels.cpu.llvm.product_ops import FINE_STEPS
 from kvbench.kernels.cpu.llvm.vectors import (
     BYTES,
@@ -18,6 +18,7 @@ from kvbench.kernels.cpu.llvm.vectors import (
     choose,
     emitted,
     every,
+    fma,
     lanes_left,
     load,
     loop,

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 
 from kvbench.kernels.cpu.llvm.float_ops import TILE
 from kvbench.kernels.cpu.llvm.product_ops import dot_bytes
@@ -25,6 +24,7 @@ from kvbench.kernels.cpu.llvm.vectors import (
     choose,
     emitted,
     every,
+    fma,
     has_vnni,
     lanes_left,
     load,
@@ -46,11 +46,6 @@ STEP = 4 * TILE
 _VECTORS = TILE // LANES
 _TRANSPOSED = [16 * lane + 4 * column + row for lane in range(4) for row in range(4) for column in range(4)]
 """Within 128 bits: 4 columns of 4 tokens each → 4 tokens of 4 columns each."""
-
-
-def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, total: ir.Value) -> ir.Value:
-    kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
-    return b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.fma.v16f32"), [x, y, total])
 
 
 def _shifted(kind: ir.VectorType, bits: int) -> ir.Constant:
@@ -137,8 +132,8 @@ def rebuild(  # type: ignore[no-untyped-def]
                     state = b.sitofp(sums[dim * len(vectors) + vector], FLOATS)
                     if scaled:
                         scale, shift = (load(b, affine, I64(STEP * row + place), FLOATS) for row in range(2))
-                        added, factors = _fma(b, shift, weight, added), b.fmul(factor, scale)
-                    store(b, _fma(b, state, factors, added), out, STEP * dim + place)
+                        added, factors = fma(b, shift, weight, added), b.fmul(factor, scale)
+                    store(b, fma(b, state, factors, added), out, STEP * dim + place)
 
         sums = walk([zero()] * (DIMS * len(vectors)), coarse, steps, decoder)
         starts = [every(b, load(b, start, I64(4 * dim), I32)) for dim in range(DIMS)]
@@ -174,7 +169,7 @@ def rotated_scores(  # type: ignore[no-untyped-def]
                     at = b.add(query, b.mul(row_bytes, I64(row)))
                     factor = splat(b, load(b, at, b.mul(index, I64(4)), ir.FloatType()))
                     totals = sums[row * _VECTORS : (row + 1) * _VECTORS]
-                    new += [_fma(b, x, factor, total) for x, total in zip(state, totals, strict=True)]
+                    new += [fma(b, x, factor, total) for x, total in zip(state, totals, strict=True)]
                 return new
 
             def turned(b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
@@ -188,7 +183,7 @@ def rotated_scores(  # type: ignore[no-untyped-def]
                     row_of(b.add(sin, turn)),
                     strict=True,
                 )
-                return add([_fma(b, x, c, b.fmul(b.fmul(y, sign), s)) for x, y, c, s in parts], index, sums)
+                return add([fma(b, x, c, b.fmul(b.fmul(y, sign), s)) for x, y, c, s in parts], index, sums)
 
             def plain(b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
                 index = b.add(index, rotated)

@@ -74,10 +74,10 @@ def half(b: ir.IRBuilder, value: ir.Value, part: int) -> ir.Value:
     return shuffle(b, value, value, range(count * part, count * (part + 1)))
 
 
-def load(b: ir.IRBuilder, base: ir.Value, offset: ir.Value, kind: ir.Type = WORDS) -> ir.Value:
-    """The vector at ``base + offset``, aligned to 4 bytes."""
+def load(b: ir.IRBuilder, base: ir.Value, offset: ir.Value, kind: ir.Type = WORDS, align: int = 4) -> ir.Value:
+    """The vector at ``base + offset``, aligned to ``align`` bytes."""
     value = b.load(b.inttoptr(b.add(base, offset), kind.as_pointer()))
-    value.align = 4
+    value.align = align
     return value
 
 
@@ -133,6 +133,12 @@ def choose(
     for choice in choices[len(taken)]:
         with b.if_then(b.icmp_signed("==", value, ir.Constant(value.type, choice))):
             choose(b, values, choices, body, (*taken, choice))
+
+
+def fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, total: ir.Value) -> ir.Value:
+    """x · y + total, of floats in all lanes."""
+    kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
+    return b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.fma.v16f32"), [x, y, total])
 
 
 def every(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
