@@ -26,16 +26,18 @@ MIXED = (8,) * 4 + (6,) * 8 + (5,) * 8 + (4,) * 8 + (3,) * 16 + (2,) * 8 + (1,) 
 def main() -> None:
     assert not vectors.has_vnni() and not vectors.has_byte_permute()
     torch.manual_seed(0)
-    query, keys, values = torch.randn(2, 3, 3, 64), torch.randn(2, 3, 200, 64), 1 + torch.randn(2, 3, 200, 64)
+    query, keys, values = torch.randn(2, 3, 3, 64), torch.randn(2, 3, 208, 64), 1 + torch.randn(2, 3, 208, 64)
     whole = query.double().view(2, 9, 1, 64)
     expected = partial_attention(whole, keys.double(), values.double(), 0.125).output.view(2, 3, 3, 64)
     assert (exact_decode(query, keys, values, 0.125).output - expected).abs().max() < 3e-6
-    for quantizer in (*(IntegerQuantizer(bits, 64) for bits in (8, 4, 3)), CodebookQuantizer(MIXED, torch.ones(64))):
-        stored = [quantizer.encode(states) for states in (keys, values)]
-        coded = [kernel_view(quantizer, codes) for codes in stored]
-        decoded = [quantizer.decode(codes).double() for codes in stored]
+    alike = (*(IntegerQuantizer(bits, 64) for bits in (8, 4, 3)), CodebookQuantizer(MIXED, torch.ones(64)))
+    per_channel = [(IntegerQuantizer(bits, 16, "token"), IntegerQuantizer(bits, 32)) for bits in (4, 2)]
+    for sides in (*((quantizer, quantizer) for quantizer in alike), *per_channel):
+        stored = [quantizer.encode(states) for quantizer, states in zip(sides, (keys, values), strict=True)]
+        coded = [kernel_view(quantizer, codes) for quantizer, codes in zip(sides, stored, strict=True)]
+        decoded = [quantizer.decode(codes).double() for quantizer, codes in zip(sides, stored, strict=True)]
         assert isinstance(coded[0], Coded) and isinstance(coded[1], Coded)
-        actual = coded_attention(query, coded[0], coded[1], 200, 0.125).output
+        actual = coded_attention(query, coded[0], coded[1], 208, 0.125).output
         expected = partial_attention(whole, *decoded, 0.125).output.view(2, 3, 3, 64)
         assert (actual - expected).abs().max() < 1e-3 * expected.abs().max()
 
