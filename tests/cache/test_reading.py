@@ -99,8 +99,23 @@ def test_what_attended_is_told() -> None:
     assert logits(llama, "ftc:bits=4", Reading())[1] == "numba rebuilt"
     assert logits(llama, "ftc:bits=4", Reading("reference"))[1] == "torch rebuilt"
     assert logits(llama, "ftc:bits=4", Reading(read="reconstruct"))[1] == "torch decoded"
-    assert logits(llama, "gear:bits=4", Reading())[1] == "torch decoded"
     assert logits(llama, "none", Reading())[1] == "numba exact"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_scales_per_channel_after_a_crop(family: str) -> None:
+    """A crop cuts the body at a block of tokens that share scales, and decoding goes on from there."""
+    one = subject(family, torch.float32)
+    plan = replace(parse("kivi:bits=4"), spans=SPANS).fit(one.geometry, calibrated(one))
+    ids, after = token_ids(2, 300), []
+    for reading in (Reading(), Reading("reference")):
+        with CompressedModel(one.model, plan, one.geometry, reading) as compressed:
+            cache = compressed.new_cache()
+            feed(one.model, cache, ids[:, :200], [190] + [1] * 10)
+            cache.crop(-90)
+            after.append(feed(one.model, cache, ids, [60] + [1] * 12, start=110))
+    assert "numba int" not in cache.attended_by
+    assert differs(after[0], after[1]) < 1e-3
 
 
 def test_fp64_never_goes_through_a_kernel() -> None:

@@ -32,7 +32,7 @@ def main(vnni: str, sharing: str) -> None:
         for looked_up in (False, True):
             check_unpacking(widths, 8, looked_up)
     torch.manual_seed(0)
-    query, keys, values = torch.randn(2, 3, 3, 64), torch.randn(2, 3, 200, 64), 1 + torch.randn(2, 3, 200, 64)
+    query, keys, values = torch.randn(2, 3, 3, 64), torch.randn(2, 3, 208, 64), 1 + torch.randn(2, 3, 208, 64)
     whole = query.double().view(2, 9, 1, 64)
     expected = partial_attention(whole, keys.double(), values.double(), 0.125).output.view(2, 3, 3, 64)
     assert (exact_decode(query, keys, values, 0.125).output - expected).abs().max() < 3e-6
@@ -41,15 +41,18 @@ def main(vnni: str, sharing: str) -> None:
         IntegerQuantizer(4, 16),
         CodebookQuantizer(MIXED, torch.ones(64)),
     ):
-        check_attention(quantizer, query, keys, values, 0.125)
+        check_attention((quantizer, quantizer), query, keys, values, 0.125)
         check_rebuilt(quantizer, query, keys, values, 0.125)
+    for bits in (4, 2):
+        per_channel = IntegerQuantizer(bits, 16, "token"), IntegerQuantizer(bits, 32)
+        check_attention(per_channel, query, keys, values, 0.125)
     # All of one sign, so that sums grow as large as they can.
     large = (1 + torch.rand(1, 1, tokens, WIDE) for tokens in (2, 72, 72))
-    check_attention(IntegerQuantizer(8, WIDE), *large, 0.01)
+    check_attention((IntegerQuantizer(8, WIDE),) * 2, *large, 0.01)
 
 
 def check_attention(
-    quantizer: IntegerQuantizer | CodebookQuantizer,
+    quantizers: tuple[IntegerQuantizer | CodebookQuantizer, ...],
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -57,9 +60,9 @@ def check_attention(
 ) -> None:
     batch, groups, rows, rank = query.shape
     tokens = keys.shape[2]
-    stored = [quantizer.encode(states) for states in (keys, values)]
-    coded = [kernel_view(quantizer, codes) for codes in stored]
-    decoded = [quantizer.decode(codes).double() for codes in stored]
+    stored = [quantizer.encode(states) for quantizer, states in zip(quantizers, (keys, values), strict=True)]
+    coded = [kernel_view(quantizer, codes) for quantizer, codes in zip(quantizers, stored, strict=True)]
+    decoded = [quantizer.decode(codes).double() for quantizer, codes in zip(quantizers, stored, strict=True)]
     assert isinstance(coded[0], Coded) and isinstance(coded[1], Coded)
     actual = coded_attention(query, coded[0], coded[1], tokens, scaling)
     expected = partial_attention(query.double().view(batch, groups * rows, 1, rank), *decoded, scaling)

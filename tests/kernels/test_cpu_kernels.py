@@ -147,9 +147,17 @@ def test_keys_with_a_scale_per_channel_and_block(group: int, bits: int, rank: in
         check((2, 3, rows, eights), keys, values, (rank, 64), blocks > 1)
 
 
-def outlying(batch: int, groups: int, tokens: int, rank: int) -> Tensor:
-    """Keys whose channels differ in mean and spread, as real ones do: what one scale per token would lose."""
-    return torch.randn(batch, groups, tokens, rank) * torch.logspace(-2, 1, rank) + torch.linspace(-8, 8, rank)
+@pytest.mark.parametrize("bits", [2, 4])
+def test_keys_whose_channels_differ(bits: int) -> None:
+    """In mean and spread by orders of magnitude, as real keys do, which is why scales are kept per channel."""
+    torch.manual_seed(bits)
+    latents = torch.randn(2, 3, 320, 64) * torch.logspace(-2, 1, 64) + torch.linspace(-8, 8, 64)
+    keys, key_states = stored(IntegerQuantizer(bits, 32, "token"), latents, 8)
+    values, value_states = stored(IntegerQuantizer(bits, 32), 1 + torch.randn(2, 3, 320, 64), 8)
+    query = torch.randn(2, 3, 3, 64)
+    assert_close(
+        coded_attention(query, keys, values, 320, SCALING), reference(query, key_states, value_states, None), 1e-3
+    )
 
 
 @pytest.mark.parametrize("affine", ["levels", "integers", "channel groups"])
@@ -169,7 +177,7 @@ def test_any_codes_take_a_scale_per_block(affine: str, size: int) -> None:
     keys = replace(coded, blocks=BlockAffine(size, scale, zero))
     by_token = (each.repeat_interleave(size, 2)[:, :, :tokens].double() for each in (scale, zero))
     expected_keys = states.double() * next(by_token) + next(by_token)
-    values, value_states = stored(IntegerQuantizer(8, 32), outlying(batch, groups, tokens, 64), 8)
+    values, value_states = stored(IntegerQuantizer(8, 32), 1 + torch.randn(batch, groups, tokens, 64), 8)
     query = torch.randn(batch, groups, 3, rank)
     assert readable(keys, values)
     actual = coded_attention(query, keys, values, tokens, SCALING)
