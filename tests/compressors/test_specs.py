@@ -92,6 +92,8 @@ def test_every_default_spec_is_canonical_up_to_order(spec: str) -> None:
     ("spec", "canonical"),
     [
         ("none", "none"),
+        ("none:dtype=model", "none"),
+        ("none:dtype=float16", "none:dtype=float16"),
         ("kvtc:recent=0,bits=3", "kvtc:bits=3,recent=0"),
         ("kvtc:bits=3.0,shift=1", "kvtc:bits=3"),
         ("identity:sinks=0", "identity:sinks=0"),
@@ -147,6 +149,7 @@ ERRORS = {
     "int:bits=4,block=0": "block at least 1",
     "int:bits=4,exact=float8": "unknown value for int:exact: 'float8'",
     "none:exact=float16": "none is a baseline",
+    "none:dtype=float8": "unknown value for none:dtype: 'float8'.*known: bfloat16, float16, model",
     "int:bits=4,recent=few": "int:recent='few' is not a whole number",
     "palu:rank=0.5,group=0": "group=0 must be at least 1",
     "knorm:budget=0": "budget=0 must be in \\(0, 1\\]",

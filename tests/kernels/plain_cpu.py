@@ -36,6 +36,12 @@ def main(vnni: str, sharing: str) -> None:
     whole = query.double().view(2, 9, 1, 64)
     expected = partial_attention(whole, keys.double(), values.double(), 0.125).output.view(2, 3, 3, 64)
     assert (exact_decode(query, keys, values, 0.125).output - expected).abs().max() < 3e-6
+    for dtype in (torch.float16, torch.bfloat16):
+        for rank in (64, 38):
+            narrow = keys[..., :rank].to(dtype), values.to(dtype)
+            expected = partial_attention(whole[..., :rank], *(states.double() for states in narrow), 0.125)
+            actual = exact_decode(query[..., :rank], *narrow, 0.125).output
+            assert (actual - expected.output.view(2, 3, 3, 64)).abs().max() < 3e-6
     for quantizer in (
         *(IntegerQuantizer(bits, 64) for bits in (8, 4, 3)),
         IntegerQuantizer(4, 16),

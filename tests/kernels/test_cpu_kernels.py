@@ -78,6 +78,53 @@ def test_exact_spans_one_after_the_other(shape: Sequence[int], rank: int, width:
     assert_close(actual, reference(query, keys, values, mask), 3e-6)
 
 
+stored_dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
+
+
+@given(
+    *(shapes, st.integers(1, 130), st.integers(1, 130), st.integers(0, 9), st.integers(0, 70), st.booleans()),
+    st.tuples(*[stored_dtypes] * 4),
+)
+@settings(deadline=None, max_examples=120)
+def test_spans_of_any_dtypes_are_read_as_they_lie(
+    shape: Sequence[int], rank: int, width: int, beyond: int, first: int, masked: bool, dtypes: Sequence[torch.dtype]
+) -> None:
+    """Against fp64 on the rounded values: nothing but the storing rounds."""
+    batch, groups, rows, eights = shape
+    torch.manual_seed(first + rank)
+    tokens = 8 * eights - min(beyond, 7)
+    query, mask = torch.randn(batch, groups, rows, rank), random_mask(batch, groups, first + tokens) if masked else None
+    sizes = ((first, rank), (first, width), (tokens, rank), (tokens, width))
+    states = []
+    for (count, components), dtype in zip(sizes, dtypes, strict=True):  # views into buffers with room for more
+        states.append((1 + torch.randn(batch, groups, count + 3, components)).to(dtype)[:, :, 1 : count + 1])
+    before = (states[0], states[1]) if first else None
+    actual = exact_decode(query, states[2], states[3], SCALING, mask, before)
+    whole = [torch.cat([early.double(), late.double()], 2) for early, late in zip(states[:2], states[2:], strict=True)]
+    assert actual.output.dtype == actual.lse.dtype == torch.float32
+    assert_close(actual, reference(query, whole[0], whole[1], mask), 5e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rank", [64, 80, 96, 128, 256, 6])
+@pytest.mark.parametrize("tokens", [1, 3, 5, 67, 700])
+def test_usual_heads_in_16_bit(dtype: torch.dtype, rank: int, tokens: int) -> None:
+    torch.manual_seed(rank)
+    query, keys, values = torch.randn(2, 1, 4, rank), torch.randn(2, 1, tokens, rank), torch.randn(2, 1, tokens, rank)
+    keys, values = keys.to(dtype), (1 + values).to(dtype)
+    assert_close(exact_decode(query, keys, values, SCALING), reference(query, keys, values, None), 3e-6)
+
+
+def test_every_number_of_16_bit_is_widened_as_it_is() -> None:
+    """All bits that stand for a finite number, subnormal ones among them, as values that one token alone gives."""
+    for dtype in (torch.float16, torch.bfloat16):
+        numbers = torch.arange(-(2**15), 2**15).short().view(dtype)
+        numbers = numbers[numbers.isfinite()]
+        numbers = numbers[: len(numbers) // 64 * 64].view(1, -1, 1, 64)
+        output = exact_decode(torch.ones(1, numbers.shape[1], 1, 64), torch.zeros_like(numbers), numbers, 1.0).output
+        assert torch.equal(output, numbers.float())
+
+
 def test_components_that_do_not_lie_side_by_side() -> None:
     torch.manual_seed(0)
     query, states = torch.randn(1, 2, 3, 16), torch.randn(1, 2, 16, 200).transpose(2, 3)

@@ -76,10 +76,19 @@ def test_documents_prompts_and_windows_are_shared(bench: ModelBench, monkeypatch
     assert len(qualities) == len(speeds) == len(prompts) == 1 and len(cuts) == 3
 
 
-def test_speed_knows_both_baselines(bench: ModelBench):
+def test_speed_knows_the_baselines(bench: ModelBench):
     arm = bench.arm(parse("int:bits=4"), SOURCE)
     timed = SpeedWorkload(prompt=32, steps=16, rounds=2, warmup=0).measure(bench, arm, INPUTS)
-    assert timed.ratio_to_none is not None and timed.ratio_to_hf is not None
+    assert None not in (timed.ratio_to_none, timed.ratio_to_16_bit, timed.ratio_to_hf)
+
+
+def test_in_a_16_bit_model_none_is_the_16_bit_baseline():
+    bench = ModelBench("random:llama", "bfloat16")
+    assert [arm.name for arm in bench.baselines()] == ["none", "hf"]
+    timed = SpeedWorkload(prompt=32, steps=16, rounds=2, warmup=0).measure(
+        bench, bench.arm(parse("int:bits=4"), SOURCE), INPUTS
+    )
+    assert timed.ratio_to_16_bit == timed.ratio_to_none
 
 
 def test_memory_without_a_process_has_no_peaks(bench: ModelBench):

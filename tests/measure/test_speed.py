@@ -13,6 +13,7 @@ from fp64 import one_thread
 from torch import Tensor
 
 from kvbench.compressors.compressor import parse
+from kvbench.compressors.methods.none import IN_16_BIT
 from kvbench.errors import KvbenchError
 from kvbench.measure import speed
 from kvbench.measure.arms import Arm
@@ -79,20 +80,24 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SpeedResult]:
         monkeypatch.setattr(Arm, "forward", timed_forward)
         monkeypatch.setattr(Arm, "fill", timed_fill)
         monkeypatch.setattr(speed, "exact_prompt", timed_prefill)
-        none, hf = arm_of("none"), arm_of("hf")
+        none, *others = map(arm_of, ("none", IN_16_BIT, "hf"))
         bench = SpeedBench(none, token_ids(1, PROMPT + (rounds + WARMUP) * STEPS), batch, STEPS, rounds, WARMUP, seed)
-        return bench.run(arm_of(spec), [none, hf])
+        return bench.run(arm_of(spec), [none, *others])
 
     return run
 
 
+ARMS = ("none", IN_16_BIT, "hf", INT4)
+
+
 def seconds(name: str, turn: int) -> float:
-    return {"none": 0.2, "hf": 0.4, INT4: 0.1}[name]
+    return {"none": 0.2, IN_16_BIT: 0.15, "hf": 0.4, INT4: 0.1}[name]
 
 
-def test_ratios_are_speed_ups_over_both_baselines(measure: Callable[..., SpeedResult]):
+def test_ratios_are_speed_ups_over_the_baselines(measure: Callable[..., SpeedResult]):
     timed = measure(Stopwatch(seconds))
     assert timed.ratio_to_none == pytest.approx(2) and timed.ratio_to_hf == pytest.approx(4)
+    assert timed.ratio_to_16_bit == pytest.approx(1.5) and timed.ratio_to_16_bit_interval is not None
     assert (timed.tpot_s, timed.tpot_p50_s) == pytest.approx((0.1, 0.1)) and timed.tokens_per_s == pytest.approx(10)
 
 
@@ -154,13 +159,13 @@ def test_warm_up_rounds_do_not_count(measure: Callable[..., SpeedResult]):
     timed = measure(watch)
     assert len(timed.raw_step_s) == STEPS * ROUNDS and timed.raw_step_s == pytest.approx([0.1] * STEPS * ROUNDS)
     assert timed.ratio_to_none == pytest.approx(2)
-    assert Counter(name for name, _ in watch.steps) == dict.fromkeys(("none", "hf", INT4), STEPS * (ROUNDS + WARMUP))
+    assert Counter(name for name, _ in watch.steps) == dict.fromkeys(ARMS, STEPS * (ROUNDS + WARMUP))
 
 
 def orders(watch: Stopwatch) -> list[tuple[str, ...]]:
     """The order of the arms, round by round."""
     names = [name for name, _ in watch.steps]
-    per_round = 3 * STEPS
+    per_round = len(ARMS) * STEPS
     return [
         tuple(name for name, _ in groupby(names[start : start + per_round]))
         for start in range(0, len(names), per_round)
@@ -173,7 +178,7 @@ def test_arms_take_turns_in_an_order_that_the_seed_shuffles(measure: Callable[..
         watch = Stopwatch(seconds)
         measure(watch, seed=seed)
         runs.append(orders(watch))
-    assert all(sorted(turn) == sorted(("none", "hf", INT4)) for turn in runs[0])
+    assert all(sorted(turn) == sorted(ARMS) for turn in runs[0])
     assert len(set(runs[0])) > 1, "a fixed order would give one arm the others' warm caches every time"
     assert runs[0] == runs[1] != runs[2]
 
@@ -193,7 +198,7 @@ def test_all_arms_decode_the_same_tokens(measure: Callable[..., SpeedResult]):
 def test_a_baseline_is_not_timed_twice_when_it_is_the_arm_itself(measure: Callable[..., SpeedResult]):
     watch = Stopwatch(seconds)
     timed = measure(watch, spec="none")
-    assert {name for name, _ in watch.steps} == {"none", "hf"}
+    assert {name for name, _ in watch.steps} == {"none", IN_16_BIT, "hf"}
     assert timed.ratio_to_none == 1 and timed.ratio_to_hf == pytest.approx(2)
 
 

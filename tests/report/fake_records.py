@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from kvbench.compressors.methods.none import IN_16_BIT
 from kvbench.measure.parts.memory import MemoryResult, MemoryWorkload
 from kvbench.measure.parts.quality import DecodedResult, QualityResult, QualityWorkload
 from kvbench.measure.parts.speed import RooflineResult, SpeedResult, SpeedWorkload
@@ -78,6 +79,9 @@ OUTCOMES = (
     Outcome("pca:rank=0.5+int:bits=4", 2.25, 0.352, 0.668, 1.41, 8.0),
 )
 
+NONE_IN_16_BIT = Outcome(IN_16_BIT, 16, 3.1e-8, 1.0, 1.31)
+"""A baseline that not every run has among its compressors."""
+
 
 def trial(spec: str, workload: Workload = WHOLE, model: str = SMOLLM2) -> Trial:
     """A trial that only names what it would run."""
@@ -137,7 +141,7 @@ def memory(outcome: Outcome, workload: MemoryWorkload) -> MemoryResult:
 def speed(outcome: Outcome, workload: SpeedWorkload) -> SpeedResult:
     """Around 43 ms a token for ``none``, with intervals of a few per cent."""
     tpot = 0.0432 * (1 + 0.12 * (workload.batch - 1)) / outcome.speed_up
-    to_hf = outcome.speed_up / 0.62
+    to_16_bit, to_hf = outcome.speed_up / 1.31, outcome.speed_up / 0.62
     return SpeedResult(
         batch=workload.batch,
         prompt=workload.prompt,
@@ -154,6 +158,8 @@ def speed(outcome: Outcome, workload: SpeedWorkload) -> SpeedResult:
         raw_step_s=tuple(tpot * (1 + 0.002 * step) for step in range(workload.steps)),
         ratio_to_none=outcome.speed_up,
         ratio_to_none_interval=around(outcome.speed_up, 0.0 if outcome.spec == "none" else 0.034),
+        ratio_to_16_bit=to_16_bit,
+        ratio_to_16_bit_interval=around(to_16_bit, 0.0 if outcome.spec == IN_16_BIT else 0.039),
         ratio_to_hf=to_hf,
         ratio_to_hf_interval=around(to_hf, 0.0 if outcome.spec == "hf" else 0.046),
         attention="stock" if outcome.spec == "hf" else "numba int",

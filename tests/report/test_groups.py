@@ -172,3 +172,10 @@ def test_the_setting_says_how_caches_were_read_where_that_was_chosen():
     forced = record.model_copy(update={"trial": record.trial.model_copy(update={"attention": "reference"})})
     (auto,), (reference,) = grouped([record]), grouped([forced])
     assert auto.setting.endswith("seed 0") and reference.setting.endswith("seed 0, attention reference")
+
+
+def test_the_16_bit_cache_is_a_baseline_between_the_two_others():
+    outcomes = [fake.OUTCOMES[1], fake.NONE_IN_16_BIT, fake.OUTCOMES[3], fake.OUTCOMES[0]]
+    (group,) = grouped([fake.ok(outcome) for outcome in outcomes])
+    assert [record.trial.compressor for record in group.records] == ["none", "none:dtype=float16", "hf", "int:bits=4"]
+    assert [record.trial.compressor for record in group.compressors] == ["int:bits=4"]
