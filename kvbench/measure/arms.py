@@ -69,9 +69,11 @@ class Arm:
             return self.attachment.new_cache()
         return self.stock.new_stock_cache(self.model.config)
 
-    def fill(self, prompt: ExactPrompt) -> Cache:
-        """A cache that has taken the prompt in, compressed."""
-        return prompt.fill_stock(self.new_cache()) if self.attachment is None else prompt.fill(self.attachment)
+    def fill(self, prompt: ExactPrompt, copies: int = 1) -> Cache:
+        """A cache that has taken the prompt in, compressed; every row ``copies`` times."""
+        if self.attachment is None:
+            return prompt.fill_stock(self.new_cache(), copies)
+        return prompt.fill(self.attachment, copies)
 
     def teacher_forced(self, cache: Cache) -> None:
         """Make blocks of new tokens attend as if decoded one by one."""

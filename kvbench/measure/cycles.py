@@ -54,8 +54,8 @@ def _gathered(keys: Tensor | None) -> int:
     return keys.shape[-2] if keys is not None and keys.dim() == 4 else 0
 
 
-def require_whole_cycles(name: str, cycle: int, steps: int, rounds: int) -> None:
-    """Refuse timed steps that are no whole number of cycles of the compressor ``name``.
+def require_whole_cycles(name: str, cycle: int, steps: int, rounds: int, part: str = "speed") -> None:
+    """Refuse timed steps, settings of ``part``, that are no whole number of cycles of the compressor ``name``.
 
     Raises:
         KvbenchError: they are not; the message names the nearest rounds, or steps, that are.
@@ -67,7 +67,7 @@ def require_whole_cycles(name: str, cycle: int, steps: int, rounds: int) -> None
     fitting = [count for count in (rounds // least * least, -(-rounds // least) * least) if count]
     raise KvbenchError(
         f"{name} encodes every {cycle} tokens, and {rounds} rounds of {steps} steps ({timed}) are no whole number of "
-        f"such cycles; set rounds to {' or '.join(map(str, fitting))} under [workload.speed], or steps to {cycle}"
+        f"such cycles; set rounds to {' or '.join(map(str, fitting))} under [workload.{part}], or steps to {cycle}"
     )
 
 

@@ -48,24 +48,24 @@ class ExactPrompt:
         if batch == 1:
             return self
 
-        def rows(tensor: Tensor) -> Tensor:
-            return tensor.repeat_interleave(batch, 0)
-
         layers = {
             index: LayerPrompt(
-                rows(layer.keys),
-                rows(layer.rotated),
-                rows(layer.values),
-                rows(layer.query),
+                _repeated(layer.keys, batch),
+                _repeated(layer.rotated, batch),
+                _repeated(layer.values, batch),
+                _repeated(layer.query, batch),
                 layer.scaling,
                 layer.rotation,
             )
             for index, layer in self.layers.items()
         }
-        return ExactPrompt(layers, self.length, rows(self.logits))
+        return ExactPrompt(layers, self.length, _repeated(self.logits, batch))
 
-    def fill(self, compressed: CompressedModel) -> CompressedCache:
-        """A new cache of ``compressed`` that has taken in this prompt."""
+    def fill(self, compressed: CompressedModel, copies: int = 1) -> CompressedCache:
+        """A new cache of ``compressed`` that has taken in this prompt, every row ``copies`` times.
+
+        Copies are made a layer at a time, so a large batch is never there uncompressed as a whole.
+        """
         cache = compressed.new_cache()
         for index, prompt in self.layers.items():
             layer = cache.layers[index]
@@ -73,14 +73,15 @@ class ExactPrompt:
             rotator = compressed.rotator(index, cache)
             if rotator is not None and prompt.rotation is not None:
                 compressed.record(index, cache, 0, prompt.rotation, None)
-            keys = prompt.keys if compressed.before_rope(index) else prompt.rotated
-            layer.load(keys, prompt.values, prompt.query, prompt.scaling, rotator)
+            keys = _repeated(prompt.keys if compressed.before_rope(index) else prompt.rotated, copies)
+            values, query = _repeated(prompt.values, copies), _repeated(prompt.query, copies)
+            layer.load(keys, values, query, prompt.scaling, rotator)
         return cache
 
-    def fill_stock(self, cache: Cache) -> Cache:
-        """``cache``, empty and one of transformers' own, with this prompt."""
+    def fill_stock(self, cache: Cache, copies: int = 1) -> Cache:
+        """``cache``, empty and one of transformers' own, with this prompt, every row ``copies`` times."""
         for index, prompt in self.layers.items():
-            cache.update(prompt.rotated, prompt.values, index)
+            cache.update(_repeated(prompt.rotated, copies), _repeated(prompt.values, copies), index)
         return cache
 
 
@@ -124,6 +125,11 @@ def exact_prompt(model: PreTrainedModel, geometry: ModelGeometry, ids: Tensor) -
     with Interception(model, handler):
         logits = model(ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1).logits[:, -1]
     return ExactPrompt(handler.prompts, ids.shape[1], logits)
+
+
+def _repeated(rows: Tensor, copies: int) -> Tensor:
+    """Every row ``copies`` times, really copied unless that is once."""
+    return rows if copies == 1 else rows.repeat_interleave(copies, 0)
 
 
 def _compact(tensor: Tensor) -> Tensor:

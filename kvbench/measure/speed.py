@@ -146,24 +146,29 @@ class SpeedBench:
             arm.fill(prompt)
             return _now(arm) - start
 
-    def interleave(self, arms: dict[str, Arm], watch: Mapping[str, Callable[[Cache], None]] | None = None) -> Times:
+    def interleave(
+        self,
+        arms: Mapping[str, Arm],
+        watch: Mapping[str, Callable[[Cache], object]] | None = None,
+        copies: Mapping[str, int] | None = None,
+    ) -> Times:
         """Let ``arms`` decode the same tokens in turns, each on a cache of its own.
 
-        ``watch`` is shown the caches of the arms it names, after the prompt and after each turn, off the clock.
+        ``watch`` is shown the caches of the arms it names, after the prompt and after each step, off the clock. An arm
+        that ``copies`` names decodes as many copies of the batch.
         """
-        prompt, watching = self.prompt(), watch or {}
+        prompt, watching, repeats = self.prompt(), watch or {}, copies or {}
         caches: dict[str, Cache] = {}
         for name, arm in arms.items():
             with arm.entered():
-                caches[name] = arm.fill(prompt)
+                caches[name] = arm.fill(prompt, repeats.get(name, 1))
             watching.get(name, _nothing)(caches[name])
         times = Times({name: [] for name in arms}, {name: [] for name in arms}, caches)
         logits: dict[str, Tensor] = {}
         for turn, name in turns(list(arms), self.rounds, self.warmup, self.seed):
             first = prompt.length + (turn + self.warmup) * self.steps
-            tokens = self.ids[:, first : first + self.steps].expand(self.batch, -1)
-            seconds, encoded, logits[name] = self._turn(arms[name], caches[name], tokens)
-            watching.get(name, _nothing)(caches[name])
+            tokens = self.ids[:, first : first + self.steps].expand(self.batch * repeats.get(name, 1), -1)
+            seconds, encoded, logits[name] = self._turn(arms[name], caches[name], tokens, watching.get(name, _nothing))
             if turn >= 0:
                 times.steps[name].append(seconds)
                 times.encoded[name].append(encoded)
@@ -173,7 +178,9 @@ class SpeedBench:
                 logits = {}
         return times
 
-    def _turn(self, arm: Arm, cache: Cache, tokens: Tensor) -> tuple[list[float], list[bool], Tensor]:
+    def _turn(
+        self, arm: Arm, cache: Cache, tokens: Tensor, watch: Callable[[Cache], object]
+    ) -> tuple[list[float], list[bool], Tensor]:
         """Seconds of each step on ``tokens`` (batch, steps), whether it encoded, and the first row's logits."""
         seconds, logits, counts = [], [], [encoded_tokens(cache)]
         with arm.entered():
@@ -183,6 +190,7 @@ class SpeedBench:
                 seconds.append(_now(arm) - start)
                 logits.append(output[0, -1].float())  # read and counted off the clock
                 counts.append(encoded_tokens(cache))
+                watch(cache)
         return seconds, grew(counts), torch.stack(logits)
 
 

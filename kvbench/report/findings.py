@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvbench.report.columns import Cell
+from kvbench.report.columns.capacity import OVER
 from kvbench.report.columns.quality import KLD, TOP1
 from kvbench.report.columns.speed import TO_HF, TO_NONE
 from kvbench.report.groups import Group, bits, distortion
-from kvbench.report.numbers import fixed
+from kvbench.report.numbers import fixed, short
 from kvbench.report.pareto import SAME_BITS
+from kvbench.storage.units import bytes_in_words
 
 FAITHFUL = 0.95
 """Share of same top-1 tokens from which a compressed cache counts as close to the uncompressed one."""
@@ -25,8 +27,8 @@ class Finding:
 
 
 def findings(group: Group) -> list[Finding]:
-    """Smallest faithful cache, fastest decoding, the frontier; each only where its numbers were measured."""
-    findings = (_smallest(group), _fastest(group), _frontier(group))
+    """Smallest faithful cache, fastest decoding, the most in a budget, the frontier; each only where measured."""
+    findings = (_smallest(group), _fastest(group), _most_in_budget(group), _frontier(group))
     return [finding for finding in findings if finding]
 
 
@@ -56,6 +58,17 @@ def _fastest(group: Group) -> Finding | None:
     _, record = max(rated, key=lambda pair: pair[0])
     numbers = [_text(column.cell(record), unit) for column, unit in ((TO_NONE, " × none"), (TO_HF, " × hf"))]
     return Finding("Fastest decoding", record.trial.compressor, ", ".join(text for text in numbers if text))
+
+
+def _most_in_budget(group: Group) -> Finding | None:
+    filled = [(record.capacity, record) for record in group.compressors if record.capacity]
+    if not filled:
+        return None
+    capacity, record = max(filled, key=lambda pair: pair[0].tokens_per_s)
+    ratios = [_text(column.cell(record), f" × {name}") for name, column in OVER.items()]
+    rows = f"{short(capacity.tokens_per_s)} tokens/s by {capacity.batch:,} rows"
+    question = f"Most tokens a second within {bytes_in_words(capacity.budget)}"
+    return Finding(question, record.trial.compressor, ", ".join([rows, *(text for text in ratios if text)]))
 
 
 def _frontier(group: Group) -> Finding | None:

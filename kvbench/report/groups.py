@@ -203,7 +203,7 @@ def _missed(records: Sequence[Record]) -> list[str]:
 
 
 def _machines(records: Sequence[Record]) -> list[str]:
-    timed = [record.provenance for record in records if record.speed]
+    timed = [record.provenance for record in records if record.speed or record.capacity]
     machines = {(where.hostname_hash, where.cpu, where.device_name) for where in timed}
     if len(machines) < 2:
         return []

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvbench.report.capacity_chart import capacities
 from kvbench.report.charts import figures
 from kvbench.report.columns import DETAILS, Cell, Column
 from kvbench.report.crossover import crossovers
@@ -93,6 +94,8 @@ class Page:
     progress: str
     crossovers: list[Figure]
     """Speed against length, over all workloads of a model."""
+    capacities: list[Figure]
+    """What a budget of bytes decodes, over all workloads of a model."""
     sections: list[Section]
     failures: list[Failed]
     environments: list[Environment]
@@ -102,7 +105,11 @@ class Page:
     @property
     def figures(self) -> list[Figure]:
         """All charts."""
-        return [*self.crossovers, *(figure for section in self.sections for figure in section.figures)]
+        return [
+            *self.capacities,
+            *self.crossovers,
+            *(figure for section in self.sections for figure in section.figures),
+        ]
 
 
 def page(records: Sequence[Record], status: StoreStatus | None = None) -> Page:
@@ -115,6 +122,7 @@ def page(records: Sequence[Record], status: StoreStatus | None = None) -> Page:
         counts=[(name, counts[name], words) for name, words in STATUS_WORDS.items() if counts[name]],
         progress=_progress(status),
         crossovers=crossovers(groups),
+        capacities=capacities(groups),
         sections=[_section(index, group, drawn[index]) for index, group in enumerate(groups)],
         failures=[_failed(record) for group in groups for record in group.failed],
         environments=environments(records),

@@ -31,11 +31,11 @@ from kvbench.measure.search import Search
 from kvbench.runs.code_identity import code_sha256
 from kvbench.storage.files import replace_file
 from kvbench.storage.frozen import Frozen
+from kvbench.storage.units import UNITS
 from kvbench.texts.windows import check_disjoint
 
 FIT, PROBES = "fit.json", "probes.json"
 
-_UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 Stored = TypeVar("Stored", bound=Frozen)
 _TARGET = re.compile(r"\s*(bits|bytes|kld)\s*=\s*([0-9.eE+-]+)\s*([A-Za-z]*)\s*")
 
@@ -148,9 +148,9 @@ def parse_target(text: str) -> Target:
     """
     match = _TARGET.fullmatch(text)
     try:
-        if match is None or (match[3] if match[1] != "bytes" else match[3] not in _UNITS):
+        if match is None or (match[3] if match[1] != "bytes" else match[3] not in UNITS):
             raise ValueError(text)
-        value = float(match[2]) * (_UNITS[match[3]] if match[1] == "bytes" else 1)
+        value = float(match[2]) * (UNITS[match[3]] if match[1] == "bytes" else 1)
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(text)
     except ValueError:

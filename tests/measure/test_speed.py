@@ -67,9 +67,9 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SpeedResult]:
             watch.stepped(arm, ids)
             return forward(arm, ids, *rest)
 
-        def timed_fill(arm: Arm, prompt: object) -> object:
+        def timed_fill(arm: Arm, prompt: object, *rest: int) -> object:
             watch.now += watch.fill_s
-            return fill(arm, prompt)
+            return fill(arm, prompt, *rest)
 
         def timed_prefill(model: object, geometry: object, ids: Tensor) -> object:
             watch.prefills.append(ids.shape[1])

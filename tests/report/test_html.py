@@ -96,8 +96,8 @@ def test_all_rows_numbers_and_definitions_are_there(outline):
     text = " ".join(outline.text.split())
     for outcome in fake.OUTCOMES:
         assert outcome.spec in text
-    for columns in DETAILS.values():
-        for column in columns:
+    for part, columns in DETAILS.items():
+        for column in columns if any(getattr(record, part) for record in fake.a_run()) else ():
             assert column.description in text
     for phrase in ("against 16-bit K and V", "50 ok", "1 failed", "1 out of memory", "cannot allocate 1 bit", "faster"):
         assert phrase in text

@@ -19,6 +19,7 @@ from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
 from kvbench.measure import quality as quality_module
+from kvbench.measure.parts.capacity import CapacityWorkload
 from kvbench.measure.parts.speed import SpeedWorkload
 from kvbench.models.random_models import byte_tokenizer
 from kvbench.runs import resolve as resolving
@@ -303,3 +304,24 @@ def test_kill_and_resume_end_where_an_uninterrupted_run_does(tmp_path: Path):
     assert records.read_bytes().splitlines(keepends=True)[: len(done)] == kept[: len(done)]
     straight, _ = run(tmp_path / "straight", wanted)
     assert [results(record) for record in resumed] == [results(record) for record in straight]
+
+
+def test_a_finished_capacity_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = """
+name = "budgets"
+models = ["random:llama"]
+compressors = ["none", "int:bits=4"]
+[[workload]]
+name = "w"
+[workload.capacity]
+budget = "512KiB"
+prompt = 100
+steps = 8
+rounds = 4
+"""
+    first, _ = run(tmp_path / "r", parse_suite(text, "t"))
+    assert [record.status for record in first] == ["ok", "ok"]
+    assert [record.capacity.budget for record in first if record.capacity] == [512 * 1024] * 2
+    monkeypatch.setattr(CapacityWorkload, "measure", lambda *_: pytest.fail("measured again"))
+    again, diary = run(tmp_path / "r", parse_suite(text.replace('"512KiB"', "524288"), "t"))
+    assert again == first and not diary.started_specs

@@ -53,7 +53,7 @@ def test_a_workload_may_take_only_what_is_calibrated():
     assert ("b", "int:bits=4", "only-b") in named
 
 
-@pytest.mark.parametrize("name", ["quick", "standard", "full", "ci"])
+@pytest.mark.parametrize("name", ["quick", "standard", "full", "ci", "capacity"])
 def test_built_in_suites_parse(name):
     suite = load_suite(name)
     assert suite.name == name
@@ -64,7 +64,18 @@ def test_built_in_suites_parse(name):
 
 
 def test_names_are_the_built_in_files():
-    assert suite_names() == ["ablation", "ci", "domains", "frontier", "full", "mla", "quick", "speed", "standard"]
+    assert suite_names() == [
+        "ablation",
+        "capacity",
+        "ci",
+        "domains",
+        "frontier",
+        "full",
+        "mla",
+        "quick",
+        "speed",
+        "standard",
+    ]
 
 
 def test_ci_measures_exact_quantities_only():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import create_model
 
+from kvbench.measure.parts.capacity import CapacityResult, CapacityWorkload
 from kvbench.measure.parts.memory import MemoryResult, MemoryWorkload
 from kvbench.measure.parts.part import HasResults, HasSettings, Inputs, PartSettings, WorkloadPart, fields_of
 from kvbench.measure.parts.quality import QualityResult, QualityWorkload
@@ -26,6 +27,7 @@ class Parts:
     quality = WorkloadPart(QualityWorkload, QualityResult, written_as_null=True)
     speed = WorkloadPart(SpeedWorkload, SpeedResult, written_as_null=True)
     memory = WorkloadPart(MemoryWorkload, MemoryResult, written_as_null=True)
+    capacity = WorkloadPart(CapacityWorkload, CapacityResult)
 
 
 PARTS: dict[str, WorkloadPart[Any, Any]] = {

@@ -2,55 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 
-from kvbench.measure.parts.part import Inputs, PartSettings
+from kvbench.measure.parts.decoding import DecodingWorkload
+from kvbench.measure.parts.part import Inputs
 from kvbench.measure.results import Bytes, Interval
 from kvbench.storage.frozen import Frozen
 
 if TYPE_CHECKING:
-    from kvbench.compressors.compressor import Compressor
     from kvbench.measure.arms import Arm
     from kvbench.measure.bench import ModelBench
     from kvbench.measure.speed import SpeedBench
     from kvbench.texts.splits import Split
-    from kvbench.texts.windows import Windows
 
 
-class SpeedWorkload(PartSettings):
-    """Decoding of what follows ``prompt`` tokens in the document: turns of ``steps`` steps, ``rounds`` of them timed
-    after ``warmup`` untimed ones.
+class SpeedWorkload(DecodingWorkload):
+    """Decoding in turns with both baselines, by ``batch`` rows."""
 
-    The timed steps, rounds · steps, must be whole block cycles of the compressor: multiples of its ``block``.
-    """
-
+    part: ClassVar[str] = "speed"
     batch: PositiveInt = 1
-    prompt: PositiveInt = 2048
-    steps: PositiveInt = 16
-    rounds: PositiveInt = 6
-    warmup: NonNegativeInt = 2
 
     @property
     def in_words(self) -> str:
         """Batch, prompt and timed steps."""
         return f"batch {self.batch}, prompt {self.prompt:,}, {self.steps} steps × {self.rounds} rounds"
-
-    @property
-    def tokens(self) -> int:
-        """Of the document: the prompt, and what is decoded after it."""
-        return self.prompt + (self.rounds + self.warmup) * self.steps
-
-    def windows(self, bench: ModelBench, compressor: Compressor, inputs: Inputs) -> dict[str, Windows]:
-        """The document, if the timed steps are whole block cycles of ``compressor``."""
-        from kvbench.measure.cycles import require_whole_cycles
-
-        if compressor.baseline is None:
-            require_whole_cycles(str(compressor), compressor.spans.block, self.steps, self.rounds)
-        bench.check_context("speed (prompt + the steps of all rounds)", self.tokens)
-        document = bench.evaluation_windows(inputs.text, self.tokens, 1, inputs.split)
-        return {f"decoded {inputs.text} {self.tokens}": document}
 
     def measure(self, bench: ModelBench, arm: Arm, inputs: Inputs) -> SpeedResult:
         """Time ``arm`` against both baselines."""
@@ -116,7 +93,7 @@ class SpeedResult(Frozen):
     allocated: Bytes | None = None
     """Bytes of the timed cache right after the prompt."""
     largest_bytes: int | None = None
-    """Its most bytes from then on, walked between turns."""
+    """Its most bytes from then on, walked after every step."""
     kld_mean: float | None = None
     """KLD of the timed steps against ``none``, which decoded the same tokens in the same rounds: what the very cache
     that was timed makes of them."""

@@ -18,10 +18,10 @@ def _speed(show: Callable[[SpeedResult], Cell | None]) -> Callable[[Record], Cel
 def _speed_up(ratio: float | None, interval: Interval | None) -> Cell | None:
     if ratio is None:
         return None
-    return Cell(measured(ratio, interval, decimals=2), ratio, spread(ratio, interval, decimals=2), _trend(interval))
+    return Cell(measured(ratio, interval, decimals=2), ratio, spread(ratio, interval, decimals=2), trend_of(interval))
 
 
-def _trend(interval: Interval | None) -> Trend | None:
+def trend_of(interval: Interval | None) -> Trend | None:
     """None where nothing is known about the noise, or where the two were the same runs."""
     if interval is None or interval.low == interval.high:
         return None
