@@ -132,7 +132,7 @@ def _calls(small: ModelBench, folder: Path) -> dict[str, Callable[[], object]]:
             pass
 
     return {
-        "parse a spec": lambda: parse("pca:rank=0.5,heads=each,keys=after+int:bits=8"),
+        "parse a spec": lambda: parse("pca:rank=0.5,heads=each,frame=after+int:bits=8"),
         "hooks on and off": hooks,
         "self-test": lambda: self_test(model, geometry, "before"),
         "provenance": lambda: provenance("cpu", datetime.now(UTC)),

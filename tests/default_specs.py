@@ -8,7 +8,7 @@ DEFAULT_SPECS = {
     "hf": "hf",
     "hf-quanto": "hf-quanto",
     "hf-hqq": "hf-hqq",
-    "identity": "identity:keys=before",
+    "identity": "identity:frame=before",
     "pca": "pca:rank=0.5",
     "palu": "palu:rank=0.5,group=2",
     "svd": "svd:rank=0.5",
@@ -45,7 +45,7 @@ DEFAULT_SPECS = {
 }
 
 COMBINED_SPECS = (
-    "pca:rank=0.5,heads=each,keys=after+int:bits=8,group=16",
+    "pca:rank=0.5,heads=each,frame=after+int:bits=8,group=16",
     "palu:rank=0.75+kivi:bits=4",
     "snapkv:budget=0.25+int:bits=8",
     "knorm:budget=0.5+kvtc:bits=3",

@@ -14,12 +14,12 @@ from kvbench.compressors.compressor import parse
 from kvbench.kernels.reading import Reading
 
 SPECS = [
-    "ftc:bits=4,keys=bands,rope_block=64",
-    "ftc:bits=4,keys=bands,rope_block=128,basis=joint",
-    "ftc:bits=5,keys=bands,rope_block=64,pairs=1",
-    "ftc:bits=4,keys=bands,rope_block=64,pairs=0",
-    "kvtc:bits=4,keys=bands",
-    "latent:rank=0.75,keys=bands+int:bits=8,group=16",
+    "ftc:bits=4,frame=bands,rope_block=64",
+    "ftc:bits=4,frame=bands,rope_block=128,basis=joint",
+    "ftc:bits=5,frame=bands,rope_block=64,pairs=1",
+    "ftc:bits=4,frame=bands,rope_block=64,pairs=0",
+    "kvtc:bits=4,frame=bands",
+    "latent:rank=0.75,frame=bands+int:bits=8,group=16",
 ]
 TOKENS = 330
 

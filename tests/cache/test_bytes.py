@@ -41,7 +41,7 @@ def test_identity_by_hand() -> None:
     """1,024 tokens: 4 sinks, 928 in the body (29 blocks of 32), a buffer of 64 + 32 for the rest; 2 · 3 · 32 values."""
     per_token = 2 * 3 * 32 * 4
     for rows in (1, 3):
-        _, size, _ = prefilled("identity:keys=before", TOKENS, rows)
+        _, size, _ = prefilled("identity:frame=before", TOKENS, rows)
         body = (TOKENS - 4 - 64) // 32 * 32
         assert body == 928
         assert size == CacheBytes(
@@ -106,7 +106,7 @@ def test_predicted_equals_allocated(spec: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "phi3", "gpt2", "gemma3", "mistral", "opt"])
-@pytest.mark.parametrize("spec", ["none", "identity:keys=before", "kivi:bits=2", "kvtc:bits=3"])
+@pytest.mark.parametrize("spec", ["none", "identity:frame=before", "kivi:bits=2", "kvtc:bits=3"])
 def test_predicted_equals_allocated_in_other_families(family: str, spec: str) -> None:
     """Fused projections (gpt_neox, phi3, gpt2) hand over views; a view must not keep the whole of it alive."""
     one = subject(family, torch.float32, layers=2)
@@ -115,7 +115,9 @@ def test_predicted_equals_allocated_in_other_families(family: str, spec: str) ->
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 67, 68, 69, 99, 100, 101, 163, 164, 200])
-@pytest.mark.parametrize("spec", ["identity:keys=before", "kivi:bits=2", "knorm:budget=0.3+int:bits=4", "pca:rank=0.3"])
+@pytest.mark.parametrize(
+    "spec", ["identity:frame=before", "kivi:bits=2", "knorm:budget=0.3+int:bits=4", "pca:rank=0.3"]
+)
 def test_prediction_is_exact_at_every_boundary(spec: str, tokens: int) -> None:
     one = subject("llama", torch.float32, **WIDE)
     _, size, plan = prefilled(spec, tokens)

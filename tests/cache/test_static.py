@@ -107,7 +107,7 @@ def test_every_compressor_that_torch_can_decode(spec: str, fp64: None) -> None:
 @pytest.mark.parametrize("read", ["absorb", "reconstruct"])
 def test_both_ways_to_read(read: str, fp64: None) -> None:
     one, ids = subject("llama"), token_ids(2, TOKENS)
-    plan = spec_plan("pca:rank=0.5,heads=each,keys=after")
+    plan = spec_plan("pca:rank=0.5,heads=each,frame=after")
     with CompressedModel(one.model, plan, one.geometry, Reading(read=read)) as compressed:
         decode = compiled_decode(compressed, ids[:, :PROMPT], TOKENS, backend=None)
         assert worst(steps(decode, ids), growing(compressed, ids)) < EXACT
@@ -188,7 +188,7 @@ def test_compiles_without_a_break_or_a_second_graph(
     one_graph(family, int_plan(family, frame), "eager", 1e-6)
 
 
-@pytest.mark.parametrize("spec", ["kvtc:bits=4", "turboquant:bits=4", "fp8", "pca:rank=0.5,heads=each,keys=after"])
+@pytest.mark.parametrize("spec", ["kvtc:bits=4", "turboquant:bits=4", "fp8", "pca:rank=0.5,heads=each,frame=after"])
 def test_codecs_in_the_graph(spec: str, no_grad: None, no_recompilation: None) -> None:
     one_graph("llama", spec_plan(spec), "eager", 1e-6)
 

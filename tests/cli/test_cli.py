@@ -352,5 +352,5 @@ def test_lists_and_explanations_say_what_attends(kvbench: Cli):
     assert rows["none"] == "numba exact" and rows["int"] == "numba int" and rows["hf"] == "stock"
     assert {rows[name] for name in ("kvtc", "ftc")} == {"numba rebuilt"}
     assert rows["pca"] == "torch rebuilt" and rows["kivi"] == "torch decoded"
-    shown = kvbench("show", "ftc:bits=3,keys=after").out
-    assert "decode of ftc:bits=3,keys=after: numba levels" in shown and "a table turns" in shown
+    shown = kvbench("show", "ftc:bits=3,frame=after").out
+    assert "decode of ftc:bits=3,frame=after: numba levels" in shown and "a table turns" in shown

@@ -77,7 +77,7 @@ def test_saved_bases_come_back_in_their_dtype_and_memory(spec: str, tmp_path: Pa
         ]
 
 
-@pytest.mark.parametrize("spec", [*ORTHONORMAL, *WEIGHTED, "pca:rank=0.5,heads=each,keys=after+int:bits=8,group=16"])
+@pytest.mark.parametrize("spec", [*ORTHONORMAL, *WEIGHTED, "pca:rank=0.5,heads=each,frame=after+int:bits=8,group=16"])
 def test_divergence_moves_by_less_than_a_hundredth(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = divergence(spec)
     monkeypatch.setattr(Draft, "basis_dtype", torch.float32)

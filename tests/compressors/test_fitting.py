@@ -26,7 +26,7 @@ LADDERS = {
     "ftc:bits={}": (1, 2, 3, 4, 6),
     "turboquant:bits={}": (2, 3, 4),
     "pca:rank={}": (0.1, 0.4, 0.8, 1),
-    "pca:rank={},heads=each,keys=after": (0.1, 0.5, 1),
+    "pca:rank={},heads=each,frame=after": (0.1, 0.5, 1),
     "pca:energy={}": (0.3, 0.7, 0.99),
     "palu:rank={},group=2": (0.1, 0.4, 0.8, 1),
     "palu:rank={},allocate=energy": (0.1, 0.5, 1),

@@ -21,14 +21,14 @@ METHODS = [
     "eigen:rank={}",
     "kqsvd:rank={}",
     "kqsvd:rank={},heads=joint",
-    "kqsvd:rank={},keys=before",
+    "kqsvd:rank={},frame=before",
     "recalkv:rank={},group=2",
     "rope-commuting:rank={}",
     "matryoshka:rank={}",
     "latent:rank={}",
     "palu:rank={},hadamard=false",
     "pca:rank={}+hadamard:seed=1",
-    "pca:rank={},heads=each,keys=after+hadamard:seed=1",
+    "pca:rank={},heads=each,frame=after+hadamard:seed=1",
     "latent:rank={}+hadamard:seed=1",
 ]
 PROMPT, NEW = 120, 16
@@ -121,7 +121,7 @@ def test_rank_is_the_share_of_the_cache_kept(llama, method):
 def test_kqsvd_has_the_least_score_and_output_error(llama, rank, layer):
     best = f"kqsvd:rank={rank}"
     # Eigenvalues of the metric are floored at a millionth, hence the margin.
-    for other in (f"pca:rank={rank},keys=after,heads=each", f"eigen:rank={rank}"):
+    for other in (f"pca:rank={rank},frame=after,heads=each", f"eigen:rank={rank}"):
         assert llama.score_error(best, layer) <= llama.score_error(other, layer) * (1 + 1e-6)
     assert llama.output_error(best, layer) <= llama.output_error(f"eigen:rank={rank}", layer) * (1 + 1e-6)
 

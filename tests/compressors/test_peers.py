@@ -119,7 +119,7 @@ def deleted(one: Subject, whole: DynamicCache, cache: CompressedCache) -> Dynami
     return whole
 
 
-@pytest.mark.parametrize("spec", ["streaming", *HALVES, "snapkv:budget=0.3+identity:keys=before"])
+@pytest.mark.parametrize("spec", ["streaming", *HALVES, "snapkv:budget=0.3+identity:frame=before"])
 def test_evicting_is_deleting_from_the_stock_cache(spec: str) -> None:
     one, ids = subject("llama"), token_ids(2, 101)
     stock = one.stock_cache()

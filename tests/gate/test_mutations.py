@@ -41,9 +41,9 @@ name = "small"
 models = ["random:llama?layers=2"]
 compressors = [
   "none",
-  "identity:keys=before,{SPANS}",
+  "identity:frame=before,{SPANS}",
   "int:bits=4,{SPANS}",
-  "ftc:bits=3,keys=after,{SPANS}",
+  "ftc:bits=3,frame=after,{SPANS}",
   "kvtc:bits=3,{SPANS}",
 ]
 [[workload]]

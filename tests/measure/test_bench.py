@@ -57,7 +57,7 @@ def test_a_compressor_without_calibration_reads_no_text(bench: ModelBench, monke
 
 def test_self_test_runs_once_per_frame_of_the_keys(bench: ModelBench, monkeypatch: pytest.MonkeyPatch):
     tests = counted(monkeypatch, "arm_factory.self_test")
-    for spec in ("int:bits=4", "kivi:bits=2", "pca:rank=0.5,keys=before", "pca:rank=0.25,keys=before", "hf"):
+    for spec in ("int:bits=4", "kivi:bits=2", "pca:rank=0.5,frame=before", "pca:rank=0.25,frame=before", "hf"):
         bench.arm(parse(spec), SOURCE)
     assert [frame for *_, frame in tests] == ["after", "before"]
 

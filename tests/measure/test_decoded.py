@@ -38,7 +38,7 @@ def decoded(one: Subject, spec: str, decode: int = DECODE, block: int = 32) -> D
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 @pytest.mark.parametrize(
-    "spec", [f"int:bits=4,{SMALL}", f"fp8:{SMALL}", f"ftc:bits=3,keys=after,{SMALL}", f"kvtc:bits=3,{SMALL}"]
+    "spec", [f"int:bits=4,{SMALL}", f"fp8:{SMALL}", f"ftc:bits=3,frame=after,{SMALL}", f"kvtc:bits=3,{SMALL}"]
 )
 def test_decoding_agrees_with_blocks(family: str, spec: str):
     result = decoded(subject(family, torch.float32), spec)

@@ -70,7 +70,7 @@ def test_a_body_that_keeps_nothing_claims_no_ratio():
 
 def test_bases_are_model_level_and_not_in_the_cache():
     one = subject("llama", torch.float32)
-    memory = measure_memory(arm_of(one, "pca:rank=0.5,keys=before"), token_ids(1, TOKENS), steps=0)
+    memory = measure_memory(arm_of(one, "pca:rank=0.5,frame=before"), token_ids(1, TOKENS), steps=0)
     assert memory.model_level_bytes > 0 and memory.rope_table_bytes > 0 and memory.allocated.workspace == 0
     assert measure_memory(arm_of(one, "int:bits=4"), token_ids(1, TOKENS), steps=0).model_level_bytes == 0
 

@@ -29,7 +29,7 @@ SPECS = (
     "none",
     f"kivi:bits=2,{SPANS}",
     f"kvtc:bits=3,{SPANS}",
-    f"pca:rank=0.5,keys=before,{SPANS}",
+    f"pca:rank=0.5,frame=before,{SPANS}",
     f"snapkv:budget=0.5,{SPANS}",
     f"snapkv:budget=0.5,{SPANS}+int:bits=4",
 )

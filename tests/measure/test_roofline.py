@@ -67,7 +67,7 @@ def test_operations_are_two_for_every_weight_and_every_dimension_of_every_token(
     assert bounds is not None and bounds.operations == 2 * BATCH * (weights_read(one.model)[0] + attention)
 
 
-@pytest.mark.parametrize(("spec", "rebuilds"), [("pca:rank=0.5,heads=each,keys=after", False), ("pca:rank=0.5", True)])
+@pytest.mark.parametrize(("spec", "rebuilds"), [("pca:rank=0.5,heads=each,frame=after", False), ("pca:rank=0.5", True)])
 def test_rebuilding_keys_and_values_is_counted(monkeypatch, spec, rebuilds):
     one, exact = subject("llama", torch.float32), roofline_of(monkeypatch, "none", Peaks(1e9, 1e9))
     monkeypatch.setattr(floor, "peaks", lambda device, dtype: Peaks(1e9, 1e9))

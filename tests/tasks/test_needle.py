@@ -20,7 +20,7 @@ ANSWERING = [
     "none",
     "hf",
     "identity:recent=0",
-    "identity:keys=before,recent=0",
+    "identity:frame=before,recent=0",
     "int:bits=8,recent=0",
     "int:bits=4,recent=0",
     "kivi:bits=4,recent=0",

@@ -42,7 +42,7 @@ class Ftc(Part):
     What each part contributes is measured by suite ``ablation``, what calibration on another text costs by suite
     ``domains``: calibrate on what will be read, or on texts of several kinds.
 
-    Keys are taken around their mean, values around zero, which is what tokens that soak up attention carry. ``keys``
+    Keys are taken around their mean, values around zero, which is what tokens that soak up attention carry. ``frame``
     chooses the frame. Keys ``before`` RoPE compress best and are rebuilt and rotated whole when they are read. In
     ``bands`` (:class:`kvbench.codecs.frame.Bands`) they are stored relative to the first of ``rope_block`` tokens,
     where only the fastest ``pairs`` of RoPE (default: those that turn by more than 1.7 radians) are kept before RoPE
@@ -61,25 +61,25 @@ class Ftc(Part):
 
     bits: float
     basis: Literal["joint", "predictive", "split"] | None = None
-    keys: Frame = "before"
+    frame: Frame = "before"
     rope_block: int = BLOCK
     pairs: int | None = None
     coder: Literal["fixed", "entropy"] = "fixed"
 
     def __post_init__(self) -> None:
         self.require(0 < self.bits <= MAX_BITS, f"bits={self.bits:g} must be in (0, {MAX_BITS}]")
-        block, banded = self.rope_block, self.keys == "bands"
+        block, banded = self.rope_block, self.frame == "bands"
         self.require(block >= 8 and block % 8 == 0, f"rope_block={block} must be a multiple of 8 tokens")
         self.require(self.pairs is None or self.pairs >= 0, f"pairs={self.pairs} must be at least 0")
-        self.require(banded or (self.pairs, block) == (None, BLOCK), "pairs and rope_block belong to keys=bands")
+        self.require(banded or (self.pairs, block) == (None, BLOCK), "pairs and rope_block belong to frame=bands")
         self.require(
             self.basis != "predictive" or (banded and self.coder == "fixed"),
-            "basis=predictive is for keys=bands and coder=fixed; use basis=joint",
+            "basis=predictive is for frame=bands and coder=fixed; use basis=joint",
         )
 
     def apply(self, draft: Draft) -> None:
         """Fisher coordinates everywhere, then one allocation over all of them."""
-        draft.store_keys(self.keys, self.rope_block, self.pairs)
+        draft.store_keys(self.frame, self.rope_block, self.pairs)
         fitted = [each for layer in draft for each in self._fit(layer)]
         if self.coder == "entropy":
             self._code_entropy(fitted, draft)
@@ -88,7 +88,7 @@ class Ftc(Part):
 
     @property
     def _predictive(self) -> bool:
-        return self.basis == "predictive" or (self.basis is None and self.keys == "bands" and self.coder == "fixed")
+        return self.basis == "predictive" or (self.basis is None and self.frame == "bands" and self.coder == "fixed")
 
     def _code_entropy(self, fitted: list[Coordinates], draft: Draft) -> None:
         quantizers = entropy_quantizers([each.variances for each in fitted], self.bits)
@@ -113,7 +113,7 @@ class Ftc(Part):
         statistics = layer.calibrated
         if not statistics.has_fisher:
             raise KvbenchError("ftc needs statistics with Fisher information; calibrate with the Fisher pass")
-        if self.basis != "split" and self.keys != "after":
+        if self.basis != "split" and self.frame != "after":
             moment, centre = joint_moment(layer)
             metric = joint_matrix(statistics.fisher("key"), statistics.fisher("value"), layer.geometry.kv_heads)
             if self._predictive and layer.bands is not None and layer.bands.fast:

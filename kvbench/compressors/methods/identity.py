@@ -20,8 +20,8 @@ class Identity(Part):
     family = "baseline"
     roles = ("transform", "quantizer")
 
-    keys: Frame = "after"
+    frame: Frame = "after"
 
     def apply(self, draft: Draft) -> None:
         """Leave both sides as they are; only the frame of the keys is chosen."""
-        draft.store_keys(self.keys)
+        draft.store_keys(self.frame)

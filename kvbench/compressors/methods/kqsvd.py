@@ -20,7 +20,7 @@ class KqSvd(LowRank):
 
     Based on Lesens et al. 2025, KQ-SVD (arXiv 2512.05916): no basis of the keys alone, nor one shared with the queries
     (Eigen Attention), has a smaller score error at the same rank. Stored: latents per KV head (``heads=joint``: of all
-    heads together) of keys after RoPE, around their mean, and of values. ``keys=before`` keeps keys unrotated, with the
+    heads together) of keys after RoPE, around their mean, and of values. ``frame=before`` keeps keys unrotated, with the
     query metric averaged over rotations, since a query meets a key at any distance. Differences: the paper does not
     centre keys (centring lowers the error and costs no rank), and takes M^½ of the keys instead of the queries, which
     is the same optimum.
@@ -28,14 +28,14 @@ class KqSvd(LowRank):
 
     name = "kqsvd"
     paper = "arXiv 2512.05916"
-    published = ("kqsvd+hadamard+int:bits=4", "kqsvd:heads=joint,keys=before+hadamard+int:bits=4")
+    published = ("kqsvd+hadamard+int:bits=4", "kqsvd:heads=joint,frame=before+hadamard+int:bits=4")
 
-    keys: Literal["before", "after"] = "after"
+    frame: Literal["before", "after"] = "after"
     heads: Literal["joint", "each"] = "each"
 
     def apply(self, draft: Draft) -> None:
         """Weighted bases for both sides of every layer."""
-        if self.keys == "before":
+        if self.frame == "before":
             draft.store_keys_before_rope()
         for layer in draft:
             statistics = layer.calibrated
@@ -52,7 +52,7 @@ class KqSvd(LowRank):
     def _queries(self, layer: LayerDraft) -> Tensor:
         """Σ q qᵀ per KV head in the frame of the stored keys, (kv_heads, head_dim, head_dim)."""
         geometry, statistics = layer.geometry, layer.calibrated
-        if self.keys == "after" or geometry.rotary_dims == 0:
+        if self.frame == "after" or geometry.rotary_dims == 0:
             return statistics.rotated_query_second / statistics.count
         before, after = statistics.second("key"), statistics.second("rotated_key")
         pairs = frequency_pairs(before, after, geometry.kv_heads, geometry.rotary_dims)

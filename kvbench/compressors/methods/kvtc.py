@@ -67,18 +67,18 @@ class Kvtc(Part):
     allocate: Allocation = "uniform"
     coder: Literal["fixed", "blocks", "entropy"] = "fixed"
     layers: int = 1
-    keys: Frame = "before"
+    frame: Frame = "before"
 
     def __post_init__(self) -> None:
         self.require(0 < self.bits <= MAX_BITS, f"bits={self.bits:g} must be in (0, {MAX_BITS}]")
         self.require(
-            self.layers == 1 or self.keys == "before", "a basis across layers is one of keys before RoPE; use layers=1"
+            self.layers == 1 or self.frame == "before", "a basis across layers is one of keys before RoPE; use layers=1"
         )
         self.require(self.layers >= 0, f"layers={self.layers} must be at least 1, or 0 for all of them")
 
     def apply(self, draft: Draft) -> None:
         """Coordinates of both sides of every group of layers, then quantizers, all of them by one rule."""
-        draft.store_keys(self.keys)
+        draft.store_keys(self.frame)
         groups = layer_groups(draft, self.layers)
         self.require(
             all(layer.selector is None for layer in draft) or all(len(group) == 1 for group in groups),

@@ -26,11 +26,11 @@ class Latent(LowRank):
     paper = "arXiv 2502.07864"
     published = ("latent+hadamard+int:bits=4", "latent+hadamard+int:bits=3")
 
-    keys: Frame = "before"
+    frame: Frame = "before"
 
     def apply(self, draft: Draft) -> None:
         """One basis a layer."""
-        draft.store_keys(self.keys)
+        draft.store_keys(self.frame)
         for layer in draft:
             statistics = layer.calibrated
             moment, centre = joint_moment(layer)

@@ -33,7 +33,7 @@ class Pca(Part):
     rank: float | None = None
     energy: float | None = None
     heads: Literal["joint", "each"] = "joint"
-    keys: Frame = "before"
+    frame: Frame = "before"
 
     def __post_init__(self) -> None:
         self.require((self.rank is None) != (self.energy is None), "give either rank or energy, as in pca:rank=0.5")
@@ -42,7 +42,7 @@ class Pca(Part):
 
     def apply(self, draft: Draft) -> None:
         """Bases for both sides of every layer."""
-        draft.store_keys(self.keys)
+        draft.store_keys(self.frame)
         for layer in draft:
             for side in layer.sides:
                 self._fit(layer, side, draft)
