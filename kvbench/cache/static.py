@@ -162,6 +162,8 @@ class StaticCompressedLayer(StaticLayer):
         for side in self.codec.sides.values():
             if side.transform is not None:
                 _ = side.transform.shifts  # cached from here on: a graph cannot read it from the device
+        for latents in self.codec.latents.values():
+            _ = latents.decoder, latents.mean  # and cannot take the lock behind a cached property
         self.spans, self.reading = spans, reading
         bands = layer.codec.bands
         self.block_frame = None if rotator is None or bands is None else BlockFrame(rotator, bands)
@@ -204,7 +206,7 @@ class StaticCompressedLayer(StaticLayer):
         if self.codec.decoupled:
             query = torch.cat([query, call.query], -1)
         mask = (torch.arange(self.capacity, device=self.seen.device) < self.start).view(1, 1, 1, -1)
-        rotate_keys = self._rotate_keys if self.codec.rotates else None
+        rotate_keys = self._rotate_keys if self.rotator or self.block_frame else None
         attention = BodyAttention(self.codec, self.reading)
         body = attention.attend(query, self.body, self.capacity, rotate_keys, call.scaling, mask, call.softcap)
         return merge([part, body]).output

@@ -37,7 +37,7 @@ def test_detaching_restores_the_model_bit_for_bit(family: str) -> None:
     one, ids = subject(family, torch.float32), token_ids(2, 20)
     before, logits = traces(one.model), one.model(ids).logits
     weights = {name: tensor.clone() for name, tensor in one.model.state_dict().items()}
-    with one.attach(one.identity(True)) as compressed:
+    with one.attach(one.identity("before")) as compressed:
         assert traces(one.model) != before
         feed(one.model, compressed.new_cache(), ids, [12, 8])
     assert traces(one.model) == before
@@ -78,7 +78,7 @@ def test_stock_attention_meanwhile(family: str) -> None:
     plain = model(ids, use_cache=False).logits
     padded = model(ids, attention_mask=padding, use_cache=False).logits
     stock = feed(model, one.stock_cache(), ids, [12, 6, 1, 1])
-    with CompressedModel(model, one.identity(True), one.geometry):
+    with CompressedModel(model, one.identity("before"), one.geometry):
         assert worst(model(ids, use_cache=False).logits, plain) < EXACT
         assert worst(model(ids, attention_mask=padding, use_cache=False).logits, padded, padding) < EXACT
         assert worst(feed(model, one.stock_cache(), ids, [12, 6, 1, 1]), stock) < EXACT
@@ -96,7 +96,7 @@ def test_two_attachments_one_after_another() -> None:
 def test_two_attachments_at_once_drive_their_own_caches() -> None:
     one, ids = subject("llama"), token_ids(2, 30)
     stock = one.model(ids).logits
-    with one.attach(one.identity(False)) as outer, one.attach(one.identity(True)) as inner:
+    with one.attach(one.identity("after")) as outer, one.attach(one.identity("before")) as inner:
         for compressed in (outer, inner, outer):
             assert worst(feed(one.model, compressed.new_cache(), ids, [20, 10]), stock) < EXACT
 
@@ -104,7 +104,7 @@ def test_two_attachments_at_once_drive_their_own_caches() -> None:
 def test_caches_of_one_attachment_are_independent() -> None:
     one, ids, others = subject("llama"), token_ids(2, 30), token_ids(1, 40, seed=5)
     stock, stock_others = one.model(ids).logits, one.model(others).logits
-    with one.attach(one.identity(True)) as compressed:
+    with one.attach(one.identity("before")) as compressed:
         first, second = compressed.new_cache(), compressed.new_cache()
         logits = [feed(one.model, first, ids, [20])]
         logits_others = [feed(one.model, second, others, [25])]
@@ -131,7 +131,7 @@ def test_a_cache_without_its_attachment_is_refused(filled: int) -> None:
 def test_a_model_outside_its_attachment_can_attach_again_and_go_on() -> None:
     one, ids = subject("llama"), token_ids(1, 30)
     stock = one.model(ids).logits
-    compressed = CompressedModel(one.model, one.identity(True), one.geometry)
+    compressed = CompressedModel(one.model, one.identity("before"), one.geometry)
     with compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, ids, [20])
@@ -212,7 +212,7 @@ def test_a_model_in_training_mode_is_told_so() -> None:
 def test_rotations_of_unknown_positions_are_refused() -> None:
     """A family may keep position_ids from its attention; padded rows would then share one wrong table."""
     one = subject("llama")
-    compressed = CompressedModel(one.model, one.identity(True), one.geometry)
+    compressed = CompressedModel(one.model, one.identity("before"), one.geometry)
     rotation = (torch.ones(2, 5, 16), torch.zeros(2, 5, 16))
     with pytest.raises(UnsupportedModelError, match="positions of a padded batch"):
         compressed.record(0, compressed.new_cache(), 0, rotation, None)
@@ -239,7 +239,7 @@ def test_layers_without_a_plan_and_sliding_layers_are_exact() -> None:
 def test_some_layers_before_and_some_after_rope() -> None:
     one, ids = subject("llama"), token_ids(2, 30)
     stock = one.model(ids).logits
-    before, after = one.identity(True), one.identity(False)
+    before, after = one.identity("before"), one.identity("after")
     mixed = Plan({0: after.layers[0], 1: before.layers[1]}, SMALL_SPANS)
     with one.attach(mixed) as compressed:
         assert worst(feed(one.model, compressed.new_cache(), ids, [20, 1, 9]), stock) < EXACT
@@ -278,5 +278,5 @@ def test_the_probe_leaves_the_model_alone() -> None:
 def test_a_copy_of_the_model_can_be_attached_too() -> None:
     one, ids = subject("llama"), token_ids(1, 20)
     twin = copy.deepcopy(one.model)
-    with one.attach(one.identity(True)), attach(twin, one.identity(True)) as compressed:
+    with one.attach(one.identity("before")), attach(twin, one.identity("before")) as compressed:
         assert worst(feed(twin, compressed.new_cache(), ids, [10, 10]), one.model(ids).logits) < EXACT

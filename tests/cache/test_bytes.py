@@ -90,7 +90,7 @@ def test_uncompressed_by_hand() -> None:
 
 def test_left_padding_adds_positions_per_row() -> None:
     one = subject("llama", torch.float32, **WIDE)
-    with one.attach_untested(one.identity(True)) as compressed:
+    with one.attach_untested(one.identity("before")) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, token_ids(2, 40), [40], left_padding(2, 40, (5, 0)))
     first_slots = 2 * 2 * 8
@@ -128,7 +128,7 @@ def test_prediction_is_exact_at_every_boundary(spec: str, tokens: int) -> None:
 @pytest.mark.parametrize("tokens", [12, 300])
 def test_no_view_keeps_a_larger_storage_alive(family: str, tokens: int) -> None:
     one = subject(family, torch.float32, layers=2)
-    with one.attach_untested(one.identity(True, Spans(2, 16, 8))) as compressed:
+    with one.attach_untested(one.identity("before", Spans(2, 16, 8))) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, token_ids(2, tokens + 3), [tokens, 1, 1, 1])
     for layer in cache.kv_layers:
@@ -139,7 +139,7 @@ def test_no_view_keeps_a_larger_storage_alive(family: str, tokens: int) -> None:
 
 def test_slack_is_counted_and_bounded() -> None:
     one = subject("llama", torch.float32, **WIDE)
-    with one.attach_untested(one.identity(True, Spans(2, 4, 4))) as compressed:
+    with one.attach_untested(one.identity("before", Spans(2, 4, 4))) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, token_ids(1, 400), [300, *[1] * 100])
     size = cache.nbytes()

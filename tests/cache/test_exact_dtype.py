@@ -121,7 +121,7 @@ def test_a_loaded_prompt_equals_one_that_was_attended(spec: str) -> None:
 def test_crop_copy_and_reorder(family: str) -> None:
     """A cache that went back, was copied and had its rows swapped goes on as one that never did."""
     one, ids = subject(family, torch.float64), token_ids(2, 60)
-    with one.attach_untested(one.identity(False, SPANS)) as compressed:
+    with one.attach_untested(one.identity("after", SPANS)) as compressed:
         straight = compressed.new_cache()
         feed(one.model, straight, ids, [40])
         expected = feed(one.model, straight, ids, [1] * 5, start=40)
@@ -142,7 +142,7 @@ def test_crop_copy_and_reorder(family: str) -> None:
 def test_crop_into_sinks_and_body(length: int) -> None:
     one, ids = subject("llama", torch.float64), token_ids(2, 60)
     mask = left_padding(2, 60, (6, 0))
-    with one.attach_untested(one.identity(True, SPANS)) as compressed:
+    with one.attach_untested(one.identity("before", SPANS)) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, ids, [40], mask)
         cache.crop(length - 40)
@@ -168,7 +168,7 @@ def test_static_caches_do_the_same(frame: Frame, exact: str) -> None:
 
 def test_values_beyond_float16_are_refused_with_the_way_out() -> None:
     one = subject("llama", torch.float32)
-    plan = one.identity(False, SPANS)
+    plan = one.identity("after", SPANS)
     for spans, tokens in ((SPANS, 1), (SPANS, 40), (replace(SPANS, exact="bfloat16"), 40)):
         layer = CompressedLayer(plan.layers[0].codec, spans)
         keys = torch.ones(1, 2, tokens, one.geometry.layers[0].head_dim)
@@ -187,7 +187,7 @@ def test_values_beyond_float16_are_refused_with_the_way_out() -> None:
 
 def test_a_static_cache_refuses_what_overflows() -> None:
     one, ids = subject("llama", torch.float32), token_ids(1, 30)
-    with one.attach_untested(one.identity(False, SPANS)) as compressed:
+    with one.attach_untested(one.identity("after", SPANS)) as compressed:
         decode = compiled_decode(compressed, ids, 40, backend=None)
         decode.cache.layers[0].exact_keys[0, 0, 0, 0] = torch.inf
         with pytest.raises(KvbenchError, match="exact=bfloat16"):
@@ -198,7 +198,7 @@ def test_nothing_changes_in_a_model_of_that_dtype() -> None:
     one, ids = subject("llama", torch.float16), token_ids(2, 60)
     logits = []
     for exact in ("model", "float16"):
-        with one.attach_untested(one.identity(True, replace(SPANS, exact=exact))) as compressed:
+        with one.attach_untested(one.identity("before", replace(SPANS, exact=exact))) as compressed:
             cache = compressed.new_cache()
             logits.append(feed(one.model, cache, ids, [40, *[1] * 20]))
     assert torch.equal(*logits)

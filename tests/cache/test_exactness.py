@@ -134,7 +134,7 @@ def test_crop_and_go_on_as_decoded(removed: int, variant: str) -> None:
     one, ids = subject("llama"), token_ids(2, 2 * TOKENS)
     stock = one.model(ids, use_cache=False).logits
     spans = Spans(sinks=2, recent=8, block=8)
-    with one.attach_untested(one.lossless(True, variant, spans)) as compressed:
+    with one.attach_untested(one.lossless("before", variant, spans)) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, ids, [TOKENS])
         cache.crop(-removed)
@@ -163,7 +163,7 @@ def test_every_way_of_storing_a_padded_batch(variant: str, frame: Frame) -> None
 def test_spans_may_be_empty_or_odd(spans: Spans) -> None:
     one, ids = subject("qwen3"), token_ids(2, TOKENS)
     stock = one.model(ids, use_cache=False).logits
-    with one.attach_untested(one.identity(True, spans)) as compressed:
+    with one.attach_untested(one.identity("before", spans)) as compressed:
         assert worst(feed(one.model, compressed.new_cache(), ids, CHUNKS), stock) < EXACT
 
 
@@ -181,7 +181,7 @@ def test_padding_longer_than_the_first_chunk() -> None:
     """A row may start with chunks that are nothing but padding; its sinks are still its own first tokens."""
     one, ids, mask = subject("llama"), token_ids(2, TOKENS), left_padding(2, TOKENS, (0, 11))
     stock = one.model(ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False).logits
-    with one.attach_untested(one.identity(True)) as compressed:
+    with one.attach_untested(one.identity("before")) as compressed:
         cache = compressed.new_cache()
         logits = feed(one.model, cache, ids, (5, 5, 8, *[1] * 16), mask)
         layer = cache.layers[0]
@@ -192,7 +192,7 @@ def test_padding_longer_than_the_first_chunk() -> None:
 def test_prefill_whose_first_chunk_would_settle_while_a_row_is_all_padding() -> None:
     one, ids, mask = subject("llama"), token_ids(2, TOKENS), left_padding(2, TOKENS, (0, 20))
     stock = one.model(ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False).logits
-    with one.attach_untested(one.identity(True)) as compressed:
+    with one.attach_untested(one.identity("before")) as compressed:
         logits = feed(one.model, compressed.new_cache(), ids, (16, 18), mask)
     assert worst(logits, stock, mask) < EXACT
 

@@ -62,14 +62,14 @@ def test_beams_with_left_padding_and_several_returned(family: str) -> None:
     one, ids, mask = subject(family), token_ids(2, 11), left_padding(2, 11, (4, 0))
     options = {"num_beams": 4, "num_return_sequences": 2, "attention_mask": mask}
     stock = generate(one, ids, **options)
-    with one.attach_untested(one.lossless(True, "blocks")) as compressed:
+    with one.attach_untested(one.lossless("before", "blocks")) as compressed:
         assert_same(generate(one, ids, compressed.new_cache(), **options), stock)
 
 
 @few
 def test_sampling_with_a_seed(family: str) -> None:
     one, ids, options = subject(family), token_ids(2, 9), {"do_sample": True, "num_return_sequences": 2, "top_k": 20}
-    with torch.random.fork_rng(devices=[]), one.attach_untested(one.identity(True)) as compressed:
+    with torch.random.fork_rng(devices=[]), one.attach_untested(one.identity("before")) as compressed:
         torch.manual_seed(3)
         output = generate(one, ids, compressed.new_cache(), **options)
     with torch.random.fork_rng(devices=[]):
@@ -83,7 +83,7 @@ def test_prefill_in_chunks(family: str, chunk: int) -> None:
     one, ids, mask = subject(family), token_ids(2, 21), left_padding(2, 21, (5, 0))
     options = {"attention_mask": mask, "max_new_tokens": 6}
     stock = generate(one, ids, **options)
-    with one.attach_untested(one.identity(True)) as compressed:
+    with one.attach_untested(one.identity("before")) as compressed:
         assert_same(generate(one, ids, compressed.new_cache(), prefill_chunk_size=chunk, **options), stock)
 
 
@@ -93,7 +93,7 @@ def test_prompt_lookup(family: str) -> None:
     one, ids = subject(family), token_ids(1, 9).repeat(1, 3)
     options = {"prompt_lookup_num_tokens": 4, "max_new_tokens": 24, "return_dict_in_generate": False}
     stock = generate(one, ids, **options | {"output_scores": False})
-    with one.attach_untested(one.identity(True)) as compressed:
+    with one.attach_untested(one.identity("before")) as compressed:
         cache = compressed.new_cache()
         assert torch.equal(generate(one, ids, cache, **options | {"output_scores": False}), stock)
 
@@ -104,7 +104,7 @@ def test_assisted_generation(family: str) -> None:
     assistant = subject(family, layers=1 if family in ("llama", "gpt_neox") else 2).model
     options = {"assistant_model": assistant, "max_new_tokens": 24}
     stock = generate(one, ids, **options)
-    with one.attach_untested(one.identity(True)) as compressed:
+    with one.attach_untested(one.identity("before")) as compressed:
         assert_same(generate(one, ids, compressed.new_cache(), **options), stock)
 
 
@@ -112,7 +112,7 @@ def test_assisted_generation(family: str) -> None:
 def test_going_on_from_a_prefix(family: str) -> None:
     one, ids = subject(family), token_ids(1, 33)
     stock = generate(one, ids)
-    with one.attach_untested(one.identity(True)) as compressed:
+    with one.attach_untested(one.identity("before")) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, ids, [20])
         assert_same(generate(one, ids, cache), stock)
@@ -122,7 +122,7 @@ def test_one_prefix_for_many_rows() -> None:
     one, ids = subject("llama"), token_ids(1, 33)
     many = torch.cat([ids[:, :20].expand(3, -1), token_ids(3, 5, seed=9)], 1)
     stock = generate(one, many)
-    with one.attach_untested(one.identity(True)) as compressed:
+    with one.attach_untested(one.identity("before")) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, ids, [20])
         cache.batch_repeat_interleave(3)
@@ -132,7 +132,7 @@ def test_one_prefix_for_many_rows() -> None:
 def test_the_cache_is_full_afterwards_and_can_be_reset() -> None:
     one, ids = subject("llama"), token_ids(2, 15)
     stock = generate(one, ids)
-    with one.attach_untested(one.identity(True)) as compressed:
+    with one.attach_untested(one.identity("before")) as compressed:
         cache = compressed.new_cache()
         for _ in range(2):
             assert_same(generate(one, ids, cache), stock)
@@ -146,6 +146,6 @@ def test_the_cache_is_full_afterwards_and_can_be_reset() -> None:
 def test_without_a_cache_generate_makes_a_stock_one() -> None:
     one, ids = subject("llama"), token_ids(2, 15)
     stock = generate(one, ids)
-    with one.attach_untested(one.identity(True)):
+    with one.attach_untested(one.identity("before")):
         assert_same(generate(one, ids), stock)
         assert_same(generate(one, ids, use_cache=False), stock)

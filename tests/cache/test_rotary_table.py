@@ -62,7 +62,7 @@ def test_positions_are_one_row_while_rows_agree() -> None:
 
 def test_every_layer_shares_one_table_and_one_row_of_positions() -> None:
     one, ids = subject("llama", torch.float32), token_ids(3, 40)
-    with one.attach_untested(one.identity(True)) as compressed:
+    with one.attach_untested(one.identity("before")) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, ids, [39, 1])
         assert cache.positions.index.tolist() == [list(range(40))]
@@ -73,7 +73,7 @@ def test_every_layer_shares_one_table_and_one_row_of_positions() -> None:
 
 def test_left_padded_rows_have_positions_of_their_own() -> None:
     one, ids, mask = subject("llama", torch.float32), token_ids(2, 12), left_padding(2, 12, (5, 0))
-    with one.attach_untested(one.identity(True)) as compressed:
+    with one.attach_untested(one.identity("before")) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, ids, [11, 1], mask)
     assert cache.positions.index[0].tolist() == [0] * 5 + list(range(7))
@@ -83,7 +83,7 @@ def test_left_padded_rows_have_positions_of_their_own() -> None:
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_keys_after_rope_and_models_without_rope_need_no_positions(family: str) -> None:
     one = subject(family, torch.float32)
-    with one.attach_untested(one.identity(family == "opt")) as compressed:
+    with one.attach_untested(one.identity("before" if family == "opt" else "after")) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, token_ids(1, 30), [30])
         assert cache.nbytes().positions == 0

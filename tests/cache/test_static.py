@@ -136,7 +136,7 @@ def test_many_tiles_most_of_them_empty(frame: Frame, fp64: None, monkeypatch: py
 def test_made_from_a_cropped_cache(removed: int, fp64: None) -> None:
     one, ids = subject("llama"), token_ids(2, TOKENS)
     left = 40 - removed
-    with one.attach_untested(int_plan("llama", True)) as compressed:
+    with one.attach_untested(int_plan("llama", "before")) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, ids, [40])
         cache.crop(-removed)
@@ -148,7 +148,7 @@ def test_made_from_a_cropped_cache(removed: int, fp64: None) -> None:
 def test_control_one_token_too_many_is_seen(fp64: None) -> None:
     """A body mask that lets a single empty entry in."""
     one, ids = subject("llama"), token_ids(2, TOKENS)
-    with one.attach_untested(int_plan("llama", False)) as compressed:
+    with one.attach_untested(int_plan("llama", "after")) as compressed:
         decode = compiled_decode(compressed, ids[:, :PROMPT], TOKENS, backend=None)
         for layer in decode.cache.layers:
             layer.start.add_(1)
@@ -195,12 +195,12 @@ def test_codecs_in_the_graph(spec: str, no_grad: None, no_recompilation: None) -
 
 def test_without_side_effects_that_a_compiler_would_miss(no_grad: None, no_recompilation: None) -> None:
     """``aot_eager`` makes the graph functional, so every write into a buffer must come out again."""
-    one_graph("llama", int_plan("llama", True), "aot_eager", 1e-6)
+    one_graph("llama", int_plan("llama", "before"), "aot_eager", 1e-6)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="NOT TESTED with inductor: it needs a C++ compiler")
 def test_inductor(no_grad: None, no_recompilation: None) -> None:
-    one_graph("llama", int_plan("llama", False), "inductor", 1e-5)
+    one_graph("llama", int_plan("llama", "after"), "inductor", 1e-5)
 
 
 @pytest.mark.gpu
@@ -277,7 +277,7 @@ def test_what_no_graph_can_hold_is_refused(reason: str, name: str, fp64: None) -
 
 def test_left_padding_is_refused(fp64: None) -> None:
     one, ids, mask = subject("llama"), token_ids(2, PROMPT), left_padding(2, PROMPT, (3, 0))
-    with one.attach_untested(int_plan("llama", False)) as compressed:
+    with one.attach_untested(int_plan("llama", "after")) as compressed:
         cache = compressed.new_cache()
         one.model(ids, attention_mask=mask, position_ids=position_ids(mask), past_key_values=cache)
         with pytest.raises(KvbenchError, match="left-padded"):
@@ -286,7 +286,7 @@ def test_left_padding_is_refused(fp64: None) -> None:
 
 def test_positions_that_do_not_count_from_zero_are_refused(fp64: None) -> None:
     one, ids = subject("llama"), token_ids(1, PROMPT)
-    with one.attach_untested(int_plan("llama", True)) as compressed:
+    with one.attach_untested(int_plan("llama", "before")) as compressed:
         cache = compressed.new_cache()
         one.model(ids, position_ids=torch.arange(5, 5 + PROMPT)[None], past_key_values=cache)
         with pytest.raises(KvbenchError, match="positions are 0, 1, 2"):
@@ -295,7 +295,7 @@ def test_positions_that_do_not_count_from_zero_are_refused(fp64: None) -> None:
 
 def test_no_prompt_no_room_and_a_full_cache_are_refused(fp64: None) -> None:
     one, ids = subject("llama"), token_ids(1, 10)
-    with one.attach_untested(int_plan("llama", False)) as compressed:
+    with one.attach_untested(int_plan("llama", "after")) as compressed:
         with pytest.raises(KvbenchError, match="a prompt of 1 to 9, got 0"):
             static_cache(compressed, compressed.new_cache(), 10)
         with pytest.raises(KvbenchError, match="a prompt of 1 to 9, got 10"):
@@ -308,7 +308,7 @@ def test_no_prompt_no_room_and_a_full_cache_are_refused(fp64: None) -> None:
 
 def test_stock_attention_and_prompts_are_refused(fp64: None) -> None:
     one, ids = subject("llama"), token_ids(1, 10)
-    with one.attach_untested(int_plan("llama", False)) as compressed:
+    with one.attach_untested(int_plan("llama", "after")) as compressed:
         decode = compiled_decode(compressed, ids, 20, backend=None)
         with pytest.raises(KvbenchError, match="one token at a time"):
             one.model(ids[:, :2], past_key_values=decode.cache)
@@ -318,7 +318,7 @@ def test_stock_attention_and_prompts_are_refused(fp64: None) -> None:
 
 def test_keys_that_are_not_finite_are_refused_when_they_would_be_encoded(fp64: None) -> None:
     one, ids = subject("llama"), token_ids(1, TOKENS)
-    with one.attach_untested(int_plan("llama", False)) as compressed:
+    with one.attach_untested(int_plan("llama", "after")) as compressed:
         decode = compiled_decode(compressed, ids[:, :PROMPT], TOKENS, backend=None)
         decode.cache.layers[1].exact_values[:, :, SPANS.sinks] = float("nan")
         with pytest.raises(KvbenchError, match="values hold NaN or infinite values"):

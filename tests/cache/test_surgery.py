@@ -69,7 +69,7 @@ def copied_and_disturbed(one: Subject, cache: CompressedCache, ids: Tensor) -> C
 
 def test_a_copy_shares_codecs_but_no_tokens() -> None:
     one = subject("llama")
-    with one.attach_untested(one.identity(True)) as compressed:
+    with one.attach_untested(one.identity("before")) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, token_ids(2, TOKENS), [TOKENS])
         twin = copy.deepcopy(cache)
@@ -83,7 +83,7 @@ def test_a_copy_shares_codecs_but_no_tokens() -> None:
 
 def test_selecting_fewer_rows_frees_the_others() -> None:
     one = subject("llama")
-    with one.attach_untested(one.identity(True)) as compressed:
+    with one.attach_untested(one.identity("before")) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, token_ids(4, TOKENS), [TOKENS])
         four = cache.nbytes()
@@ -96,7 +96,7 @@ def test_selecting_fewer_rows_frees_the_others() -> None:
 @variants
 def test_crop_frees_what_it_takes_back(variant: str) -> None:
     one = subject("llama")
-    with one.attach_untested(one.lossless(False, variant)) as compressed:
+    with one.attach_untested(one.lossless("after", variant)) as compressed:
         cache, short = compressed.new_cache(), compressed.new_cache()
         feed(one.model, cache, token_ids(1, 400), [400])
         feed(one.model, short, token_ids(1, 48), [48])
@@ -108,7 +108,7 @@ def test_crop_frees_what_it_takes_back(variant: str) -> None:
 def test_crop_everything_is_a_reset(family: str) -> None:
     one, ids = subject(family), token_ids(2, 6)
     stock = one.model(ids).logits
-    with one.attach_untested(one.identity(True)) as compressed:
+    with one.attach_untested(one.identity("before")) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, ids, [5])
         cache.crop(-5)
@@ -118,7 +118,7 @@ def test_crop_everything_is_a_reset(family: str) -> None:
 
 def test_crop_by_nothing_and_by_too_much() -> None:
     one = subject("llama")
-    with one.attach_untested(one.identity(True)) as compressed:
+    with one.attach_untested(one.identity("before")) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, token_ids(1, 20), [20])
         cache.crop(0)
@@ -133,7 +133,7 @@ def test_drafts_taken_back_from_a_sliding_window(family: str, drafted: int) -> N
     one, ids = subject(family), token_ids(2, TOKENS + MORE)
     wrong = torch.cat([ids[:, :TOKENS], token_ids(2, drafted, seed=6)], 1)
     stock = one.model(ids).logits
-    with one.attach_untested(one.identity(True)) as compressed:
+    with one.attach_untested(one.identity("before")) as compressed:
         cache = compressed.new_cache()
         feed(one.model, cache, ids, [TOKENS])
         cache.activate_past_recording()

@@ -177,4 +177,5 @@ def test_defaults_and_what_a_part_says_of_itself() -> None:
         ("allocate", "fisher|sensitivity|energy|uniform", "uniform"),
         ("coder", "fixed|blocks|entropy", "fixed"),
         ("layers", "int", "1"),
+        ("frame", "after|before|bands", "before"),
     ]

@@ -43,12 +43,12 @@ class Ftc(Part):
     ``domains``: calibrate on what will be read, or on texts of several kinds.
 
     Keys are taken around their mean, values around zero, which is what tokens that soak up attention carry. ``frame``
-    chooses the frame. Keys ``before`` RoPE compress best and are rebuilt and rotated whole when they are read. In
-    ``bands`` (:class:`kvbench.codecs.frame.Bands`) they are stored relative to the first of ``rope_block`` tokens,
+    says how keys are stored. Those ``before`` RoPE compress best and are rebuilt and rotated whole when they are read.
+    In ``bands`` (:class:`kvbench.codecs.frame.Bands`) they are stored relative to the first of ``rope_block`` tokens,
     where only the fastest ``pairs`` of RoPE (default: those that turn by more than 1.7 radians) are kept before RoPE
     and rebuilt, while queries take the others in as latents. There ``basis=predictive``, the default, codes the fast
-    pairs first and the rest as what those do not tell (:mod:`kvbench.codecs.transforms.predictive`), so that little
-    has to be rebuilt; ``joint`` compresses a little better and rebuilds from the whole latent. Keys ``after`` RoPE are
+    pairs first and the rest as what those do not tell (:mod:`kvbench.codecs.transforms.predictive`), so that little has
+    to be rebuilt; ``joint`` compresses a little better and rebuilds from the whole latent. Keys ``after`` RoPE are
     absorbed whole, at a cost in quality; their basis is split. ``bits`` is the mean over all K and V elements of the
     body.
     """

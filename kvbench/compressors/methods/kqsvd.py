@@ -20,8 +20,8 @@ class KqSvd(LowRank):
 
     Based on Lesens et al. 2025, KQ-SVD (arXiv 2512.05916): no basis of the keys alone, nor one shared with the queries
     (Eigen Attention), has a smaller score error at the same rank. Stored: latents per KV head (``heads=joint``: of all
-    heads together) of keys after RoPE, around their mean, and of values. ``frame=before`` keeps keys unrotated, with the
-    query metric averaged over rotations, since a query meets a key at any distance. Differences: the paper does not
+    heads together) of keys after RoPE, around their mean, and of values. ``frame=before`` keeps keys unrotated, with
+    the query metric averaged over rotations, since a query meets a key at any distance. Differences: the paper does not
     centre keys (centring lowers the error and costs no rank), and takes M^½ of the keys instead of the queries, which
     is the same optimum.
     """

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kvbench.compressors.methods.none import IN_16_BIT
 from kvbench.measure.parts.capacity import BaselineCapacity, CapacityResult
 from kvbench.report.columns.column import Cell, Column, mebibyte_cell, milliseconds, plain
 from kvbench.report.columns.speed import trend_of
 from kvbench.report.numbers import measured, short, spread
 from kvbench.runs.records import Record
 
-BASELINES = ("none", "hf")
-"""Those that have columns, in this order."""
+BASELINES = {"none": "none", IN_16_BIT: "16-bit", "hf": "hf"}
+"""Those that have columns, in this order, and how columns call them."""
 
 
 def _capacity(show: Callable[[CapacityResult], Cell | None]) -> Callable[[Record], Cell | None]:
@@ -52,14 +53,14 @@ TOKENS_PER_S = Column(
 )
 OVER = {
     name: Column(
-        f"tokens/s\n× {name}",
+        f"tokens/s\n× {title}",
         f"The same over that of {name} at its own largest batch for the same budget, decoded in the same rounds; a "
         "95 % interval where at least two rounds of each kind, with and without encoding, were timed.",
         _over(name, _ratio),
         summary=True,
         importance=6,
     )
-    for name in BASELINES
+    for name, title in BASELINES.items()
 }
 
 LEGEND = "rows in budget: the largest batch by allocated bytes; tokens/s × none: over none at its own largest batch"
@@ -102,11 +103,11 @@ COLUMNS = (
     ),
     *(
         Column(
-            f"rows of\n{name}",
+            f"rows of\n{title}",
             f"The largest batch of {name} in the same budget.",
             _over(name, lambda baseline: plain(baseline.batch, lambda rows: f"{rows:,.0f}")),
         )
-        for name in BASELINES
+        for name, title in BASELINES.items()
     ),
     Column(
         "batch\nattends",
