@@ -26,9 +26,9 @@ from kvbench.storage.units import at_least, bytes_in_words
 
 GIB = 2**30
 
-LAYERS_IN_FLIGHT = 4
+LAYERS_IN_FLIGHT = 8
 """Uncompressed layers of a whole batch that memory must have room for while a cache is filled: one layer's prompt, and
-what its encoding computes."""
+what its encoding computes. Of the built-in suite's compressors ``ftc`` was measured to take the most, 7."""
 
 
 @dataclass(frozen=True)

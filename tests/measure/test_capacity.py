@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from fp64 import one_thread
 from pydantic import ValidationError
+from transformers import Cache
 
-from kvbench.cache.cache import CacheBytes
+from kvbench.cache.cache import CacheBytes, CompressedCache
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 from kvbench.kernels.choice import warm_up
@@ -24,8 +26,17 @@ from kvbench.measure.prompt import exact_prompt
 __all__ = ["one_thread"]
 
 INPUTS = Inputs("pydoc", "test", CalibrationSource("pydoc", 2, 64))
-SMALL = CapacityWorkload(budget="512KiB", prompt=100, steps=8, rounds=4, warmup=1)
-SPECS = ("none", "hf", "int:bits=4", "kivi:bits=2", "kvtc:bits=3", "snapkv:budget=0.25+int:bits=8")
+SMALL = CapacityWorkload(budget="256KiB", prompt=100, steps=4, rounds=4, warmup=0)
+SPANS = "recent=16,block=8"
+INT4 = f"int:bits=4,{SPANS}"
+SPECS = (
+    "none",
+    "hf",
+    INT4,
+    f"kivi:bits=2,group=8,{SPANS}",
+    f"kvtc:bits=3,{SPANS}",
+    f"snapkv:budget=0.5+int:bits=8,{SPANS}",
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +69,14 @@ def most_walked(bench: ModelBench, spec: str, batch: int) -> int:
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_batch_is_the_largest_that_the_budget_holds(bench: ModelBench, spec: str):
     result = measured(bench, spec)
-    assert result.batch > 1 and not result.capped and result.budget == 512 * 1024
+    assert result.batch > 1 and not result.capped and result.budget == 256 * 1024
     assert result.allocated.total <= result.largest_bytes
     assert result.taken_bytes == most_walked(bench, spec, result.batch) <= result.budget
     assert result.one_more_bytes == most_walked(bench, spec, result.batch + 1) > result.budget
 
 
 def test_baselines_are_measured_at_batches_of_their_own(bench: ModelBench):
-    result = measured(bench, "int:bits=4")
+    result = measured(bench, INT4)
     rows = {spec: measured(bench, spec).batch for spec in ("none", "hf")}
     assert {each.name: each.batch for each in result.baselines} == rows
     assert result.batch > max(rows.values())
@@ -75,7 +86,7 @@ def test_baselines_are_measured_at_batches_of_their_own(bench: ModelBench):
 
 
 def test_rates_are_of_all_rows(bench: ModelBench):
-    result = measured(bench, "int:bits=4")
+    result = measured(bench, INT4)
     assert len(result.raw_step_s) == SMALL.steps * SMALL.rounds
     assert result.step_s == pytest.approx(sum(result.raw_step_s) / len(result.raw_step_s))
     assert result.tokens_per_s == pytest.approx(result.batch / result.step_s)
@@ -89,10 +100,10 @@ def test_a_baseline_is_itself(bench: ModelBench):
 
 
 def test_a_limit_on_the_batch_is_told_where_it_comes_first(bench: ModelBench):
-    largest = measured(bench, "int:bits=4").batch
-    capped = measured(bench, "int:bits=4", max_batch=2)
+    largest = measured(bench, INT4).batch
+    capped = measured(bench, INT4, max_batch=2)
     assert (capped.batch, capped.capped) == (2, True)
-    assert not measured(bench, "int:bits=4", max_batch=largest).capped, "the budget holds no more either"
+    assert not measured(bench, INT4, max_batch=largest).capped, "the budget holds no more either"
 
 
 def test_a_budget_below_a_row_is_told_with_one_that_works(bench: ModelBench):
@@ -106,16 +117,16 @@ def test_a_budget_below_a_row_is_told_with_one_that_works(bench: ModelBench):
 
 
 def test_a_baseline_of_which_no_row_fits_has_no_ratio(bench: ModelBench):
-    none, packed = (most_walked(bench, spec, 1) for spec in ("none", "int:bits=4"))
+    none, packed = (most_walked(bench, spec, 1) for spec in ("none", INT4))
     assert packed < none
-    result = measured(bench, "int:bits=4", budget=none - 1)
+    result = measured(bench, INT4, budget=none - 1)
     assert result.over("none") is None
 
 
 def test_batches_that_the_machine_cannot_hold_are_refused(bench: ModelBench, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "available_memory", lambda device: 1_000_000)
     with pytest.raises(KvbenchError, match="lower budget or set max_batch") as error:
-        measured(bench, "int:bits=4")
+        measured(bench, INT4)
     assert "\n" not in str(error.value)
 
 
@@ -123,14 +134,17 @@ def test_a_cache_that_takes_more_than_its_rows_is_measured_with_fewer(
     bench: ModelBench, monkeypatch: pytest.MonkeyPatch
 ):
     """As a cache would whose buffers for many rows have more headroom."""
-    usual = measured(bench, "hf").batch
+    usual = measured(bench, "hf", budget="512KiB").batch
 
-    def padded(cache: object) -> CacheBytes:
-        size, rows = walk(cache), cache.layers[0].keys.shape[0] if hasattr(cache.layers[0], "keys") else 1
-        return CacheBytes(exact=size.total * 5 // 4) if rows > 2 else size
+    def padded(cache: Cache) -> CacheBytes:
+        size = walk(cache)
+        crowded = not isinstance(cache, CompressedCache) and cache.layers[0].keys.shape[0] > 2
+        return replace(size, workspace=size.total // 4) if crowded else size
 
     monkeypatch.setattr(module, "walk", padded)
-    settings = CapacityWorkload.model_validate(SMALL.model_dump() | {"warmup": 2})  # a document of its own
+    settings = CapacityWorkload.model_validate(
+        SMALL.model_dump() | {"budget": "512KiB", "warmup": 1}
+    )  # a document of its own
     result = settings.measure(bench, bench.arm(parse("hf"), INPUTS.calibration), INPUTS)
     assert result.batch < usual and result.taken_bytes <= result.budget
 
@@ -145,8 +159,8 @@ def test_what_is_learned_of_an_arm_serves_the_next(bench: ModelBench, monkeypatc
     made: list[object] = []
     real = CapacityBench.__init__
     monkeypatch.setattr(CapacityBench, "__init__", lambda *given, **named: made.append(given) or real(*given, **named))
-    for spec in ("none", "int:bits=4"):
-        measured(bench, spec, budget="500KiB")
+    for spec in ("none", INT4):
+        measured(bench, spec, budget="250KiB")
     assert len(made) == 1
 
 
@@ -163,7 +177,7 @@ def test_budgets_that_are_none_are_refused(text: object):
 
 def test_steps_that_are_no_whole_cycles_are_refused_by_name(bench: ModelBench):
     with pytest.raises(KvbenchError, match=r"under \[workload.capacity\]"):
-        measured(bench, "int:bits=4", rounds=3)
+        measured(bench, INT4, rounds=3)
 
 
 def test_settings_are_told_in_words():
