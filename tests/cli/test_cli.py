@@ -351,6 +351,6 @@ def test_lists_and_explanations_say_what_attends(kvbench: Cli):
     rows = {row["name"]: row["attends"] for row in json.loads(kvbench("ls", "compressors", "--json").out)}
     assert rows["none"] == "numba exact" and rows["int"] == "numba int" and rows["hf"] == "stock"
     assert {rows[name] for name in ("kvtc", "ftc")} == {"numba rebuilt"}
-    assert rows["pca"] == "torch rebuilt" and rows["kivi"] == "torch decoded"
+    assert rows["pca"] == "torch rebuilt" and rows["kivi"] == "numba int"
     shown = kvbench("show", "ftc:bits=3,frame=after").out
     assert "decode of ftc:bits=3,frame=after: numba levels" in shown and "a table turns" in shown

@@ -90,7 +90,7 @@ def test_error_falls_with_what_is_kept(specs: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("keys", ["before", "after"])
 @pytest.mark.parametrize("spec", EVICTIONS)
 def test_the_whole_budget_is_the_full_cache(spec: str, keys: str) -> None:
-    assert loss(spec.format(1) + f"+identity:keys={keys}") < EXACT**2
+    assert loss(spec.format(1) + f"+identity:frame={keys}") < EXACT**2
 
 
 def test_a_rotation_alone_loses_nothing() -> None:

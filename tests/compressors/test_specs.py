@@ -36,7 +36,12 @@ SELECTORS = st.one_of(
     part("knorm", {"budget": share}),
 )
 TRANSFORMS = st.one_of(
-    part("pca", {"rank": share}, heads=st.sampled_from(["joint", "each"]), keys=st.sampled_from(["before", "after"])),
+    part(
+        "pca",
+        {"rank": share},
+        heads=st.sampled_from(["joint", "each"]),
+        frame=st.sampled_from(["before", "after", "bands"]),
+    ),
     part("pca", {"energy": share}),
     part("palu", {"rank": share}, group=st.integers(1, 9), allocate=st.sampled_from(ALLOCATIONS)),
 )
