@@ -13,6 +13,7 @@ from transformers import Cache
 
 from kvbench.cache.cache import CacheBytes, CompressedCache
 from kvbench.compressors.compressor import parse
+from kvbench.compressors.methods.none import IN_16_BIT
 from kvbench.errors import KvbenchError
 from kvbench.kernels.choice import warm_up
 from kvbench.measure import capacity as module
@@ -77,7 +78,7 @@ def test_the_batch_is_the_largest_that_the_budget_holds(bench: ModelBench, spec:
 
 def test_baselines_are_measured_at_batches_of_their_own(bench: ModelBench):
     result = measured(bench, INT4)
-    rows = {spec: measured(bench, spec).batch for spec in ("none", "hf")}
+    rows = {spec: measured(bench, spec).batch for spec in ("none", IN_16_BIT, "hf")}
     assert {each.name: each.batch for each in result.baselines} == rows
     assert result.batch > max(rows.values())
     for each in result.baselines:
