@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,8 @@ KINDS = {
     "scale per channel and block of tokens",
     "into a basis and back",
     "no basis",
+    "keys that are rebuilt",
+    "keys in bands",
 }
 
 
@@ -75,9 +78,13 @@ def test_the_suite_runs_every_kind_of_reading(monkeypatch: pytest.MonkeyPatch):
         pytest.skip("no decode kernels on this machine")
     seen: Counter[str] = Counter()
 
-    def coded(query: Tensor, keys: Coded, values: Coded, tokens: int, scaling: float, *rest: object) -> Partial:
-        basis = any(own is not None for own in rest[1:])
-        seen.update(kinds_of(keys) | kinds_of(values) | {"into a basis and back" if basis else "no basis"})
+    def coded(query: Tensor, keys: Coded | None, values: Coded, tokens: int, scaling: float, *rest: Any) -> Partial:
+        _, bases, rebuilt = (*rest, *(None, (None, None), None)[len(rest) :])
+        for side in (keys, values):
+            seen.update(set() if side is None else kinds_of(side))
+        seen.update({"into a basis and back" if any(bases) else "no basis"})
+        if rebuilt is not None:
+            seen.update({"keys that are rebuilt" if rebuilt.references is None else "keys in bands"})
         return kernels.coded(query, keys, values, tokens, scaling, *rest)
 
     def exact(*rest: object) -> Partial:
