@@ -35,6 +35,7 @@ PROCESSORS = {
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="what is denied are x86 instructions")
+@pytest.mark.timeout(900)  # every kernel is compiled
 @pytest.mark.parametrize("which", PROCESSORS)
 def test_the_kernels_need_no_more_than(which: str, tmp_path: Path) -> None:
     name, features, vnni, sharing = PROCESSORS[which]
