@@ -27,7 +27,7 @@ _MOST = 126 * 256
 """The largest entry, in units: its first byte is at most 127, rounding included."""
 
 _EXACT = 1e-4
-"""Error of a key dimension, relative to its own size, below which finer units are not worth a multiplication."""
+"""Error of a key dimension, relative to its own size, below which finer units do not pay for a multiplication."""
 
 _ROOM = 2**30
 """What the sums of 32 bits stay below."""
