@@ -133,7 +133,7 @@ class CompressedModel:
 
     @property
     def rope_table_bytes(self) -> int:
-        """Bytes of the model-level cos and sin tables (only filled for keys before RoPE)."""
+        """Bytes of the model-level cos and sin tables, filled where stored keys are rotated when they are read."""
         return sum(table.nbytes for table in self._tables.values())
 
     def rotator(self, layer: int, cache: CompressedCache) -> Rotator | None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kvbench.codecs.frame import Bands, Frame
-from kvbench.codecs.quantizers.base import Cost, Quantizer, Stored
+from kvbench.codecs.quantizers.base import Cost, Divisible, Quantizer, Stored
 from kvbench.codecs.stored import prefixed, side
 from kvbench.codecs.transforms.linear import LinearTransform
 from kvbench.codecs.transforms.online import PromptBasis
@@ -32,8 +32,9 @@ class SideCodec:
 
     With ``online`` the transform is fitted to every sequence by itself: :meth:`fit` and :meth:`bound` come first.
 
-    Predictive coding: the first ``leading`` components are quantized first, and the others stand for what the quantized
-    ones do not tell. Decoding is linear all the same: the decoder's rows of the leading components hold the prediction.
+    Predictive coding, by a divisible quantizer: the first ``leading`` components are quantized first, and the others
+    stand for what the quantized ones do not tell. Decoding is linear all the same: the decoder's rows of the leading
+    components hold the prediction.
     """
 
     kv_heads: int
@@ -70,8 +71,9 @@ class SideCodec:
 
     def _unpredicted(self, latents: Tensor) -> Tensor:
         """``latents``, of which the leading ones stay and the others lose what those tell once they are quantized."""
-        assert self.transform is not None
-        told = self.quantizer.decode(self.quantizer.encode(latents))[..., : self.leading]
+        assert self.transform is not None and isinstance(self.quantizer, Divisible)
+        leading = self.quantizer.first(self.leading)
+        told = leading.decode(leading.encode(latents[..., : self.leading]))
         encoder, decoder = (basis.to(latents.dtype) for basis in (self.transform.encoder, self.transform.decoder))
         prediction = torch.matmul(told, torch.matmul(decoder[:, : self.leading], encoder[..., self.leading :]))
         return torch.cat([latents[..., : self.leading], latents[..., self.leading :] - prediction], -1)

@@ -15,6 +15,8 @@ from kvbench.cache.attends import codec_way
 from kvbench.cache.buffers import GrowingTensor
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.compressed import CompressedLayer
+from kvbench.codecs.codec import Codec
+from kvbench.codecs.frame import Bands
 from kvbench.hardware.peaks import Peaks, peaks
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 from kvbench.measure.arms import Arm
@@ -143,8 +145,21 @@ def _body(arm: Arm, layer: LayerGeometry, cached: CompressedLayer) -> int:
         rebuilt = keys.side.rank * layer.kv_heads * keys.width if keys.side.transform is not None else 0
         out_of = layer.heads * values.side.rank * values.width if values.side.transform is not None else 0
         return entries * (rebuilt + rotation + layer.heads * (layer.head_dim + values.side.rank)) + out_of
+    if chosen.reads == "bands" and codec.bands is not None:
+        return _in_bands(layer, codec, codec.bands, entries)
     rebuilt = sum(side.rank * side.kv_heads * side.head_dim for side in bases)
     return _over(layer, entries) + entries * (rebuilt + rotation)
+
+
+def _in_bands(layer: LayerGeometry, codec: Codec, bands: Bands, entries: int) -> int:
+    """Fast dimensions rebuilt, rotated and scored; the others absorbed by queries that are taken into the latents once
+    a block; sums of latents, brought back once."""
+    keys, values, fast = codec.latents["keys"].side, codec.latents["values"], len(bands.fast)
+    rank = keys.leading or keys.rank  # all that fast dimensions are rebuilt from
+    rebuilt = layer.kv_heads * fast * (rank + 2)
+    token = rebuilt + layer.heads * (fast + keys.rank + values.side.rank)
+    blocks = -(-entries // bands.block)
+    return entries * token + layer.heads * (blocks * keys.rank * len(bands.slow) + values.side.rank * values.width)
 
 
 def _over(layer: LayerGeometry, tokens: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -45,6 +45,14 @@ class Quantizer(Protocol):
         """Model-level tensors (codebooks, static scales) that decoding needs."""
 
 
+@runtime_checkable
+class Divisible(Quantizer, Protocol):
+    """A quantizer whose first components can be quantized by themselves."""
+
+    def first(self, count: int) -> Quantizer:
+        """The quantizer of the first ``count`` components."""
+
+
 @dataclass(frozen=True)
 class Passthrough:
     """No quantization: latents in the cache's own dtype."""
@@ -59,6 +67,10 @@ class Passthrough:
     def decode(self, stored: Stored) -> Tensor:
         """The latents."""
         return stored["latent"]
+
+    def first(self, count: int) -> Passthrough:
+        """The same: every component is kept as it is."""
+        return self
 
     def coded(self, stored: Stored) -> Tensor:
         """The latents, for kernels to read in place."""

@@ -41,6 +41,10 @@ class CodebookQuantizer:
         """The same codes for latents times ``factor``."""
         return replace(self, deviation=self.deviation * factor)
 
+    def first(self, count: int) -> CodebookQuantizer:
+        """The quantizer of the first ``count`` components."""
+        return replace(self, widths=self.widths[:count], deviation=self.deviation[:count])
+
     def encode(self, latents: Tensor) -> Stored:
         """Latents (batch, 1, tokens, rank) → packed codes."""
         scaled = (latents / self.deviation).float()

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from kvbench.kernels.cpu.llvm import exact_ops, query_ops, vectors
-from kvbench.kernels.cpu.memory import IN_ORDER, JIT, ROWS_AT_ONCE, copy_words, fill, floats, halves, longs
+from kvbench.kernels.cpu.memory import IN_ORDER, JIT, ROWS_AT_ONCE, copy_words, fill, floats, longs
 
 _F = np.float32
 
@@ -44,7 +44,8 @@ def read_mean(side: Any, mean: int, out: int) -> None:
 @njit(**JIT)
 def project_query(query: int, side: Any, group: int, work: Any) -> None:
     """Queries (rows, head_dim) → ``latent_query``: with keys z D + μ, q · k = (D q) · z + q · μ (``mean_score``)."""
-    components, dim, each = side.components, side.head_dim, side.queries_per_head
+    components, dim, each, kind = side.components, side.head_dim, side.queries_per_head, basis_kind(side)
+    step = (2 if side.basis_in_fp16 else 4) * side.decoder_row_stride
     mean_score = floats(work.mean_score, work.rows)
     if not side.decoder:
         copy_words(query, work.latent_query, work.rows * components)
@@ -58,38 +59,9 @@ def project_query(query: int, side: Any, group: int, work: Any) -> None:
         for row in range(head * each, (head + 1) * each, ROWS_AT_ONCE):
             together = min(ROWS_AT_ONCE, (head + 1) * each - row)
             q, latent = query + 4 * row * dim, work.latent_query + 4 * row * components
-            project_rows(decoder, side, q, latent, together)
-
-
-@njit(**JIT)
-def project_rows(decoder: int, side: Any, query: int, latent: int, rows: int) -> None:
-    """1 to 3 rows of queries to all components; four at a time, so that the last ones of a ragged end come twice."""
-    components, dim, kind = side.components, side.head_dim, basis_kind(side)
-    step, row_bytes = (2 if side.basis_in_fp16 else 4) * side.decoder_row_stride, 4 * components
-    whole = components // 4 * 4
-    exact_ops.exact_scores(decoder, query, latent, rows, whole, dim, step, 4 * dim, row_bytes, 0, kind)
-    if whole < components:
-        last = components - 4 if components > 4 else 0
-        if last:
-            at = decoder + last * step
-            exact_ops.exact_scores(at, query, latent + 4 * last, rows, 4, dim, step, 4 * dim, row_bytes, 0, kind)
-        else:
-            for row in range(rows):
-                out = floats(latent + row * row_bytes, components)
-                for component in range(whole, components):
-                    total = _F(0)
-                    q = floats(query + 4 * row * dim, dim)
-                    for i in range(dim):
-                        total += q[i] * basis_number(side, decoder + component * step, i)
-                    out[component] = total
-
-
-@njit(**JIT)
-def basis_number(side: Any, row: int, i: int) -> Any:
-    """Number ``i`` of a row of a basis."""
-    if side.basis_in_fp16:
-        return vectors.half_to_float(halves(row, i + 1)[i])
-    return floats(row, i + 1)[i]
+            exact_ops.exact_scores(
+                decoder, q, latent, together, components, dim, step, 4 * dim, 4 * components, 0, kind
+            )
 
 
 @njit(**JIT)

@@ -19,6 +19,8 @@ from kvbench.kernels.cpu.tile_kernel import AFFINE_BYTES
 _LINE = 64
 """Every part begins on a cache line of its own."""
 _RECORD = WORKSPACE.itemsize
+_AHEAD = 3
+"""Numbers behind its last that a row of less than four components writes."""
 _SPARE = 256
 """Bytes behind a tile that vectors may read when its last columns fill none."""
 
@@ -81,7 +83,7 @@ def _cut_coded(work: Any, base: int, job: Any) -> int:
     work.products, at = at, _aligned(at + 4 * 6 * TILE)
     work.weight_bytes, at = at, _aligned(at + 6 * TILE)
     work.weight_unit, at = at, _aligned(at + 4 * rows)
-    work.latent_query, at = at, _aligned(at + 4 * rows * keys.components)
+    work.latent_query, at = at, _aligned(at + 4 * (rows * keys.components + _AHEAD))
     work.mean_score, at = at, _aligned(at + 4 * rows)
     work.latent_output, at = at, _aligned(at + 4 * rows * values.components)
     work.head_mean, at = at, _aligned(at + 4 * keys.head_dim)
