@@ -67,7 +67,10 @@ IN_16_BIT = ("none:dtype=float16", "none:dtype=bfloat16")
 CODED_SPECS = ("ftc:bits=4,coder=entropy", "kvtc:bits=4,coder=entropy")
 """Another coder behind a default spec."""
 
-ALL_SPECS = (*DEFAULT_SPECS.values(), *COMBINED_SPECS, *CODED_SPECS, *IN_16_BIT)
+IN_BANDS = ("ftc:bits=4,frame=bands,rope_block=64", "kvtc:bits=4,frame=bands,allocate=fisher")
+"""Keys relative to their block."""
+
+ALL_SPECS = (*DEFAULT_SPECS.values(), *COMBINED_SPECS, *CODED_SPECS, *IN_BANDS, *IN_16_BIT)
 LOSSLESS = ("none", "hf", "hf-quanto", "hf-hqq", "identity")
 """Transformers' own quantized caches do lose, but not through kvbench's hooks."""
 LOSSY_SPECS = tuple(spec for spec in ALL_SPECS if spec.partition(":")[0] not in LOSSLESS)

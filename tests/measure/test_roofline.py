@@ -79,6 +79,28 @@ def test_rebuilding_keys_and_values_is_counted(monkeypatch, spec, rebuilds):
     assert (bounds.operations > exact.operations) == rebuilds, "half the rank is half the work, unless it is rebuilt"
 
 
+def test_in_bands_only_fast_pairs_are_rebuilt_and_queries_go_into_the_latents_once_a_block(monkeypatch):
+    one, rows = subject("llama", torch.float32), BATCH
+    monkeypatch.setattr(floor, "peaks", lambda device, dtype: Peaks(1e9, 1e9))
+    plan = parse("ftc:bits=4,frame=bands,rope_block=64,sinks=4,recent=8,block=8").fit(one.geometry, calibrated(one))
+    arm = Arm.of("ftc", one.model, one.geometry, plan)
+    prompt = exact_prompt(one.model, one.geometry, token_ids(1, TOKENS)).repeat(rows)
+    with arm.entered():
+        cache = arm.fill(prompt)
+        bounds = roofline(arm, cache, rows, STEP_S)
+    operations = weights_read(one.model)[0]
+    for layer in one.geometry.layers:
+        cached, codec = cache.layers[layer.layer], plan.layers[layer.layer].codec
+        entries, rank, fast = cached.body.entries, codec.values.rank, len(codec.bands.fast)
+        assert entries > 64 and 0 < codec.values.leading < rank
+        exact = layer.heads * (TOKENS - entries) * (layer.head_dim + layer.value_dim)
+        rebuilt = entries * layer.kv_heads * fast * (codec.values.leading + 2)
+        scored = entries * layer.heads * (fast + 2 * rank)
+        projected = layer.heads * rank * (-(-entries // 64) * (layer.head_dim - fast) + layer.value_dim)
+        operations += exact + rebuilt + scored + projected
+    assert bounds is not None and bounds.operations == 2 * rows * operations
+
+
 def test_looked_up_tables_are_not_read():
     one = subject("llama", torch.float32)
     elements, size = weights_read(one.model)

@@ -61,7 +61,7 @@ class CodebookQuantizer:
         latents = torch.zeros(codes.shape, dtype=self.deviation.dtype, device=codes.device)
         for width, columns in self._runs:
             if width:
-                latents[..., columns] = look_up(codes[..., columns], self.levels[width])
+                latents[..., columns] = look_up(codes[..., columns], self.levels[width]).to(latents.dtype)
         return latents.mul_(self.deviation)
 
     def _decode_on_cpu(self, codes: Tensor) -> Tensor:

@@ -76,3 +76,17 @@ def test_outliers_are_clipped_to_the_last_level() -> None:
     states = torch.tensor([1e30, -1e30] * 4).view(1, 1, 8, 1)
     largest = laplace_levels()[4][0].max()
     assert torch.allclose(quantizer.decode(quantizer.encode(states)).abs(), largest)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_widths_need_not_be_adjacent(dtype: torch.dtype) -> None:
+    """Predictive coding has two runs of components, each in the order of its widths."""
+    deviation = torch.rand(12, generator=torch.Generator().manual_seed(0), dtype=dtype) + 0.5
+    quantizer = CodebookQuantizer((4, 4, 2, 2, 4, 4, 3, 3, 2, 2, 0, 0), deviation)
+    latents = torch.randn(1, 1, 16, 12, generator=torch.Generator().manual_seed(1), dtype=dtype) * deviation
+    decoded = quantizer.decode(quantizer.encode(latents))
+    assert decoded.dtype == dtype
+    for column, width in enumerate(quantizer.widths):
+        alone = CodebookQuantizer((width,), deviation[column : column + 1])
+        expected = alone.decode(alone.encode(latents[..., column : column + 1]))
+        torch.testing.assert_close(decoded[..., column : column + 1], expected)
