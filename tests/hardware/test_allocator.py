@@ -17,12 +17,12 @@ def faults():
         torch.ones(8 << 20)  # 32 MiB
         torch.ones(20 << 20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(faults(), faults())
+print(*[faults() for _ in range(6)])
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_large_blocks_are_reused():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
-    first, later = map(int, done.stdout.split())
-    assert first > 1000 > later
+    first, *_, settled = map(int, done.stdout.split())  # small blocks in between may cost a few rounds
+    assert first > 1000 > settled

@@ -45,7 +45,8 @@ def turn_query(query: int, width: int, turned: Any, row: int, head: int, block: 
     With keys R x of a rotation R, q · R x = (Rᵀ q) · x: the same cosines, and sines of the opposite sign.
     """
     address = turned.positions + row * turned.position_row_stride + head * turned.position_head_stride + 4 * block
-    place = 4 * turned.table_dims * ints(address, 1)[0]
+    position = min(max(ints(address, 1)[0], 0), turned.table_rows - 1)  # padding may be at any position
+    place = 4 * turned.table_dims * position
     cos, sin = floats(turned.cos + place, turned.rotated), floats(turned.sin + place, turned.rotated)
     absorbed, partners = floats(turned.absorbed, width), longs(turned.partners, turned.rotated)
     signs = floats(turned.signs, turned.rotated)

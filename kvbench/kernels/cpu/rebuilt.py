@@ -77,6 +77,7 @@ def turned_query(keys: RebuiltKeys, head_dim: int) -> tuple[TurnedQuery, Any]:
         signs=absorbed.signs.ctypes.data,
         cos=cos.data_ptr(),
         sin=sin.data_ptr(),
+        table_rows=cos.shape[0],
         table_dims=cos.shape[1],
         positions=positions.data_ptr(),
         position_row_stride=_stride(positions, 0),

@@ -144,8 +144,9 @@ class TurnedQuery(NamedTuple):
     signs: int
     """(rotated,) fp32."""
     cos: int
-    """(positions, table_dims) fp32 each."""
+    """(table_rows, table_dims) fp32 each."""
     sin: int
+    table_rows: int
     table_dims: int
     positions: int
     """int32, blocks side by side."""

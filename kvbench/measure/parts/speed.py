@@ -1,4 +1,4 @@
-"""The speed part: times of decoding, and speed-ups over both baselines."""
+"""The speed part: times of decoding, and speed-ups over the baselines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class SpeedWorkload(DecodingWorkload):
-    """Decoding in turns with both baselines, by ``batch`` rows."""
+    """Decoding in turns with the baselines, by ``batch`` rows."""
 
     part: ClassVar[str] = "speed"
     batch: PositiveInt = 1
@@ -30,7 +30,7 @@ class SpeedWorkload(DecodingWorkload):
         return f"batch {self.batch}, prompt {self.prompt:,}, {self.steps} steps × {self.rounds} rounds"
 
     def measure(self, bench: ModelBench, arm: Arm, inputs: Inputs) -> SpeedResult:
-        """Time ``arm`` against both baselines."""
+        """Time ``arm`` against the baselines."""
         timed = bench.shared(_document, self, inputs.text, inputs.split, inputs.seed)
         return timed.run(arm, bench.baselines(arm.reading))
 
