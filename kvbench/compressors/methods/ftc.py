@@ -57,7 +57,7 @@ class Ftc(Part):
     family = "transform coding"
     roles = ("transform", "quantizer")
     needs_calibration = True
-    published = ("ftc", "ftc:coder=entropy")
+    published = ("ftc", "ftc:frame=bands", "ftc:coder=entropy")
 
     bits: float
     basis: Literal["joint", "predictive", "split"] | None = None
