@@ -6,17 +6,22 @@ With keys ``k = D z + μ`` a score is ``q·k = (Dᵀq)·z + q·μ``, and with va
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from kvbench.cache.way import Way
-from kvbench.codecs.codec import Codec, Latents
+from kvbench.codecs.codec import Codec, Latents, Rotate
 from kvbench.codecs.kernel_view import Coded
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import side, span, tiles
 from kvbench.kernels.choice import Kernels
 from kvbench.kernels.decode import attend_exact
-from kvbench.kernels.reference import Partial, merge, partial_attention, wide
+from kvbench.kernels.reference import Part, Partial, merge, partial_attention, wide
+
+Prepared = Callable[[Tensor, Tensor | None, Rotate | None], Part]
+"""Attention of a query, with a mask and the rotation of stored keys, over codes whose addresses are known."""
 
 
 def into_latents(query: Tensor, keys: Latents) -> tuple[Tensor, Tensor | None]:
@@ -57,19 +62,48 @@ def attend_absorbed(
     scaling: float,
     mask: Tensor | None,
     chosen: Way,
-) -> Partial:
+) -> Part:
     """One query per row over ``stored`` keys and values (in the frame that the query is in), without a softcap."""
-    whole = _by_whole_kernel(codec, query, tokens, scaling, mask, chosen)
-    if whole is not None:
-        return whole
     latents, shift = into_latents(query, codec.latents["keys"])
-    if mask is not None and mask.shape[1] > latents.shape[1]:
-        mask = mask[:, :1]  # heads that share a latent hold the same tokens
+    mask = of_groups(mask, latents.shape[1])
     part = _in_latents(codec, latents, stored, tokens, scaling, mask, chosen)
     heads = query.shape[1]
     lse = part.lse.reshape(query.shape[0], heads, 1)
     output = from_latents(part.output, codec.latents["values"], heads).to(wide(query.dtype))
     return Partial(output, lse if shift is None else lse + shift * scaling, str(chosen))
+
+
+def prepare_absorbed(codec: Codec, query: Tensor, tokens: int, scaling: float, chosen: Way) -> Prepared | None:
+    """:func:`attend_absorbed` of queries like ``query`` (batch, heads, 1, head_dim), as long as codes stay in place.
+
+    None unless there is a kernel that takes queries into the latents and brings outputs back by itself.
+    """
+    kernels, keys, values = chosen.kernels, chosen.keys, chosen.values
+    if kernels is None or kernels.basis is None or query.dtype not in kernels.dtypes:
+        return None
+    if not isinstance(keys, Coded) or not isinstance(values, Coded) or keys.codes.shape[1] != values.codes.shape[1]:
+        return None
+    bases = [kernel_basis(kernels, codec.latents[name]) for name in ("keys", "values")]
+    if not all(usable for _, usable in bases):
+        return None
+    groups, by = keys.codes.shape[1], str(chosen)
+    attention = kernels.prepare(by_group(query, groups), keys, values, tokens, scaling, (bases[0][0], bases[1][0]))
+
+    def attend(query: Tensor, mask: Tensor | None, rotate: Rotate | None) -> Part:
+        return attention(query, of_groups(mask, groups), None, by)
+
+    return attend
+
+
+def by_group(query: Tensor, groups: int) -> tuple[int, int, int, int]:
+    """The shape (batch, groups, rows, head_dim) of a ``query`` (batch, heads, 1, head_dim) by head groups."""
+    batch, heads, _, dim = query.shape
+    return batch, groups, heads // groups, dim
+
+
+def of_groups(mask: Tensor | None, groups: int) -> Tensor | None:
+    """A ``mask`` by KV head, or one for all, by head group: heads that share a latent hold the same tokens."""
+    return mask if mask is None or mask.shape[1] <= groups else mask[:, :: mask.shape[1] // groups]
 
 
 def by_head(latents: Latents) -> tuple[Tensor, Tensor]:
@@ -96,31 +130,9 @@ def _by_head(query: Tensor, keys: Latents) -> tuple[Tensor, Tensor, Tensor]:
     return basis, mean, queries.flatten(1, 2).to(basis.dtype)
 
 
-def _by_whole_kernel(
-    codec: Codec, query: Tensor, tokens: int, scaling: float, mask: Tensor | None, chosen: Way
-) -> Partial | None:
-    """Through a kernel that projects the query and finalises the output by itself, if there is one."""
-    kernels = chosen.kernels
-    if kernels is None or kernels.basis is None or query.dtype not in kernels.dtypes:
-        return None
-    coded = [view for view in (chosen.keys, chosen.values) if isinstance(view, Coded)]
-    if len(coded) < 2 or coded[0].codes.shape[1] != coded[1].codes.shape[1]:
-        return None
-    bases = [kernel_basis(kernels, codec.latents[name]) for name in ("keys", "values")]
-    if not all(usable for _, usable in bases):
-        return None
-    batch, heads, _, dim = query.shape
-    groups = coded[0].codes.shape[1]
-    if mask is not None and mask.shape[1] > groups:
-        mask = mask[:, :1]  # heads that share a latent hold the same tokens
-    rows = query.reshape(batch, groups, heads // groups, dim)
-    part = kernels.coded(rows, *coded, tokens, scaling, mask, (bases[0][0], bases[1][0]))
-    return Partial(part.output.view(batch, heads, 1, -1), part.lse.view(batch, heads, 1), str(chosen))
-
-
 def _in_latents(
     codec: Codec, latents: Tensor, stored: Stored, tokens: int, scaling: float, mask: Tensor | None, chosen: Way
-) -> Partial:
+) -> Part:
     """Over latents (batch, groups, rows, rank): codes through a kernel, floats as they are, else in plain torch."""
     keys, values, kernels = chosen.keys, chosen.values, chosen.kernels
     if isinstance(keys, Tensor) and isinstance(values, Tensor):
@@ -129,7 +141,7 @@ def _in_latents(
         part = attend_exact(query, keys, values, scaling, mask, None, kernels is not None)
         return Partial(part.output.view(batch, groups, rows, -1), part.lse.view(batch, groups, rows))
     if kernels is not None and isinstance(keys, Coded) and isinstance(values, Coded):
-        return kernels.coded(latents, keys, values, tokens, scaling, mask)
+        return kernels.prepare(tuple(latents.shape), keys, values, tokens, scaling)(latents, mask)
     return _in_torch(codec, latents, stored, tokens, scaling, mask)
 
 

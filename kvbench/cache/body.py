@@ -42,6 +42,11 @@ class Body:
         """The stored tensors without their headroom."""
         return {name: buffer.view for name, buffer in self.stored.items()}
 
+    def place(self) -> tuple[object, ...]:
+        """Where the stored tensors lie, and how many entries: what is worked out for them holds until this changes."""
+        buffers = (buffer.data for buffer in self.stored.values())
+        return self.entries, *((data.data_ptr(), data.shape) for data in buffers)
+
     def truncate(self, entries: int) -> None:
         """Keep the first ``entries``, a multiple of the codec's block."""
         if entries == 0:

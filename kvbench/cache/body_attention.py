@@ -6,16 +6,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvbench.cache.absorb import attend_absorbed
-from kvbench.cache.rebuild import attend_rebuilt
-from kvbench.cache.way import way
+from kvbench.cache.absorb import Prepared, attend_absorbed, prepare_absorbed
+from kvbench.cache.body import Body
+from kvbench.cache.rebuild import attend_rebuilt, prepare_rebuilt
+from kvbench.cache.way import Way, way
 from kvbench.codecs.codec import Codec, Rotate
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import span, tiles
 from kvbench.hooks.rotary import EntryRotation
 from kvbench.hooks.turns import Turn
 from kvbench.kernels.reading import DEFAULT, Reading
-from kvbench.kernels.reference import TILE_SCORES, Partial, attention_in_slices, merge
+from kvbench.kernels.reference import TILE_SCORES, Part, Partial, attention_in_slices, merge
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class BodyAttention:
         scaling: float,
         mask: Tensor | None = None,
         softcap: float | None = None,
-    ) -> Partial:
+    ) -> Part:
         """Attention of ``query`` (batch, heads, queries, head_dim) over the ``tokens`` stored.
 
         A single query attends in the latents where the codec can and ``reading`` does not forbid it, or at least to
@@ -43,12 +44,14 @@ class BodyAttention:
         boolean, broadcastable to (batch, kv heads or 1, queries, tokens). A ``decoupled`` codec takes the query with
         and without RoPE, side by side: (batch, heads, queries, 2 · head_dim).
         """
-        fast = query.shape[2] == 1 and softcap is None and not query.requires_grad
-        chosen = way(self.codec, stored, (query.dtype, query.device), _rotation(rotate), fast, self.reading)
+        chosen = self._way(query, stored, rotate, softcap)
+        prepared = self._prepared(query, tokens, rotate, scaling, chosen)
+        if prepared is not None:
+            return prepared(query, mask, rotate)
         if chosen.in_latents:
             return attend_absorbed(self.codec, query, stored, tokens, scaling, mask, chosen)
         if chosen.reads in ("rebuilt", "bands"):
-            return attend_rebuilt(self.codec, query, stored, tokens, rotate, scaling, mask, chosen)
+            return attend_rebuilt(self.codec, query, stored, tokens, rotate, scaling, mask)
         parts = []
         for start, stop in tiles(tokens, self.codec.block):
             keys, values = self.codec.tile(span(stored, tokens, start, stop), rotate, start, stop, query.dtype)
@@ -59,8 +62,58 @@ class BodyAttention:
         part = merge(parts)
         return Partial(part.output, part.lse, str(chosen))
 
+    def prepare(
+        self, query: Tensor, stored: Stored, tokens: int, rotate: Rotate | None, scaling: float, softcap: float | None
+    ) -> Prepared | None:
+        """:meth:`attend` of queries like this one by a kernel, as long as ``stored`` stays where it is; None: by none.
 
-def _rotation(rotate: Rotate | None) -> Turn | bool:
+        Working out what a kernel is told takes longer than a short attention.
+        """
+        return self._prepared(query, tokens, rotate, scaling, self._way(query, stored, rotate, softcap))
+
+    def _way(self, query: Tensor, stored: Stored, rotate: Rotate | None, softcap: float | None) -> Way:
+        fast = query.shape[2] == 1 and softcap is None and not query.requires_grad
+        return way(self.codec, stored, (query.dtype, query.device), rotation_of(rotate), fast, self.reading)
+
+    def _prepared(
+        self, query: Tensor, tokens: int, rotate: Rotate | None, scaling: float, chosen: Way
+    ) -> Prepared | None:
+        if chosen.in_latents:
+            return prepare_absorbed(self.codec, query, tokens, scaling, chosen)
+        if chosen.reads in ("rebuilt", "bands"):
+            return prepare_rebuilt(self.codec, query, tokens, rotation_of(rotate), scaling, chosen)
+        return None
+
+
+class BodyReader:
+    """Attention over one layer's body, with what a kernel is told kept from step to step."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._prepared: Prepared | None = None
+
+    def attend(
+        self,
+        attention: BodyAttention,
+        body: Body,
+        query: Tensor,
+        rotate: Rotate | None,
+        scaling: float,
+        mask: Tensor | None,
+        softcap: float | None,
+    ) -> Part:
+        """:meth:`BodyAttention.attend` over ``body``."""
+        about_query = query.shape, query.dtype, query.requires_grad, scaling, softcap
+        key = attention, rotation_of(rotate), *about_query, *body.place()
+        if key != self._key:
+            prepared = attention.prepare(query, body.view(), body.entries, rotate, scaling, softcap)
+            self._key, self._prepared = key, prepared
+        if self._prepared is not None:
+            return self._prepared(query, mask, rotate)
+        return attention.attend(query, body.view(), body.entries, rotate, scaling, mask, softcap)
+
+
+def rotation_of(rotate: Rotate | None) -> Turn | bool:
     """How ``rotate`` rotates: False if it does not, True if only it knows."""
     if rotate is None:
         return False

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kvbench.cache.block_frame import BlockFrame, BlockRotation
 from kvbench.cache.body import Body, kind
-from kvbench.cache.body_attention import BodyAttention
+from kvbench.cache.body_attention import BodyAttention, BodyReader
 from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.crop import crop
 from kvbench.cache.layer import KVLayer, TensorsByKind, gather_slots, mask_at, require_finite
@@ -27,7 +27,7 @@ from kvbench.codecs.quantizers.base import Stored
 from kvbench.hooks.interception import AttentionCall, rotate
 from kvbench.hooks.rotary import EntryRotation, Rotator
 from kvbench.kernels.decode import merged
-from kvbench.kernels.reference import Partial, causal_mask, exact_attention
+from kvbench.kernels.reference import Part, causal_mask, exact_attention
 from kvbench.selectors.base import OBSERVED, Leaving, Selector, pick
 
 
@@ -48,7 +48,7 @@ class CompressedLayer(KVLayer):
         self.spans = replace(spans, block=block)
         self.as_decoded = False
         self.most_at_once: int | None = None
-        self.body, self.owns_body = Body(), True
+        self.body, self.owns_body, self.reader = Body(), True, BodyReader()
         self.block_frame: BlockFrame | None = None  # of a codec with bands, once the model has run
         self._clear()
 
@@ -119,7 +119,7 @@ class CompressedLayer(KVLayer):
         tail: tuple[Tensor, Tensor],
         tail_start: int,
         limits: Tensor | None,
-    ) -> list[Partial]:
+    ) -> list[Part]:
         """Partial attentions over sinks, body and tail. ``limits`` (queries,): the body's end as each query saw it."""
         mask = call.mask
         if mask is None and query.shape[AXIS] > 1:
@@ -139,7 +139,7 @@ class CompressedLayer(KVLayer):
         tail_start: int,
         mask: Tensor | None,
         limits: Tensor | None,
-    ) -> Partial:
+    ) -> Part:
         """Sinks and tail as one part."""
         tail_mask = None if mask is None else mask[..., tail_start:]
         if limits is not None:
@@ -160,7 +160,7 @@ class CompressedLayer(KVLayer):
 
     def _attend_body(
         self, query: Tensor, call: AttentionCall, rotator: Rotator | None, mask: Tensor | None, limits: Tensor | None
-    ) -> Partial:
+    ) -> Part:
         start, entries = self.spans.sinks, self.body.entries
         slots = None if self.body.slots is None else self.body.slots.view
         if mask is not None:
@@ -178,8 +178,8 @@ class CompressedLayer(KVLayer):
             rotation = EntryRotation(rotator, start, entries, slots)
         if self.codec.decoupled:
             query = torch.cat([query, call.query], -1)
-        stored, attention = self.body.view(), BodyAttention(self._bound, self.reading)
-        return attention.attend(query, stored, entries, rotation, call.scaling, mask, call.softcap)
+        attention = BodyAttention(self._bound, self.reading)
+        return self.reader.attend(attention, self.body, query, rotation, call.scaling, mask, call.softcap)
 
     def _block_rotation(self) -> BlockRotation:
         frame, slots = self.block_frame, None if self.body.slots is None else self.body.slots.view

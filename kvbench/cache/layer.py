@@ -21,7 +21,7 @@ from kvbench.hooks.interception import AttentionCall
 from kvbench.hooks.rotary import Rotator
 from kvbench.kernels.decode import attend_exact, fitting_kernels
 from kvbench.kernels.reading import DEFAULT, Reading
-from kvbench.kernels.reference import Partial, exact_attention
+from kvbench.kernels.reference import Part, exact_attention
 
 TensorsByKind = Iterator[tuple[str, GrowingTensor | Tensor]]
 """Kinds of bytes (payload, scales, exact, positions), each with a tensor of that kind."""
@@ -104,7 +104,7 @@ class KVLayer(CacheLayerMixin):
         call: AttentionCall,
         mask: Tensor | None,
         before: tuple[Tensor, Tensor] | None = None,
-    ) -> Partial:
+    ) -> Part:
         """Attention over exact tensors, and those ``before`` them, by kernel where one fits and may run."""
         return attend_exact(query, keys, values, call.scaling, mask, call.softcap, self.reading.kernels, before)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvbench.cache.absorb import by_head, from_latents, kernel_basis
+from kvbench.cache.absorb import Prepared, by_group, by_head, from_latents, kernel_basis, of_groups
 from kvbench.cache.block_frame import BlockRotation
 from kvbench.cache.way import REBUILT, Way
 from kvbench.codecs.codec import Codec, Latents, Rotate
@@ -17,9 +17,49 @@ from kvbench.codecs.kernel_view import Coded
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import side, span, tiles
 from kvbench.hooks.rotary import EntryRotation
-from kvbench.kernels.choice import Kernels
-from kvbench.kernels.rebuilding import BlockReferences, RebuiltKeys
-from kvbench.kernels.reference import Partial, merge, wide
+from kvbench.hooks.turns import Turn
+from kvbench.kernels.rebuilding import KeyRotation, RebuiltKeys
+from kvbench.kernels.reference import Part, Partial, merge, wide
+
+
+def prepare_rebuilt(
+    codec: Codec, query: Tensor, tokens: int, turn: Turn | bool, scaling: float, chosen: Way
+) -> Prepared | None:
+    """Attention of queries like ``query`` (batch, heads, 1, head_dim) by a kernel, as long as codes stay in place.
+
+    ``turn`` is how keys are rotated, False if they are not. None without a kernel.
+    """
+    kernels, keys, values = chosen.kernels, chosen.keys, chosen.values
+    if kernels is None or not isinstance(keys, Coded) or not isinstance(values, Coded):
+        return None
+    basis, usable = kernel_basis(kernels, codec.latents["values"])
+    source, bands, absorbed, key_basis = codec.latents["keys"], codec.bands, None, None
+    if bands is not None:
+        key_basis, absorbable = kernel_basis(kernels, source)
+        if not absorbable:
+            return None
+        absorbed = keys
+    dims, block = (None, 0) if bands is None else (bands.fast, bands.block)
+    rebuilt = RebuiltKeys(keys, source.decoder, source.mean, turn if isinstance(turn, Turn) else None, dims, block)
+    groups, heads, by = keys.codes.shape[1], query.shape[1], str(chosen)
+    attention = kernels.prepare(
+        by_group(query, groups), absorbed, values, tokens, scaling, (key_basis, basis if usable else None), rebuilt
+    )
+
+    def attend(query: Tensor, mask: Tensor | None, rotate: Rotate | None) -> Part:
+        part = attention(query, of_groups(mask, groups), _key_rotation(rotate, groups), by)
+        if usable:
+            return part
+        return Partial(from_latents(part.output, codec.latents["values"], heads), part.lse, by)
+
+    return attend
+
+
+def _key_rotation(rotate: Rotate | None, groups: int) -> KeyRotation | None:
+    rotary = rotate.rotary(groups) if isinstance(rotate, EntryRotation) else None
+    if rotary is None:
+        return None
+    return KeyRotation(rotary, rotate.references(groups) if isinstance(rotate, BlockRotation) else None)
 
 
 def attend_rebuilt(
@@ -30,69 +70,8 @@ def attend_rebuilt(
     rotate: Rotate | None,
     scaling: float,
     mask: Tensor | None,
-    chosen: Way,
 ) -> Partial:
-    """One query per row, in the frame of rotated keys, over ``stored`` ones, without a softcap."""
-    part = _by_kernel(codec, query, tokens, rotate, scaling, mask, chosen)
-    return _in_torch(codec, query, stored, tokens, rotate, scaling, mask) if part is None else part
-
-
-def _by_kernel(
-    codec: Codec,
-    query: Tensor,
-    tokens: int,
-    rotate: Rotate | None,
-    scaling: float,
-    mask: Tensor | None,
-    chosen: Way,
-) -> Partial | None:
-    """Through the kernel that was chosen, if one was."""
-    kernels, keys, values = chosen.kernels, chosen.keys, chosen.values
-    if kernels is None or not isinstance(keys, Coded) or not isinstance(values, Coded):
-        return None
-    batch, heads, _, dim = query.shape
-    groups = keys.codes.shape[1]
-    rotary = rotate.rotary(groups) if isinstance(rotate, EntryRotation) else None
-    basis, usable = kernel_basis(kernels, codec.latents["values"])
-    absorbing = _absorbing(codec, kernels, rotate, groups)
-    if absorbing is None:
-        return None
-    if mask is not None and mask.shape[1] > groups:
-        mask = mask[:, :: mask.shape[1] // groups]  # heads that share a latent hold the same tokens
-    source = codec.latents["keys"]
-    key_basis, references = absorbing
-    dims = None if codec.bands is None else codec.bands.fast
-    rebuilt = RebuiltKeys(keys, source.decoder, source.mean, rotary, dims, references)
-    rows, absorbed = query.reshape(batch, groups, heads // groups, dim), keys if references else None
-    bases = key_basis, basis if usable else None
-    part = kernels.coded(rows, absorbed, values, tokens, scaling, mask, bases, rebuilt)
-    output = part.output if usable else from_latents(part.output, codec.latents["values"], heads)
-    return Partial(output.view(batch, heads, 1, -1), part.lse.view(batch, heads, 1), str(chosen))
-
-
-def _absorbing(
-    codec: Codec, kernels: Kernels, rotate: Rotate | None, groups: int
-) -> tuple[object, BlockReferences | None] | None:
-    """With bands, the basis and the references by which slow dimensions are absorbed; None if the kernel cannot."""
-    if codec.bands is None:
-        return None, None
-    references = rotate.references(groups) if isinstance(rotate, BlockRotation) else None
-    key_basis, usable = kernel_basis(kernels, codec.latents["keys"])
-    if references is None or not usable:
-        return None
-    return key_basis, BlockReferences(codec.bands.block, references)
-
-
-def _in_torch(
-    codec: Codec,
-    query: Tensor,
-    stored: Stored,
-    tokens: int,
-    rotate: Rotate | None,
-    scaling: float,
-    mask: Tensor | None,
-) -> Partial:
-    """Tile by tile, in plain torch."""
+    """One query per row, in the frame of rotated keys, over ``stored`` ones, without a softcap: in plain torch."""
     (batch, heads, _, dim), keys, values = query.shape, codec.latents["keys"], codec.latents["values"]
     kv_heads, groups, dtype = keys.side.kv_heads, values.side.groups, wide(query.dtype)
     folded = query.reshape(batch, kv_heads, heads // kv_heads, dim).to(dtype) * scaling

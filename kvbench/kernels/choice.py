@@ -14,16 +14,17 @@ from torch import Tensor
 from kvbench.codecs.kernel_view import Coded
 from kvbench.codecs.quantizers.codebook import CodebookQuantizer
 from kvbench.kernels import reference
-from kvbench.kernels.reference import Partial
+from kvbench.kernels.reference import Part, Partial
 
 
 @dataclass(frozen=True)
 class Kernels:
     """Decode attention for one kind of device: for queries of ``dtypes``; exact tensors are ``stored`` in any of those.
 
-    ``readable`` says whether ``coded`` takes these keys and values. ``basis`` makes of a decoder (groups, rank, heads,
-    head_dim) and a mean (groups, heads, head_dim) what ``coded`` takes to go into latents and back by itself; None if
-    it does not. ``rebuilds`` tells from which readable codes it takes
+    ``prepare`` makes attention over codes that stay where they are, with arguments like those of
+    :class:`kvbench.kernels.cpu.coded.CodedAttention`; ``readable`` says whether it takes these keys and values.
+    ``basis`` makes of a decoder (groups, rank, heads, head_dim) and a mean (groups, heads, head_dim) what it takes to
+    go into latents and back by itself; None if it does not. ``rebuilds`` tells from which readable codes it takes
     :class:`~kvbench.kernels.rebuilding.RebuiltKeys`; None if it never does. ``merge`` is
     :func:`kvbench.kernels.reference.merge` of their results. ``instructions`` are those of the processor that they are
     compiled for, where there is a choice.
@@ -32,10 +33,10 @@ class Kernels:
     name: str
     dtypes: tuple[torch.dtype, ...]
     stored: tuple[torch.dtype, ...]
-    exact: Callable[..., Partial]
-    coded: Callable[..., Partial]
+    exact: Callable[..., Part]
+    prepare: Callable[..., Callable[..., Part]]
     readable: Callable[[Coded, Coded], bool]
-    merge: Callable[[Sequence[Partial]], Partial]
+    merge: Callable[[Sequence[Part]], Partial]
     basis: Callable[[Tensor, Tensor], Any] | None = None
     rebuilds: Callable[[Coded, int], bool] | None = None
     instructions: str = ""
@@ -66,9 +67,9 @@ def warm_up(device: torch.device) -> None:
     if kernels is None:
         return
     query, keys = torch.zeros(1, 1, 1, 16, device=device), torch.zeros(1, 1, 64, 16, device=device)
-    kernels.exact(query, keys, keys, 1.0, None)
-    codes = torch.zeros(1, 1, 8, 128, dtype=torch.uint8, device=device)
-    kernels.coded(query, Coded(codes, (8,) * 16, 16), Coded(codes, (8,) * 16, 16), 64, 1.0, None)
+    coded = Coded(torch.zeros(1, 1, 8, 128, dtype=torch.uint8, device=device), (8,) * 16, 16)
+    attention = kernels.prepare((1, 1, 1, 16), coded, coded, 64, 1.0)
+    kernels.merge([kernels.exact(query, keys, keys, 1.0), attention(query)])
 
 
 @lru_cache(maxsize=4)
@@ -93,7 +94,7 @@ def _cpu() -> Kernels:
         features = llvm.get_host_cpu_features()
         if "avx" in features and not features.get("avx2"):
             raise _MissingError("this processor has no AVX2")
-        from kvbench.kernels.cpu import coded, exact, merge, rebuilt
+        from kvbench.kernels.cpu import coded, exact, rebuilt, step
         from kvbench.kernels.cpu.llvm import vectors
     except ImportError as error:
         raise _MissingError(f"numba cannot be imported ({error}); pip install numba") from error
@@ -102,9 +103,9 @@ def _cpu() -> Kernels:
         (torch.float32,),
         exact.STORED,
         exact.exact_decode,
-        coded.coded_attention,
+        coded.CodedAttention,
         coded.readable,
-        merge.merge_parts,
+        step.merge_parts,
         coded.LatentBasis,
         rebuilt.rebuilds,
         "VNNI" if vectors.has_vnni() else "SIMD",
@@ -122,7 +123,7 @@ def _cuda() -> Kernels:
         triton_exact.DTYPES,
         triton_exact.DTYPES,
         triton_exact.triton_exact_decode,
-        triton_coded.triton_coded_attention,
+        triton_coded.prepared,
         triton_coded.readable,
         reference.merge,
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvbench.kernels.choice import Kernels, kernels_for
-from kvbench.kernels.reference import Partial, merge, partial_attention
+from kvbench.kernels.reference import Part, Partial, merge, partial_attention
 
 
 def fitting_kernels(query: Tensor, softcap: float | None) -> Kernels | None:
@@ -24,7 +24,7 @@ def kernels_taking(dtype: torch.dtype, device: torch.device) -> Kernels | None:
     return kernels if kernels is not None and dtype in kernels.dtypes else None
 
 
-def merged(parts: Sequence[Partial], query: Tensor, kernels: bool) -> Partial:
+def merged(parts: Sequence[Part], query: Tensor, kernels: bool) -> Partial:
     """:func:`kvbench.kernels.reference.merge`, through a kernel if ``kernels`` and one fits."""
     fitting = fitting_kernels(query, None) if kernels else None
     return merge(parts) if fitting is None else fitting.merge(parts)
@@ -39,7 +39,7 @@ def attend_exact(
     softcap: float | None,
     kernels: bool,
     before: tuple[Tensor, Tensor] | None = None,
-) -> Partial:
+) -> Part:
     """:func:`kvbench.kernels.reference.partial_attention`, through a kernel if ``kernels`` and one fits.
 
     ``before``: keys and values of earlier tokens, which the mask covers too. Kernels read each tensor where it lies and
@@ -50,7 +50,4 @@ def attend_exact(
         if before is not None:
             keys, values = torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
         return partial_attention(query, keys, values, scaling, mask, softcap)
-    batch, heads, _, dim = query.shape
-    groups = keys.shape[1]
-    part = fitting.exact(query.reshape(batch, groups, heads // groups, dim), keys, values, scaling, mask, before)
-    return Partial(part.output.reshape(batch, heads, 1, -1), part.lse.reshape(batch, heads, 1), fitting.name)
+    return fitting.exact(query, keys, values, scaling, mask, before)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,12 +25,29 @@ WIDENED = 1024
 """Tokens of 16-bit keys and values that are widened at once: a whole cache in fp32 would double a step's memory."""
 
 
+class Part(Protocol):
+    """Attention over one part of the context, computed already or when its numbers are read.
+
+    ``output`` (batch, heads, queries, value_dim) and ``lse`` (batch, heads, queries), and ``by`` what. Both in at least
+    fp32, whatever the model's dtype: parts are rounded once, after they are merged.
+    """
+
+    @property
+    def output(self) -> Tensor:
+        """Normalised within the part."""
+
+    @property
+    def lse(self) -> Tensor:
+        """Log-sum-exp of the part's scores."""
+
+    @property
+    def by(self) -> str:
+        """What attended."""
+
+
 @dataclass(frozen=True)
 class Partial:
-    """``output`` (batch, heads, queries, value_dim) and ``lse`` (batch, heads, queries) of a part, and ``by`` what.
-
-    Both in at least fp32, whatever the model's dtype: parts are rounded once, after they are merged.
-    """
+    """A :class:`Part` in numbers."""
 
     output: Tensor
     lse: Tensor
@@ -120,10 +138,10 @@ def _fused(
     )
 
 
-def merge(parts: Sequence[Partial]) -> Partial:
+def merge(parts: Sequence[Part]) -> Partial:
     """One softmax over all parts, from the parts alone."""
     if len(parts) == 1:
-        return parts[0]
+        return Partial(parts[0].output, parts[0].lse, parts[0].by)
     # Written out: torch.softmax wakes its thread pool for a few numbers, and waits for it.
     top = reduce(torch.maximum, [part.lse for part in parts])
     weights = [torch.exp(part.lse - top) for part in parts]

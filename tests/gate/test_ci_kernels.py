@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 from driving import calibrated, subject, token_ids
-from torch import Tensor
 
 from kvbench.codecs.kernel_view import Coded
 from kvbench.compressors.compressor import parse
 from kvbench.kernels.choice import kernels_for
 from kvbench.kernels.cpu.column_layout import column_layout
 from kvbench.kernels.cpu.work_split import splits_for
-from kvbench.kernels.reference import Partial
+from kvbench.kernels.reference import Part, Partial
 from kvbench.measure.arms import Arm
 from kvbench.measure.prompt import exact_prompt
 from kvbench.runs.suites import load_suite
@@ -78,24 +77,24 @@ def test_the_suite_runs_every_kind_of_reading(monkeypatch: pytest.MonkeyPatch):
         pytest.skip("no decode kernels on this machine")
     seen: Counter[str] = Counter()
 
-    def coded(query: Tensor, keys: Coded | None, values: Coded, tokens: int, scaling: float, *rest: Any) -> Partial:
-        _, bases, rebuilt = (*rest, *(None, (None, None), None)[len(rest) :])
+    def prepare(shape: object, keys: Coded | None, values: Coded, tokens: int, scaling: float, *rest: Any) -> Any:
+        bases, rebuilt = (*rest, *((None, None), None)[len(rest) :])
         for side in (keys, values):
             seen.update(set() if side is None else kinds_of(side))
         seen.update({"into a basis and back" if any(bases) else "no basis"})
         if rebuilt is not None:
-            seen.update({"keys that are rebuilt" if rebuilt.references is None else "keys in bands"})
-        return kernels.coded(query, keys, values, tokens, scaling, *rest)
+            seen.update({"keys in bands" if rebuilt.block else "keys that are rebuilt"})
+        return kernels.prepare(shape, keys, values, tokens, scaling, *rest)
 
-    def exact(*rest: object) -> Partial:
+    def exact(*rest: object) -> Part:
         seen.update({"exact tensors in two spans" if rest[-1] is not None else "exact tensors"})
         return kernels.exact(*rest)
 
-    def merge(parts: list[Partial]) -> Partial:
+    def merge(parts: list[Part]) -> Partial:
         seen.update({"parts to merge"} if len(parts) > 1 else ())
         return kernels.merge(parts)
 
-    watched = dataclasses.replace(kernels, coded=coded, exact=exact, merge=merge)
+    watched = dataclasses.replace(kernels, prepare=prepare, exact=exact, merge=merge)
     monkeypatch.setattr("kvbench.kernels.decode.kernels_for", lambda device: watched)
     ids = token_ids(1, PROMPT + 1)
     suite = load_suite("ci")

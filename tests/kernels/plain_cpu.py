@@ -14,7 +14,7 @@ from unpacking_cases import check_unpacking
 from kvbench.codecs.kernel_view import Coded, kernel_view
 from kvbench.codecs.quantizers.codebook import CodebookQuantizer
 from kvbench.codecs.quantizers.integer import IntegerQuantizer
-from kvbench.kernels.cpu.coded import coded_attention
+from kvbench.kernels.cpu.coded import CodedAttention, coded_attention
 from kvbench.kernels.cpu.exact import exact_decode
 from kvbench.kernels.cpu.llvm import unpack_ops, vectors
 from kvbench.kernels.rebuilding import RebuiltKeys
@@ -89,8 +89,9 @@ def check_rebuilt(
     coded = [kernel_view(quantizer, codes) for codes in stored]
     decoded = [quantizer.decode(codes).double() for codes in stored]
     decoder, mean = torch.randn(groups, rank, 1, rank) / 8, torch.randn(groups, 1, rank)
-    rebuilt = RebuiltKeys(coded[0], decoder, mean, None)
-    actual = coded_attention(query, None, coded[1], keys.shape[2], scaling, None, (None, None), rebuilt).output
+    rebuilt = RebuiltKeys(coded[0], decoder, mean)
+    shape = batch, groups, rows, rank
+    actual = CodedAttention(shape, None, coded[1], keys.shape[2], scaling, (None, None), rebuilt)(query).output
     keys_again = torch.einsum("bgtr,grd->bgtd", decoded[0], decoder[:, :, 0].double()) + mean.double()
     expected = partial_attention(query.double().view(batch, groups * rows, 1, rank), keys_again, decoded[1], scaling)
     output = expected.output.view(batch, groups, rows, -1)

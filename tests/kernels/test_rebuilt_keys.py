@@ -13,9 +13,9 @@ from kvbench.codecs.quantizers.base import Quantizer
 from kvbench.codecs.quantizers.codebook import CodebookQuantizer
 from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.hooks.turns import Rotary, Turn
-from kvbench.kernels.cpu.coded import LatentBasis, coded_attention, readable
+from kvbench.kernels.cpu.coded import CodedAttention, LatentBasis, readable
 from kvbench.kernels.cpu.rebuilt import rebuilds
-from kvbench.kernels.rebuilding import RebuiltKeys
+from kvbench.kernels.rebuilding import KeyRotation, RebuiltKeys
 from kvbench.kernels.reference import Partial, partial_attention
 
 SCALING, RANK, POSITIONS = 0.125, 96, 1200
@@ -91,8 +91,9 @@ def both(case: Case, positions: Tensor) -> tuple[Partial, Partial]:
     if case.masked != "none":
         mask = torch.rand(case.batch, case.groups if case.masked == "each" else 1, 1, case.tokens) > 0.4
         mask[..., 0] = True
-    rebuilt = RebuiltKeys(coded, sides[0].decoder, sides[0].mean, rotary)
-    actual = coded_attention(query, None, values, case.tokens, SCALING, mask, (None, sides[1]), rebuilt)
+    rebuilt = RebuiltKeys(coded, sides[0].decoder, sides[0].mean, rotary.turn)
+    attention = CodedAttention(tuple(query.shape), None, values, case.tokens, SCALING, (None, sides[1]), rebuilt)
+    actual = attention(query, mask, KeyRotation(rotary)).computed  # while its codes and bases are there
     keys = rotated(states(key_latents, sides[0]), case, rotary)
     heads = case.heads * case.queries
     by_head = None if mask is None else mask.repeat_interleave(case.heads // mask.shape[1], 1)
@@ -169,9 +170,8 @@ def test_means_and_decoders_of_zeros() -> None:
     decoder, mean = torch.randn(1, RANK, 3, 64) / 10, torch.randn(1, 3, 64)
     decoder[..., 5:9] = 0
     query = torch.randn(1, 1, 9, 64)
-    rebuilt = RebuiltKeys(coded, decoder, mean, None)
-    basis = LatentBasis(decoder, mean)
-    actual = coded_attention(query, None, coded, case.tokens, SCALING, None, (None, basis), rebuilt)
+    rebuilt, basis = RebuiltKeys(coded, decoder, mean), LatentBasis(decoder, mean)
+    actual = CodedAttention((1, 1, 9, 64), None, coded, case.tokens, SCALING, (None, basis), rebuilt)(query)
     keys = states(key_latents, basis)
     expected = partial_attention(query.double().view(1, 9, 1, 64), keys, keys, SCALING)
     error = (actual.output.reshape(expected.output.shape) - expected.output).abs().max()
@@ -186,7 +186,8 @@ def test_keys_without_a_basis() -> None:
     coded, keys = kernel_view(quantizer, stored), quantizer.decode(stored).double()
     assert isinstance(coded, Coded)
     query = torch.randn(2, 3, 2, 32)
-    actual = coded_attention(query, None, coded, 72, SCALING, None, (None, None), RebuiltKeys(coded, None, None, None))
+    rebuilt = RebuiltKeys(coded, None, None)
+    actual = CodedAttention((2, 3, 2, 32), None, coded, 72, SCALING, (None, None), rebuilt)(query)
     expected = partial_attention(query.double().view(2, 6, 1, 32), keys, keys, SCALING)
     error = (actual.output.reshape(expected.output.shape) - expected.output).abs().max()
     assert error < 3e-4 * expected.output.abs().max()
@@ -198,8 +199,9 @@ def test_scores_of_both_kinds_of_keys_add_up() -> None:
     coded, key_latents = latents(case, case.keys)
     bases = [LatentBasis(torch.randn(1, RANK, 1, 64) / 10, torch.randn(1, 1, 64)) for _ in range(3)]
     query = torch.randn(1, 1, 3, 64)
-    rebuilt = RebuiltKeys(coded, bases[2].decoder, bases[2].mean, None)
-    actual = coded_attention(query, coded, coded, case.tokens, SCALING, None, (bases[0], bases[1]), rebuilt)
+    rebuilt = RebuiltKeys(coded, bases[2].decoder, bases[2].mean)
+    attention = CodedAttention((1, 1, 3, 64), coded, coded, case.tokens, SCALING, (bases[0], bases[1]), rebuilt)
+    actual = attention(query)
     keys = states(key_latents, bases[0]) + states(key_latents, bases[2])
     expected = partial_attention(query.double().view(1, 3, 1, 64), keys, states(key_latents, bases[1]), SCALING)
     error = (actual.output.reshape(expected.output.shape) - expected.output).abs().max()

@@ -1,6 +1,9 @@
 """Decoding one by one: through the kernels, over the tokens that blocks score, and in agreement with them."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from fp64 import one_thread
 
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
-from kvbench.kernels.choice import kernels_for
+from kvbench.kernels.choice import Kernels, kernels_for
 from kvbench.kernels.reference import Partial
 from kvbench.measure.arms import Arm
 from kvbench.measure.parts.quality import DecodedResult, QualityWorkload
@@ -80,17 +83,24 @@ def test_what_attended_is_read_back():
     assert decoded(one, "hf").attention == "stock"
 
 
+def scaled(kernels: Kernels, factor: float, *prepared: Any) -> Callable[..., Partial]:
+    """Kernels whose outputs over codes are multiplied by ``factor``."""
+    attention = kernels.prepare(*prepared)
+
+    def attend(*rest: Any) -> Partial:
+        part = attention(*rest)
+        return Partial(part.output * factor, part.lse, part.by)
+
+    return attend
+
+
 def test_a_kernel_that_returns_zeros_is_seen(monkeypatch: pytest.MonkeyPatch):
     """Scoring in blocks never runs one: it alone said that nothing had changed."""
     one = subject("llama", torch.float32)
     kernels = kernels_for(torch.device("cpu"))
     assert kernels is not None
 
-    def zeros(*rest: object) -> Partial:
-        part = kernels.coded(*rest)
-        return dataclasses.replace(part, output=torch.zeros_like(part.output))
-
-    broken = dataclasses.replace(kernels, coded=zeros)
+    broken = dataclasses.replace(kernels, prepare=partial(scaled, kernels, 0.0))
     monkeypatch.setattr("kvbench.kernels.decode.kernels_for", lambda device: broken)
     result = decoded(one, f"int:bits=4,{SMALL}")
     assert result.from_blocks_kld > 10 * result.block_kld_mean
@@ -101,11 +111,8 @@ def test_logits_that_are_not_finite_are_the_kernels_doing(monkeypatch: pytest.Mo
     kernels = kernels_for(torch.device("cpu"))
     assert kernels is not None
 
-    def broken(*rest: object) -> Partial:
-        part = kernels.coded(*rest)
-        return dataclasses.replace(part, output=part.output * float("nan"))
-
-    monkeypatch.setattr("kvbench.kernels.decode.kernels_for", lambda device: dataclasses.replace(kernels, coded=broken))
+    broken = dataclasses.replace(kernels, prepare=partial(scaled, kernels, float("nan")))
+    monkeypatch.setattr("kvbench.kernels.decode.kernels_for", lambda device: broken)
     with pytest.raises(KvbenchError, match="decoded tokens are not finite; check the decode kernels"):
         decoded(one, f"int:bits=4,{SMALL}", decode=1)  # later a codec refuses to store what came of it
 

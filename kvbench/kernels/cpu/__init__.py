@@ -11,6 +11,6 @@ from pathlib import Path
 from kvbench.storage.kernel_cache import kernel_cache
 
 with kernel_cache(Path(__file__).parent):
-    from kvbench.kernels.cpu import coded, exact, merge, rebuilt
+    from kvbench.kernels.cpu import coded, exact, rebuilt, step
 
-__all__ = ["coded", "exact", "merge", "rebuilt"]
+__all__ = ["coded", "exact", "rebuilt", "step"]

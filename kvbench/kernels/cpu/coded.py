@@ -1,25 +1,33 @@
-"""Decode attention on packed codes: the record that the CPU kernel reads, and its results as tensors."""
+"""Decode attention on packed codes: the record that the CPU kernel reads."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kvbench.codecs.kernel_view import BlockAffine, Coded
 from kvbench.kernels.cpu.column_layout import column_layout
-from kvbench.kernels.cpu.jobs import coded_job
-from kvbench.kernels.cpu.launch import share
 from kvbench.kernels.cpu.llvm.vectors import LANES
-from kvbench.kernels.cpu.merge import merge_splits
-from kvbench.kernels.cpu.rebuilt import rebuilt_side, turned_query
-from kvbench.kernels.cpu.records import CodedJob, CodedSide, RebuiltSide, TurnedQuery, nothing
+from kvbench.kernels.cpu.rebuilt import rebuilt_side, rotation, turned_query
+from kvbench.kernels.cpu.records import (
+    CODED,
+    CODED_JOB,
+    Claims,
+    CodedJob,
+    CodedSide,
+    RebuiltSide,
+    TurnedQuery,
+    fp32_bits,
+    nothing,
+    pack,
+    place,
+)
+from kvbench.kernels.cpu.step import Pending, Work
 from kvbench.kernels.cpu.work_split import mask_bytes, splits_for
-from kvbench.kernels.rebuilding import RebuiltKeys
-from kvbench.kernels.reference import Partial
+from kvbench.kernels.rebuilding import KeyRotation, RebuiltKeys
 
 _SIGNED = 0x80808080
 """Flips the highest bit of four bytes, which turns 0…255 into -128…127."""
@@ -73,6 +81,87 @@ class LatentBasis:
 Bases = tuple[LatentBasis | None, LatentBasis | None]
 
 
+class CodedAttention:
+    """Decode attention over ``tokens`` stored tokens; only queries, masks and positions are yet to come.
+
+    It knows codes, scales and bases by address alone: whoever uses it keeps them, until the last :class:`Pending` part
+    is computed. Queries are (batch, …, width), of ``shape`` (batch,
+    groups, rows per group, width), whatever axes their heads are counted by; outputs (batch, …, value rank). With a
+    basis for keys, the first of ``bases``, queries are those of the heads (…, head_dim), and are taken into the
+    latents; with one for values, outputs are brought back from them. With ``rebuilt`` keys queries are those of the
+    heads, too; without ``keys`` beside them scores are theirs alone, else those of both are added.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int],
+        keys: Coded | None,
+        values: Coded,
+        tokens: int,
+        scaling: float,
+        bases: Bases = (None, None),
+        rebuilt: RebuiltKeys | None = None,
+    ) -> None:
+        batch, groups, rows, query_width = shape
+        key_basis, value_basis = bases
+        splits = splits_for(batch * groups, tokens)
+        units = batch * groups * splits
+        job = nothing(CodedJob)._replace(
+            splits=splits,
+            tokens=tokens,
+            heads=groups,
+            rows=rows,
+            query_width=query_width,
+            scaling=fp32_bits(scaling),
+        )
+        key_side, stream, value_side = nothing(CodedSide), nothing(CodedSide), _side(values, rows, value_basis, True)
+        rebuilt_record, turned, alive = nothing(RebuiltSide), nothing(TurnedQuery), [_arrays(values)]
+        if keys is not None:
+            key_side = _side(keys, rows, key_basis)
+            alive.append(_arrays(keys))
+        if rebuilt is not None:
+            turned, arrays = turned_query(rebuilt, query_width)
+            alive.append(arrays)
+            if rebuilt.dims != ():
+                stream = _side(rebuilt.coded, rows, None)
+                rebuilt_record, arrays = rebuilt_side(rebuilt)
+                alive += [arrays, _arrays(rebuilt.coded)]
+        # What takes the time is multiplying bytes, however few bits they are stored in.
+        multiplied = key_side.padded_columns + value_side.padded_columns
+        multiplied += rebuilt_record.steps * rebuilt_record.heads * rebuilt_record.dims // rows
+        self._work = Work(units, splits, rows, value_side.head_dim, batch * groups * tokens * multiplied)
+        self._job = pack(Claims(0, units, units), job, key_side, rebuilt_record, stream, turned, value_side)
+        self._groups, self._alive = groups, tuple(alive)
+        self._turns = bool(rebuilt_record.decoder), bool(turned.block)
+
+    def __call__(
+        self, query: Tensor, mask: Tensor | None = None, rotated: KeyRotation | None = None, by: str = "numba"
+    ) -> Pending:
+        """Attention of fp32 ``query``; ``mask`` is boolean, broadcastable to (batch, groups or 1, 1, tokens)."""
+        query, job = query.contiguous(), self._job.copy()
+        alive: list[object] = [self._alive, query]
+        job[_QUERY] = query.data_ptr()
+        if mask is not None:
+            attended = mask_bytes(mask, query.shape[0], self._groups)
+            job[_MASK : _MASK + 3] = attended.address, attended.row_stride, attended.head_stride
+            alive.append(attended)
+        rotations = () if rotated is None else (rotated.keys, rotated.blocks)
+        for rotary, turns, place_of_fields in zip(rotations, self._turns, _ROTATED, strict=False):
+            if turns and rotary is not None:
+                fields, tensors = rotation(rotary)
+                job[place_of_fields : place_of_fields + len(fields)] = fields
+                alive.append(tensors)
+        return Pending(CODED, job, _OUTPUT, self._work, tuple(query.shape[:-1]), by, alive)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CodedAttention:
+        """Of the same codes, where they are."""
+        return self
+
+
+_QUERY, _MASK, _OUTPUT = (place(CODED_JOB, name) for name in ("query", "mask", "output"))
+_ROTATED = place(CODED_JOB, "rebuilt", "cos"), place(CODED_JOB, "turned", "cos")
+
+
 def coded_attention(
     query: Tensor,
     keys: Coded | None,
@@ -81,55 +170,16 @@ def coded_attention(
     scaling: float,
     mask: Tensor | None = None,
     bases: Bases = (None, None),
-    rebuilt: RebuiltKeys | None = None,
-) -> Partial:
-    """Attention of ``query`` (batch, groups, rows, key rank) fp32 over ``tokens`` stored tokens.
+) -> Pending:
+    """:class:`CodedAttention` of ``query`` (batch, groups, rows, key rank), once."""
+    shape = query.shape[0], query.shape[1], query.shape[2], query.shape[3]
+    return CodedAttention(shape, keys, values, tokens, scaling, bases)(query, mask)
 
-    ``mask`` is boolean, broadcastable to (batch, groups or 1, 1, tokens). The output is (batch, groups, rows, value
-    rank). With a basis for keys, the first of ``bases``, queries are those of the heads (…, head_dim), and are taken
-    into the latents; with one for values, outputs are brought back from them. With ``rebuilt`` keys queries are those
-    of the heads, too; without ``keys`` beside them scores are theirs alone, else those of both are added.
-    """
-    batch, groups, rows, query_width = query.shape
-    key_basis, value_basis = bases
-    query = query.contiguous()
-    splits = splits_for(batch * groups, tokens)
-    units = batch * groups * splits
-    width = len(values.widths) if value_basis is None else value_basis.head_dim
-    output, lse = torch.empty(units, rows, width), torch.empty(units, rows)
-    attended = mask_bytes(mask, batch, groups)
-    job = CodedJob(
-        splits=splits,
-        tokens=tokens,
-        heads=groups,
-        rows=rows,
-        query=query.data_ptr(),
-        query_width=query_width,
-        scaling=_bits(scaling),
-        mask=attended.address,
-        mask_row_stride=attended.row_stride,
-        mask_head_stride=attended.head_stride,
-        output=output.data_ptr(),
-        lse=lse.data_ptr(),
-    )
-    key_side = nothing(CodedSide) if keys is None else _side(keys, rows, key_basis)
-    value_side = _side(values, rows, value_basis, signed=True)
-    stream, rebuilt_record, turned, kept = nothing(CodedSide), nothing(RebuiltSide), nothing(TurnedQuery), []
-    if rebuilt is not None:
-        if rebuilt.dims != ():
-            stream = _side(rebuilt.coded, rows, None)
-            rebuilt_record, arrays = rebuilt_side(rebuilt)
-            kept.append(arrays)
-        turned, arrays = turned_query(rebuilt, query_width)
-        kept.append(arrays)
-    # What takes the time is multiplying bytes, however few bits they are stored in.
-    multiplied = key_side.padded_columns + value_side.padded_columns
-    multiplied += rebuilt_record.steps * rebuilt_record.heads * rebuilt_record.dims // rows
-    size = batch * groups * tokens * multiplied
-    share(coded_job, units, size, job, key_side, rebuilt_record, stream, turned, value_side)
-    del kept
-    part = merge_splits(output, lse, splits)
-    return Partial(part.output.view(batch, groups, rows, -1), part.lse.view(batch, groups, rows))
+
+def _arrays(coded: Coded) -> object:
+    """What the addresses in a side's record belong to, the codes and the basis aside."""
+    layout = column_layout(coded)
+    return layout, layout.column_scale(coded.component)
 
 
 def _side(coded: Coded, rows: int, basis: LatentBasis | None, signed: bool = False) -> CodedSide:
@@ -177,9 +227,3 @@ def _side(coded: Coded, rows: int, basis: LatentBasis | None, signed: bool = Fal
         queries_per_head=rows if decoder is None else rows // decoder.shape[2],
         basis_in_fp16=decoder is not None and decoder.dtype == torch.float16,
     )
-
-
-@lru_cache(maxsize=64)
-def _bits(x: float) -> int:
-    """``x`` in fp32, as an integer."""
-    return int(np.float32(x).view(np.int32))

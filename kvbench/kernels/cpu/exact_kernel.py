@@ -28,13 +28,14 @@ _AT_ONCE = 3
 @njit(**JIT)
 def attend_exact(first: int, last: int, job: Any) -> None:
     """Units [first, last) of an :class:`~kvbench.kernels.cpu.records.ExactJob`."""
-    block = exact_workspace(job.rows, job.value_width)
+    block = exact_workspace(job.rows, job.key_width, job.value_width)
     work = record_at(block.ctypes.data, WORKSPACE)
+    scaling = vectors.as_float(np.int32(job.scaling))
     for unit in range(first, last):
         pair, split = unit // job.splits, unit % job.splits
         row, head = pair // job.heads, pair % job.heads
         begin_softmax(work)
-        query, before = job.query + 4 * pair * job.rows * job.key_width, 0
+        query, before = scaled_query(job.query + 4 * pair * job.rows * job.key_width, job.key_width, scaling, work), 0
         mask = job.mask and job.mask + row * job.mask_row_stride + head * job.mask_head_stride
         for span in range(job.spans):
             keys = record_at(job.sides + _SIDE_BYTES * 2 * span, EXACT_SIDE)
@@ -50,6 +51,15 @@ def attend_exact(first: int, last: int, job: Any) -> None:
             before += keys.tokens
         normalise(work, job.output + 4 * unit * job.rows * job.value_width, job.lse + 4 * unit * job.rows)
     block[0] = 0
+
+
+@njit(**JIT)
+def scaled_query(query: int, width: int, scaling: Any, work: Any) -> int:
+    """Where the queries (rows, width) are, times the scaling."""
+    given, scaled = floats(query, work.rows * width), floats(work.scaled_query, work.rows * width)
+    for i in range(work.rows * width):
+        scaled[i] = given[i] * scaling
+    return work.scaled_query  # type: ignore[no-any-return]
 
 
 @njit(**JIT)

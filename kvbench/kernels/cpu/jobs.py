@@ -1,44 +1,53 @@
-"""The kernels as C functions of a job's address: a thread claims units of work until none are left."""
+"""The kernels as a C function of a job's address: a thread claims units of work until none are left."""
 
 from __future__ import annotations
 
-from numba import cfunc, types
+from numba import cfunc, njit, types
 
 from kvbench.kernels.cpu import coded_kernel, exact_kernel, merge_kernel
 from kvbench.kernels.cpu.llvm import vectors
-from kvbench.kernels.cpu.memory import longs, record_at
-from kvbench.kernels.cpu.records import CODED_JOB, EXACT_JOB, MERGE_JOB
+from kvbench.kernels.cpu.memory import JIT, longs, record_at
+from kvbench.kernels.cpu.records import CODED, CODED_JOB, EXACT_JOB, STEP_JOB
 
-_JOB = types.void(types.int64)
-_MERGE_BYTES = MERGE_JOB.itemsize
+_STEP_BYTES = STEP_JOB.itemsize
 
 
-@cfunc(_JOB, cache=True, error_model="numpy")
-def coded_job(address: int) -> None:
-    """:func:`kvbench.kernels.cpu.coded_kernel.attend_coded` on the units of a job."""
-    job = record_at(address, CODED_JOB)
+@njit(**JIT)
+def run_coded(address: int) -> int:
+    """:func:`kvbench.kernels.cpu.coded_kernel.attend_coded` on units of a job; how many this thread did."""
+    job, done = record_at(address, CODED_JOB), 0
     first = vectors.claim(address, job.chunk)  # ``next_unit`` is a job's first field
     while first < job.units:
-        coded_kernel.attend_coded(first, min(first + job.chunk, job.units), job)
+        last = min(first + job.chunk, job.units)
+        coded_kernel.attend_coded(first, last, job)
+        done += last - first
         first = vectors.claim(address, job.chunk)
+    return done
 
 
-@cfunc(_JOB, cache=True, error_model="numpy")
-def exact_job(address: int) -> None:
-    """:func:`kvbench.kernels.cpu.exact_kernel.attend_exact` on the units of a job."""
-    job = record_at(address, EXACT_JOB)
+@njit(**JIT)
+def run_exact(address: int) -> int:
+    """:func:`kvbench.kernels.cpu.exact_kernel.attend_exact` on units of a job; how many this thread did."""
+    job, done = record_at(address, EXACT_JOB), 0
     first = vectors.claim(address, job.chunk)
     while first < job.units:
-        exact_kernel.attend_exact(first, min(first + job.chunk, job.units), job)
+        last = min(first + job.chunk, job.units)
+        exact_kernel.attend_exact(first, last, job)
+        done += last - first
         first = vectors.claim(address, job.chunk)
+    return done
 
 
-@cfunc(_JOB, cache=True, error_model="numpy")
-def merge_job(address: int) -> None:
-    """:func:`kvbench.kernels.cpu.merge_kernel.merge_parts` by one thread."""
-    job = record_at(address, MERGE_JOB)
-    merge_kernel.merge_parts(job, longs(address + _MERGE_BYTES, 2 * job.parts))
-
-
-JOBS = (coded_job, exact_job, merge_job)
-"""All that is compiled for others to call."""
+@cfunc(types.void(types.int64), cache=True, error_model="numpy")
+def step_job(address: int) -> None:
+    """A :class:`~kvbench.kernels.cpu.records.StepJob`, by any number of threads: its attentions, then their merge."""
+    job, done = record_at(address, STEP_JOB), 0
+    jobs = longs(address + _STEP_BYTES, 2 * job.attentions)
+    for index in range(job.attentions):
+        if jobs[2 * index] == CODED:
+            done += run_coded(jobs[2 * index + 1])
+        else:
+            done += run_exact(jobs[2 * index + 1])
+    last = done > 0 or job.units == 0
+    if job.merge and last and vectors.claim(address, done) + done == job.units:
+        merge_kernel.merge_parts(job.merge)

@@ -11,24 +11,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-
-from kvbench.kernels.cpu.records import Claims, pack
 
 SMALL = 2**20
 """Bytes that one thread works through sooner than another would have begun."""
 
 
-def share(function: Any, units: int, size: int, *records: NamedTuple) -> None:
-    """Run ``function``, a C function of a job's address, until all ``units`` are done: ``size`` bytes, as multiplied.
-
-    ``records`` are what the job says behind its :class:`~kvbench.kernels.cpu.records.Claims`.
-    """
+def share(function: Any, address: int, units: int, size: int) -> None:
+    """Run ``function``, a C function of a job's address, on as many threads as pay for ``units`` of ``size`` bytes."""
     threads = min(torch.get_num_threads(), units) if size > SMALL else 1
-    job = pack(Claims(next_unit=0, units=units, chunk=-(-units // threads)), *records)
-    address = job.ctypes.data
     if threads == 1:
         function.ctypes(address)
     elif (parallel := _parallel()) is not None:

@@ -7,27 +7,40 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kvbench.kernels.cpu.memory import JIT, floats
+from kvbench.kernels.cpu.memory import JIT, floats, record_at
+from kvbench.kernels.cpu.records import MERGE_JOB, MERGE_PART
+
+_JOB_BYTES, _PART_BYTES = MERGE_JOB.itemsize, MERGE_PART.itemsize
 
 
 @njit(**JIT)
-def merge_parts(job: Any, addresses: Any) -> None:
-    """A :class:`~kvbench.kernels.cpu.records.MergeJob`; ``addresses`` (2 · parts,): every part's outputs
-    (pairs · stride, rows, width), of which each ``stride``-th unit counts, and its log-sum-exps (…, rows)."""
-    width = job.width
-    for pair in range(job.pairs):
-        for row in range(job.rows):
-            place, source = pair * job.rows + row, pair * job.stride * job.rows + row
-            top = np.float32(-np.inf)
-            for part in range(job.parts):
-                top = max(top, floats(addresses[2 * part + 1] + 4 * source, 1)[0])
-            mass = np.float32(0)
-            for part in range(job.parts):
-                mass += np.exp(floats(addresses[2 * part + 1] + 4 * source, 1)[0] - top)
-            floats(job.lse + 4 * place, 1)[0] = top + np.log(mass)
-            whole = floats(job.output + 4 * place * width, width)
-            for part in range(job.parts):
-                share = np.exp(floats(addresses[2 * part + 1] + 4 * source, 1)[0] - top) / mass
-                output = floats(addresses[2 * part] + 4 * source * width, width)
-                for i in range(width):
-                    whole[i] = share * output[i] + (whole[i] if part else np.float32(0))
+def merge_parts(address: int) -> None:
+    """A :class:`~kvbench.kernels.cpu.records.MergeJob` and what follows it."""
+    job = record_at(address, MERGE_JOB)
+    parts, width = address + _JOB_BYTES, job.width
+    for head in range(job.heads):
+        top, mass = np.float32(-np.inf), np.float32(0)
+        for index in range(job.parts):
+            top = max(top, log_sum(record_at(parts + index * _PART_BYTES, MERGE_PART), head))
+        for index in range(job.parts):
+            mass += np.exp(log_sum(record_at(parts + index * _PART_BYTES, MERGE_PART), head) - top)
+        floats(job.lse + 4 * head, 1)[0] = top + np.log(mass)
+        whole = floats(job.output + 4 * head * width, width)
+        for index in range(job.parts):
+            part = record_at(parts + index * _PART_BYTES, MERGE_PART)
+            share = np.exp(log_sum(part, head) - top) / mass
+            output = floats(part.output + 4 * row_of(part, head) * width, width)
+            for i in range(width):
+                whole[i] = share * output[i] + (whole[i] if index else np.float32(0))
+
+
+@njit(**JIT)
+def row_of(part: Any, head: int) -> int:
+    """Which of the part's rows belongs to a query head."""
+    return head // part.rows * part.stride * part.rows + head % part.rows
+
+
+@njit(**JIT)
+def log_sum(part: Any, head: int) -> Any:
+    """The log-sum-exp of a query head in a part."""
+    return floats(part.lse + 4 * row_of(part, head), 1)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -24,18 +23,15 @@ def rebuilds(coded: Coded, block: int) -> bool:
     return coded.blocks is None and in_steps(coded) and block % TILE == 0
 
 
-def rebuilt_side(keys: RebuiltKeys) -> tuple[RebuiltSide, Any]:
-    """The record of ``keys``, and what keeps its addresses valid."""
-    prepared, rotary = key_decoder(keys.coded, keys.decoder, keys.mean, keys.dims), keys.rotary
-    groups, heads, dims = prepared.unit.shape
+def rebuilt_side(keys: RebuiltKeys) -> tuple[RebuiltSide, object]:
+    """The record of ``keys``, but for :func:`rotation`, and what keeps its addresses valid."""
+    prepared, turn = key_decoder(keys.coded, keys.decoder, keys.mean, keys.dims), keys.turn
+    groups, heads, dims = prepared.shape
     head_dim = len(keys.coded.widths) if keys.decoder is None else keys.decoder.shape[-1]
-    rebuilt_dims = tuple(range(head_dim)) if keys.dims is None else keys.dims
-    orders = _orders(None if rotary is None else rotary.turn, rebuilt_dims, dims)
-    cos, sin, positions = (None,) * 3 if rotary is None else _dense(rotary)
-    steps = prepared.decoder.shape[3]
+    orders = _orders(turn, tuple(range(head_dim)) if keys.dims is None else keys.dims, dims)
     record = RebuiltSide(
         decoder=prepared.decoder.ctypes.data,
-        steps=steps,
+        steps=prepared.decoder.shape[3],
         heads=heads,
         dims=dims,
         rotated=len(orders.partners),
@@ -50,40 +46,40 @@ def rebuilt_side(keys: RebuiltKeys) -> tuple[RebuiltSide, Any]:
         partners=orders.partners.ctypes.data,
         turns=orders.turns.ctypes.data,
         signs=orders.signs.ctypes.data,
-        cos=0 if cos is None else cos.data_ptr(),
-        sin=0 if sin is None else sin.data_ptr(),
-        table_rows=0 if cos is None else cos.shape[0],
-        table_dims=0 if cos is None else cos.shape[1],
-        positions=0 if positions is None else positions.data_ptr(),
-        position_row_stride=0 if positions is None else _stride(positions, 0),
-        position_head_stride=0 if positions is None else _stride(positions, 1),
+        **_NO_ROTATION,
     )
-    return record, (prepared, orders, cos, sin, positions)
+    return record, (prepared, orders)
 
 
-def turned_query(keys: RebuiltKeys, head_dim: int) -> tuple[TurnedQuery, Any]:
-    """The record of how queries of ``head_dim`` components absorb what is not rebuilt, and what keeps it valid."""
-    references, dims = keys.references, keys.dims
-    if references is None or dims is None:
+def turned_query(keys: RebuiltKeys, head_dim: int) -> tuple[TurnedQuery, object]:
+    """The record of how queries of ``head_dim`` components absorb what is not rebuilt, but for :func:`rotation`, and
+    what keeps it valid."""
+    turn, dims = keys.turn, keys.dims
+    if not keys.block or dims is None or turn is None:
         return nothing(TurnedQuery), None
-    rotary = references.rotary
-    absorbed = _absorbed(rotary.turn, dims, head_dim)
-    cos, sin, positions = _dense(rotary)
+    absorbed = _absorbed(turn, dims, head_dim)
     record = TurnedQuery(
-        block=references.block,
+        block=keys.block,
         absorbed=absorbed.kept.ctypes.data,
-        rotated=len(rotary.turn.partners),
+        rotated=len(turn.partners),
         partners=absorbed.partners.ctypes.data,
         signs=absorbed.signs.ctypes.data,
-        cos=cos.data_ptr(),
-        sin=sin.data_ptr(),
-        table_rows=cos.shape[0],
-        table_dims=cos.shape[1],
-        positions=positions.data_ptr(),
-        position_row_stride=_stride(positions, 0),
-        position_head_stride=_stride(positions, 1),
+        **_NO_ROTATION,
     )
-    return record, (absorbed, cos, sin, positions)
+    return record, absorbed
+
+
+_ROTATION = ("cos", "sin", "table_rows", "table_dims", "positions", "position_row_stride", "position_head_stride")
+"""The fields that come last in both records."""
+_NO_ROTATION = dict.fromkeys(_ROTATION, 0)
+
+
+def rotation(rotary: Rotary) -> tuple[tuple[int, ...], object]:
+    """The fields that say where tables and positions lie, from ``cos`` on, and what keeps them valid."""
+    cos, sin = (table.float().contiguous() for table in (rotary.cos, rotary.sin))
+    positions = rotary.positions if rotary.positions.stride(-1) == 1 else rotary.positions.contiguous()
+    tables = cos.data_ptr(), sin.data_ptr(), *cos.shape
+    return (*tables, positions.data_ptr(), *(_stride(positions, axis) for axis in (0, 1))), (cos, sin, positions)
 
 
 class _Orders:
@@ -117,13 +113,6 @@ class _Absorbed:
 @lru_cache(maxsize=64)
 def _absorbed(turn: Turn, dims: tuple[int, ...], head_dim: int) -> _Absorbed:
     return _Absorbed(turn, dims, head_dim)
-
-
-def _dense(rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-    """Tables in fp32 and positions, entries side by side: as they are, unless a model keeps them otherwise."""
-    cos, sin = (table.float().contiguous() for table in (rotary.cos, rotary.sin))
-    positions = rotary.positions
-    return cos, sin, positions if positions.stride(-1) == 1 else positions.contiguous()
 
 
 def _stride(positions: Tensor, axis: int) -> int:

@@ -8,6 +8,7 @@ has address 0.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,9 +206,11 @@ class ExactJob(NamedTuple):
     heads: int
     rows: int
     query: int
-    """(batch, heads, rows, key_width) fp32, scaled already."""
+    """(batch, heads, rows, key_width) fp32."""
     key_width: int
     value_width: int
+    scaling: int
+    """The bits of an fp32 number."""
     sides: int
     """(spans, 2): an :class:`ExactSide` of keys and one of values each."""
     mask: int
@@ -218,16 +221,44 @@ class ExactJob(NamedTuple):
 
 
 class MergeJob(NamedTuple):
-    """One softmax over ``parts``; behind it lie the addresses of every part's outputs and log-sum-exps."""
+    """One softmax over ``parts``; a :class:`MergePart` of each follows."""
 
-    pairs: int
-    rows: int
+    heads: int
+    """Query heads of all rows of the batch."""
     width: int
-    stride: int
-    """From one pair to the next in a part, counted in units."""
     parts: int
     output: int
+    """(heads, width) fp32."""
     lse: int
+    """(heads,) fp32."""
+
+
+class MergePart(NamedTuple):
+    """Outputs (units, rows, width) and log-sum-exps (units, rows) of a part."""
+
+    output: int
+    lse: int
+    rows: int
+    """Query heads of a unit."""
+    stride: int
+    """Units from one group of heads to the next."""
+
+
+class StepJob(NamedTuple):
+    """Attention of one decode step over several parts: what kind each is of, and the address of its job, follow.
+
+    Whoever finishes the last of all ``units`` merges them.
+    """
+
+    finished: int
+    units: int
+    attentions: int
+    merge: int
+    """A :class:`MergeJob`; 0: there is nothing to merge."""
+
+
+EXACT, CODED = 0, 1
+"""Kinds of attention in a :class:`StepJob`."""
 
 
 class UnpackPlan(NamedTuple):
@@ -306,7 +337,7 @@ class Workspace(NamedTuple):
     column_scale: int
     """(padded columns of keys,): what they are multiplied with in this block."""
     scaled_query: int
-    """(3, padded columns of keys): three of them times that."""
+    """(3, padded columns of keys): three of them times that; of exact keys, (rows, components): times the scaling."""
     block_zero: int
     """(components of keys,): zeros of this block."""
     block_score: int
@@ -354,6 +385,22 @@ def pack(*records: NamedTuple) -> NDArray[np.int64]:
     return np.array([field for record in records for field in record], np.int64)
 
 
+def place(dtype: np.dtype[Any], *names: str) -> int:
+    """Which of the packed integers the field is that ``names`` lead to."""
+    fields, at = dtype.fields, 0
+    for name in names:
+        assert fields is not None
+        inner, offset = fields[name][:2]
+        fields, at = inner.fields, at + offset
+    return at // 8
+
+
+@lru_cache(maxsize=64)
+def fp32_bits(number: float) -> int:
+    """The bits of ``number`` in fp32, as an integer."""
+    return int(np.float32(number).view(np.int32))
+
+
 def dtype_of(*records: Any, **nested: Any) -> np.dtype[Any]:
     """The dtype of records that lie one after the other; those in ``nested`` are read through their name."""
     fields = [(name, np.int64) for record in records for name in record._fields]
@@ -372,6 +419,8 @@ CODED_JOB = dtype_of(
 EXACT_JOB = dtype_of(Claims, ExactJob)
 EXACT_SIDE = dtype_of(ExactSide)
 MERGE_JOB = dtype_of(MergeJob)
+MERGE_PART = dtype_of(MergePart)
+STEP_JOB = dtype_of(StepJob)
 UNPACK_PLAN = dtype_of(UnpackPlan)
 UNPACK_VECTOR = dtype_of(UnpackVector)
 UNPACK_RUN = dtype_of(UnpackRun)

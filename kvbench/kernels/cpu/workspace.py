@@ -37,15 +37,22 @@ def coded_workspace(job: Any) -> Any:
 
 
 @njit(**JIT)
-def exact_workspace(rows: int, value_width: int) -> Any:
+def exact_workspace(rows: int, key_width: int, value_width: int) -> Any:
     """The block for a :class:`~kvbench.kernels.cpu.records.ExactJob`; the record lies at its beginning."""
     sizes = np.empty(_RECORD + _LINE, np.uint8)
-    block = np.empty(
-        _cut_softmax(record_at(sizes.ctypes.data, WORKSPACE), 0, rows, value_width, 0) + 2 * _LINE, np.uint8
-    )
-    _cut_softmax(record_at(block.ctypes.data, WORKSPACE), block.ctypes.data, rows, value_width, 0)
+    end = _cut_exact(record_at(sizes.ctypes.data, WORKSPACE), 0, rows, key_width, value_width)
+    block = np.empty(end + 2 * _LINE, np.uint8)
+    _cut_exact(record_at(block.ctypes.data, WORKSPACE), block.ctypes.data, rows, key_width, value_width)
     sizes[0] = 0
     return block
+
+
+@njit(**JIT)
+def _cut_exact(work: Any, base: int, rows: int, key_width: int, value_width: int) -> int:
+    """Cut a block at ``base`` for exact spans; where it ends."""
+    at = _cut_softmax(work, base, rows, value_width, 0)
+    work.scaled_query, at = at, _aligned(at + 4 * rows * key_width)
+    return at
 
 
 @njit(**JIT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from kvbench.codecs.kernel_view import Coded, LevelTables, level_tables
 from kvbench.codecs.packing import TOKENS_PER_GROUP
-from kvbench.kernels.reference import Partial
+from kvbench.kernels.reference import Part, Partial
 from kvbench.kernels.triton.coded_kernel import attend
 from kvbench.kernels.triton.splits import Out, Query, as_mask, cut, merged, on
 from kvbench.kernels.triton.unpack_plan import Program, SidePlan, plan, table
@@ -60,6 +61,17 @@ def side_readable(coded: Coded) -> bool:
     dense = coded.codes.stride(-1) == 1 and all(part.stride(-1) == 1 or part.shape[-1] == 1 for part in affine)
     blocks = sum(len(channel.blocks) for channel in plan(coded.widths, coded.channel, False))
     return dense and alike and all(part.dtype == torch.float16 for part in affine) and blocks <= _MOST_BLOCKS
+
+
+def prepared(
+    shape: tuple[int, int, int, int], keys: Coded, values: Coded, tokens: int, scaling: float
+) -> Callable[..., Part]:
+    """What :class:`kvbench.kernels.cpu.coded.CodedAttention` is on the CPU, for queries of exactly this ``shape``."""
+
+    def attend(query: Tensor, mask: Tensor | None = None) -> Part:
+        return triton_coded_attention(query, keys, values, tokens, scaling, mask)
+
+    return attend
 
 
 def triton_coded_attention(

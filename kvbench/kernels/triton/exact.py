@@ -47,17 +47,18 @@ def triton_exact_decode(
     mask: Tensor | None = None,
     before: tuple[Tensor, Tensor] | None = None,
 ) -> Partial:
-    """Attention of ``query`` (batch, groups, rows, rank) over ``keys``, ``values`` (batch, groups, tokens, ·).
+    """Attention of ``query`` (batch, …, rank) over ``keys``, ``values`` (batch, groups, tokens, ·).
 
-    Each bf16, fp16 or fp32: keys and values are converted to the queries' dtype as they are read. Sums, the output and
-    its log-sum-exp are fp32. ``mask`` is boolean, broadcastable to
-    (batch, groups or 1, 1, tokens). Keys and values are read once for up to 64 rows. ``before``: those of earlier
-    tokens.
+    Axes of the query between the first and the last count its heads, and so do those of the output. Each bf16, fp16 or
+    fp32: keys and values are converted to the queries' dtype as they are read. Sums, the output and its log-sum-exp are
+    fp32. ``mask`` is boolean, broadcastable to (batch, groups or 1, 1, tokens). Keys and values are read once for up to
+    64 rows. ``before``: those of earlier tokens.
     """
     if before is not None:
         keys, values = torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
-    batch, groups, rows, rank = query.shape
-    tokens, value_rank = values.shape[2:]
+    (batch, *heads, rank), (groups, tokens, value_rank) = query.shape, values.shape[1:]
+    query = query.reshape(batch, groups, -1, rank)
+    rows = query.shape[2]
     how = cut(batch, groups, rows, triton.cdiv(tokens, _TILE), query.device)
     out = Out(
         torch.empty(batch, groups, how.splits, rows, value_rank, device=query.device),
@@ -69,7 +70,8 @@ def triton_exact_decode(
             Query(query.contiguous(), groups, rows, scaling), _states(keys), _states(values),
             as_mask(mask, batch, groups), out, tokens, sizes, num_stages=2,
         )  # fmt: skip
-        return merged(out)
+        part = merged(out)
+    return Partial(part.output.view(batch, *heads, value_rank), part.lse.view(batch, *heads), "triton")
 
 
 def _states(states: Tensor) -> _States:

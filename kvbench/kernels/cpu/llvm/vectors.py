@@ -230,9 +230,12 @@ def as_float(tx, bits):  # type: ignore[no-untyped-def]
 
 @emitted
 def claim(tx, address, count):  # type: ignore[no-untyped-def]
-    """Add ``count`` to the 64-bit number at ``address``, among threads; the number before."""
+    """Add ``count`` to the 64-bit number at ``address``, among threads; the number before.
+
+    Whoever sees a number sees all that was written before it was added.
+    """
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        return b.atomic_rmw("add", b.inttoptr(args[0], I64.as_pointer()), args[1], "monotonic")
+        return b.atomic_rmw("add", b.inttoptr(args[0], I64.as_pointer()), args[1], "acq_rel")
 
     return types.int64(types.int64, types.int64), emit
