@@ -90,8 +90,14 @@ def pack(codes: Tensor, widths: Sequence[int]) -> Tensor:
         raise ValueError(f"packing needs a multiple of {TOKENS_PER_GROUP} tokens, got {tokens}")
     if len(widths) != components or any(not 0 <= width <= 8 for width in widths):
         raise ValueError(f"packing needs one width in 0..8 per component ({components}), got {list(widths)}")
+    packed = codes.new_empty(*codes.shape[:-2], tokens // TOKENS_PER_GROUP, packed_bytes(widths))
+    if codes.device.type == "cpu" and not torch.compiler.is_compiling():
+        from kvbench.codecs.code_kernels import pack_groups
+
+        groups = codes.contiguous().unflatten(-2, (-1, TOKENS_PER_GROUP)).flatten(0, -3)
+        pack_groups(groups.numpy(), _section_table(tuple(widths)), packed.flatten(0, -2).numpy())
+        return packed
     groups = codes.unflatten(-2, (tokens // TOKENS_PER_GROUP, TOKENS_PER_GROUP)).transpose(-1, -2)
-    packed = codes.new_empty(*groups.shape[:-2], packed_bytes(widths))  # (…, groups, bytes)
     for section in _sections(tuple(widths)):
         _pack_section(groups, packed, section)
     return packed
@@ -108,7 +114,7 @@ def unpack(packed: Tensor, widths: Sequence[int]) -> Tensor:
 
 
 def _unpack_on_cpu(packed: Tensor, widths: tuple[int, ...]) -> Tensor:
-    from kvbench.codecs.unpacking import unpack_groups
+    from kvbench.codecs.code_kernels import unpack_groups
 
     codes = packed.new_empty(*packed.shape[:-1], TOKENS_PER_GROUP, len(widths))
     lines = packed.contiguous().flatten(0, -2).numpy()

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvbench.codecs.kernel_view import Coded
-from kvbench.codecs.packing import TOKENS_PER_GROUP, pack, packed_bytes, unpack
+from kvbench.codecs.packing import TOKENS_PER_GROUP, pack, packed_bytes, runs, unpack
 from kvbench.codecs.quantizers.base import Cost, Stored
-from kvbench.codecs.quantizers.lloyd import laplace_levels, look_up, nearest
+from kvbench.codecs.quantizers.lloyd import between, laplace_levels, look_up, nearest
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +49,26 @@ class CodebookQuantizer:
         """Latents (batch, 1, tokens, rank) → packed codes."""
         scaled = (latents / self.deviation).float()
         codes = torch.empty(scaled.shape, dtype=torch.uint8, device=scaled.device)
-        for width, columns in self._runs:
-            codes[..., columns] = nearest(scaled[..., columns], self.levels[width])
+        if codes.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._encode_on_cpu(scaled, codes)
+        else:
+            for width, columns in self._runs:
+                codes[..., columns] = nearest(scaled[..., columns], self.levels[width])
         return {"codes": pack(codes, self.widths)}
+
+    def _encode_on_cpu(self, scaled: Tensor, codes: Tensor) -> None:
+        from kvbench.codecs.code_kernels import nearest_levels
+
+        rank, (boundaries, table) = len(self.widths), self._joined_boundaries
+        nearest_levels(scaled.reshape(-1, rank).numpy(), table, boundaries, codes.view(-1, rank).numpy())
+
+    @cached_property
+    def _joined_boundaries(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """What lies between the levels of every width, in a row, and where that of each run is."""
+        tables = {width: between(self.levels[width]).numpy() for width in sorted(set(self.widths) - {0})}
+        starts = dict(zip(tables, np.cumsum([0, *map(len, tables.values())]).tolist(), strict=False))
+        rows = [(run.first, run.components, starts[run.width], len(tables[run.width])) for run in runs(self.widths)]
+        return np.concatenate([np.zeros(0, np.float32), *tables.values()]), np.array(rows, np.int64).reshape(-1, 4)
 
     def decode(self, stored: Stored) -> Tensor:
         """Packed codes → latents in the deviations' dtype."""
@@ -65,7 +82,7 @@ class CodebookQuantizer:
         return latents.mul_(self.deviation)
 
     def _decode_on_cpu(self, codes: Tensor) -> Tensor:
-        from kvbench.codecs.unpacking import scaled_levels
+        from kvbench.codecs.code_kernels import scaled_levels
 
         latents, (levels, starts) = torch.empty(codes.shape), self._joined_levels
         rows = codes.flatten(0, -2).numpy(), latents.flatten(0, -2).numpy()

@@ -37,7 +37,12 @@ def look_up(codes: Tensor, levels: Tensor) -> Tensor:
 
 def nearest(scaled: Tensor, levels: Tensor) -> Tensor:
     """Codes uint8 of the levels nearest to ``scaled``."""
-    return torch.bucketize(scaled.contiguous(), (levels[1:] + levels[:-1]) / 2, out_int32=True).byte()
+    return torch.bucketize(scaled.contiguous(), between(levels), out_int32=True).byte()
+
+
+def between(levels: Tensor) -> Tensor:
+    """The boundaries between ascending ``levels``."""
+    return (levels[1:] + levels[:-1]) / 2
 
 
 def _midpoints(count: int) -> Tensor:

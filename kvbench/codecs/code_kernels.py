@@ -1,0 +1,134 @@
+"""Between numbers, codes and packed bytes on the CPU, one pass each: numba kernels.
+
+The layout is that of :mod:`kvbench.codecs.packing`, and so is what ``sections`` (sections, 7) int64 hold of each field
+of a run: field, shift, first component, components in words, words, components in bytes of their own, first byte.
+
+In torch every field of every run is some ten operations on tensors of a few kilobytes, which cost more than their work.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvbench.storage.kernel_cache import kernels_of
+
+_kernel = kernels_of(__file__)
+
+GROUP, QUAD = 8, 4
+
+FEW = 31
+"""Up to so many boundaries are compared one by one, for many components at once; more are bisected."""
+
+
+@_kernel(nogil=True)
+def nearest_levels(numbers, runs, boundaries, codes):  # type: ignore[no-untyped-def]
+    """``numbers`` (tokens, components) fp32 → ``codes`` (tokens, components) uint8: how many boundaries are smaller.
+
+    ``runs`` (runs, 4) int64: the first component, components, the first of their ascending ``boundaries``, how many.
+    """
+    for token in range(len(numbers)):
+        x, out = numbers[token], codes[token]
+        out[:] = 0
+        for r in range(len(runs)):
+            first, last, start, stop = runs[r, 0], runs[r, 0] + runs[r, 1], runs[r, 2], runs[r, 2] + runs[r, 3]
+            if stop - start <= FEW:
+                for b in range(start, stop):
+                    boundary = boundaries[b]
+                    for c in range(first, last):
+                        out[c] += np.uint8(x[c] > boundary)
+            else:
+                for c in range(first, last):
+                    low, high = start, stop
+                    while low < high:
+                        middle = (low + high) // 2
+                        if x[c] > boundaries[middle]:
+                            low = middle + 1
+                        else:
+                            high = middle
+                    out[c] = np.uint8(low - start)
+
+
+@_kernel(nogil=True)
+def pack_groups(codes, sections, packed):  # type: ignore[no-untyped-def]
+    """``codes`` (groups, 8, components) uint8 → ``packed`` (groups, bytes) uint8."""
+    for group in range(len(packed)):
+        line, given = packed[group], codes[group]
+        line[:] = 0
+        for s in range(len(sections)):
+            field, shift, first, whole = sections[s, 0], np.uint8(sections[s, 1]), sections[s, 2], sections[s, 3]
+            words, rest, byte = sections[s, 4], sections[s, 5], sections[s, 6]
+            mask = np.uint8((1 << field) - 1)
+            if field == GROUP:
+                for token in range(GROUP):
+                    start = byte + token // QUAD * whole * QUAD + token % QUAD
+                    _gather(given[token, first:], np.uint8(0), mask, shift, line[start:], whole)
+            else:
+                for token in range(GROUP):
+                    for member in range(QUAD // field if whole else 0):
+                        place = np.uint8((2 * member + token // QUAD) * field)
+                        _gather(
+                            given[token, first + member * words :],
+                            place,
+                            mask,
+                            shift,
+                            line[byte + token % QUAD :],
+                            words,
+                        )
+            start, per_byte = byte + whole * field, GROUP // field
+            for c in range(rest):
+                for token in range(GROUP):
+                    bits = (given[token, first + whole + c] >> shift) & mask
+                    line[start + c * field + token // per_byte] |= bits << np.uint8(token % per_byte * field)
+
+
+@_kernel(nogil=True)
+def _gather(codes, place, mask, shift, line, count):  # type: ignore[no-untyped-def]
+    """A field of one token's ``codes`` is added to every fourth byte of ``line``, at ``place``."""
+    for i in range(count):
+        line[QUAD * i] |= ((codes[i] >> shift) & mask) << place
+
+
+@_kernel(nogil=True)
+def unpack_groups(packed, sections, codes):  # type: ignore[no-untyped-def]
+    """``packed`` (groups, bytes) uint8 → ``codes`` (groups, 8, components) uint8."""
+    for group in range(len(packed)):
+        line, out = packed[group], codes[group]
+        out[:] = 0
+        for s in range(len(sections)):
+            field, shift, first, whole = sections[s, 0], np.uint8(sections[s, 1]), sections[s, 2], sections[s, 3]
+            words, rest, byte = sections[s, 4], sections[s, 5], sections[s, 6]
+            mask = np.uint8((1 << field) - 1)
+            if field == GROUP:
+                for token in range(GROUP):
+                    start = byte + token // QUAD * whole * QUAD + token % QUAD
+                    _spread(line[start:], np.uint8(0), mask, shift, out[token, first:], whole)
+            else:
+                for token in range(GROUP):
+                    for member in range(QUAD // field if whole else 0):
+                        place = np.uint8((2 * member + token // QUAD) * field)
+                        to = first + member * words
+                        _spread(line[byte + token % QUAD :], place, mask, shift, out[token, to:], words)
+            start, per_byte = byte + whole * field, GROUP // field
+            for c in range(rest):
+                for token in range(GROUP):
+                    place = np.uint8(token % per_byte * field)
+                    bits = (line[start + c * field + token // per_byte] >> place) & mask
+                    out[token, first + whole + c] |= bits << shift
+
+
+@_kernel(nogil=True)
+def _spread(line, place, mask, shift, out, count):  # type: ignore[no-untyped-def]
+    """Every fourth byte of ``line`` is one token's: its field at ``place`` is added to ``out``."""
+    for i in range(count):
+        out[i] |= ((line[QUAD * i] >> place) & mask) << shift
+
+
+@_kernel(nogil=True)
+def scaled_levels(codes, levels, starts, scale, out):  # type: ignore[no-untyped-def]
+    """``codes`` (tokens, components) uint8 → ``out`` of the same shape, fp32: levels times ``scale`` (components,).
+
+    A component's levels begin at ``starts`` (components,) in ``levels``.
+    """
+    for token in range(len(codes)):
+        for c in range(codes.shape[1]):
+            out[token, c] = levels[starts[c] + codes[token, c]] * scale[c]
