@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from kvbench.storage.folders import cache_dir
+
 ROOT = Path(__file__).parents[2]
 PLUGIN = ROOT / "tests" / "plugin"
 SUITE = """
@@ -92,7 +94,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    """A cache folder of its own, but for the compiled kernels, which take a minute."""
+    folder = tmp_path_factory.mktemp("cache")
+    (cache_dir() / "kernels").mkdir(parents=True, exist_ok=True)
+    (folder / "kernels").symlink_to(cache_dir() / "kernels")
+    return folder
 
 
 def child(site: Path, cache: Path, *command: object, code: int = 0) -> subprocess.CompletedProcess[str]:

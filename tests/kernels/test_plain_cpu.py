@@ -42,6 +42,8 @@ def test_the_kernels_need_no_more_than(which: str, tmp_path: Path) -> None:
     missing = [feature for feature in features if not llvm.get_host_cpu_features().get(feature)]
     if missing:
         pytest.skip(f"this processor cannot run them: it has no {', '.join(missing)}")
+    if llvm.get_host_cpu_name() == name:
+        pytest.skip("all other tests run on this processor")
     target = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": ",".join(f"+{feature}" for feature in features)}
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("plain_cpu.py")), str(int(vnni)), str(sharing)],
