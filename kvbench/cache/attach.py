@@ -193,7 +193,7 @@ def self_test(model: PreTrainedModel, geometry: ModelGeometry, frame: Frame, tok
     """Identity codecs must reproduce the stock logits on ``tokens`` seeded tokens, in a prefill and a decode step.
 
     Raises:
-        UnsupportedModelError: they do not (norms after RoPE, attention sinks in the softmax, …).
+        UnsupportedModelError: they do not (attention sinks in the softmax, …).
         KvbenchError: the model is in training mode.
     """
     if model.training:
