@@ -143,12 +143,6 @@ class CompressedModel:
             return None
         return Rotator(self._modules[layer], geometry, self._tables[geometry.rope_group], cache.positions)
 
-    def before_rope(self, layer: int) -> bool:
-        """Whether the cache of ``layer`` takes keys before RoPE, and rotates them by itself."""
-        plan = self.plan.layers.get(layer)
-        before = plan is not None and plan.codec is not None and plan.codec.keys_before_rope
-        return before and self._by_layer[layer].rotary_dims > 0
-
     def record(
         self, layer: int, cache: CompressedCache, seen: int, rotation: Rotation, positions: Tensor | None
     ) -> None:
@@ -180,7 +174,7 @@ class CompressedModel:
         if rotator is not None and rotation is not None:
             self.record(layer, cache, kv_layer.seen, rotation, positions)
         kv_layer.expected = True
-        return Takeover(_LayerContext(kv_layer, rotator), self.before_rope(layer))
+        return Takeover(_LayerContext(kv_layer, rotator))
 
 
 def identity_plan(geometry: ModelGeometry, frame: Frame, spans: Spans | None = None) -> Plan:
@@ -199,7 +193,7 @@ def self_test(model: PreTrainedModel, geometry: ModelGeometry, frame: Frame, tok
     """Identity codecs must reproduce the stock logits on ``tokens`` seeded tokens, in a prefill and a decode step.
 
     Raises:
-        UnsupportedModelError: they do not (norms after RoPE, attention sinks in the softmax, …).
+        UnsupportedModelError: they do not (attention sinks in the softmax, …).
         KvbenchError: the model is in training mode.
     """
     if model.training:

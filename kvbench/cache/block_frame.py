@@ -1,4 +1,4 @@
-"""Bringing rotated keys into the frame of :class:`kvbench.codecs.frame.Bands` and back."""
+"""Bringing rotated keys into the frame that a cache's body stores them in (:mod:`kvbench.codecs.frame`), and back."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from kvbench.hooks.turns import Rotary
 
 @dataclass(frozen=True)
 class BlockFrame:
-    """The frame of ``bands`` in one cache, whose positions and RoPE tables ``rotator`` knows.
+    """The frame of the body of one cache, whose positions and RoPE tables ``rotator`` knows.
 
-    A key is turned back by the model's own rotation, at its position or at that of its block's first entry, and forth
-    by the same, so nothing is lost whatever the positions are: with padding, after eviction, under any RoPE.
+    Keys are stored relative to the start of their block, as ``bands`` say, or before RoPE (None: as if every token were
+    a block). A key is turned back by the model's own rotation, at its position or at that of its block's first entry,
+    and forth by the same, so nothing is lost whatever the positions are: with padding, after eviction, under any RoPE.
     ``slots`` (1 or batch, 1 or kv heads, entries) below are those of all entries up to the last one in question.
     """
 
     rotator: Rotator | StaticRotator
-    bands: Bands
+    bands: Bands | None = None
 
     def store(self, keys: Tensor, slots: Tensor, start: int) -> Tensor:
         """``keys`` (batch, kv heads, tokens, head_dim) after RoPE, the entries from ``start`` on, as they are stored.
@@ -35,13 +36,31 @@ class BlockFrame:
         """The inverse of :meth:`store`."""
         return self._turned(keys, slots, start, inverse=False)
 
+    def before_rope(self, states: Tensor, slots: Tensor) -> Tensor:
+        """``states`` (batch, any heads, tokens, head_dim), rotated as the ``slots`` (…, tokens) are, turned back.
+
+        In fp32, or fp64 for states in that.
+        """
+        return self._at(states, slots, inverse=True)
+
+    def rotation(self, start: int, entries: int, slots: Tensor | None) -> EntryRotation:
+        """What brings stored keys to where queries meet them; without ``slots``, entries follow from ``start`` on."""
+        assert isinstance(self.rotator, Rotator)
+        if self.bands is None:
+            return EntryRotation(self.rotator, start, entries, slots)
+        return BlockRotation(self.rotator, self.bands, start, entries, slots)
+
     def _turned(self, keys: Tensor, slots: Tensor, start: int, inverse: bool) -> Tensor:
-        keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
         entries = torch.arange(start, start + keys.shape[2], device=keys.device)
-        references = entries // self.bands.block * self.bands.block
-        at_token, at_block = (self.rotator.at(keys, slots[..., index], inverse) for index in (entries, references))
+        at_token = self._at(keys, slots[..., entries], inverse)
+        if self.bands is None:
+            return at_token
+        at_block = self._at(keys, slots[..., entries // self.bands.block * self.bands.block], inverse)
         at_block[..., self.bands.fast] = at_token[..., self.bands.fast]
         return at_block
+
+    def _at(self, states: Tensor, slots: Tensor, inverse: bool) -> Tensor:
+        return self.rotator.at(states.to(torch.promote_types(states.dtype, torch.float32)), slots, inverse)
 
 
 class BlockRotation(EntryRotation):
@@ -52,7 +71,7 @@ class BlockRotation(EntryRotation):
 
     def __init__(self, rotator: Rotator, bands: Bands, start: int, entries: int, slots: Tensor | None) -> None:
         super().__init__(rotator, start, entries, slots)
-        self.frame = BlockFrame(rotator, bands)
+        self.frame, self._block = BlockFrame(rotator, bands), bands.block
 
     def __call__(self, keys: Tensor, begin: int, end: int) -> Tensor:
         """Restore ``keys`` (batch, kv heads, tokens, head_dim) of the entries [begin, end)."""
@@ -64,4 +83,4 @@ class BlockRotation(EntryRotation):
     def references(self, groups: int) -> Rotary | None:
         """The rotation of every block's first entry; else as :meth:`rotary`."""
         rotary = self.rotary(groups)
-        return rotary and replace(rotary, positions=rotary.positions[..., :: self.frame.bands.block])
+        return rotary and replace(rotary, positions=rotary.positions[..., :: self._block])

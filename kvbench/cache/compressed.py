@@ -1,9 +1,9 @@
 """The compressed cache layer: ``sinks | body | tail``.
 
 ``sinks`` are the first real tokens of each row and stay exact; the ``body`` is encoded; the ``tail`` holds the exact
-recent window and grows until a block of tokens leaves it for the body. Keys of all three are kept in the codec's
-frame (before or after RoPE; only in the body relative to their block) and attention merges the three parts by
-log-sum-exp.
+recent window and grows until a block of tokens leaves it for the body. Keys arrive, stay and are attended after RoPE;
+the codec's frame says how the body alone stores them (:mod:`kvbench.cache.block_frame`). Attention merges the three
+parts by log-sum-exp.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kvbench.cache.block_frame import BlockFrame, BlockRotation
+from kvbench.cache.block_frame import BlockFrame
 from kvbench.cache.body import Body, kind
 from kvbench.cache.body_attention import BodyAttention, BodyReader
 from kvbench.cache.buffers import AXIS, GrowingTensor
@@ -24,7 +24,7 @@ from kvbench.cache.rounding import stored_as
 from kvbench.cache.spans import Spans
 from kvbench.codecs.codec import Codec
 from kvbench.codecs.quantizers.base import Stored
-from kvbench.hooks.interception import AttentionCall, rotate
+from kvbench.hooks.interception import AttentionCall
 from kvbench.hooks.rotary import EntryRotation, Rotator
 from kvbench.kernels.decode import merged
 from kvbench.kernels.reference import Part, causal_mask, exact_attention
@@ -49,7 +49,7 @@ class CompressedLayer(KVLayer):
         self.as_decoded = False
         self.most_at_once: int | None = None
         self.body, self.owns_body, self.reader = Body(), True, BodyReader()
-        self.block_frame: BlockFrame | None = None  # of a codec with bands, once the model has run
+        self.block_frame: BlockFrame | None = None  # None for keys after RoPE, and until the model has run
         self._clear()
 
     def _clear(self) -> None:
@@ -71,40 +71,36 @@ class CompressedLayer(KVLayer):
 
     def attend(self, call: AttentionCall, rotator: Rotator | None) -> Tensor:
         """Attend over sinks, body and tail; then encode what has left the window."""
-        rotator = self._tail_rotator(rotator)
+        self._set_frame(rotator)
         query = call.query
-        if rotator is not None and call.rotation is not None:
-            query = rotate(call.module, query, call.rotation, rotator.rotary_dims)
         past = self.seen - query.shape[AXIS]
         if self.tail_start == 0:
             self._find_first(call.mask)
         if self.tail_start == 0 and not (self.as_decoded and past):
-            output = self._attend_tail_only(query, call, rotator)
-            self._settle(query, call.scaling, rotator)
+            output = self._attend_tail_only(query, call)
+            self._settle(query, call.scaling)
             self.round_prompt()
             return output
         limits = None
         tail_start = self.tail_start
-        tail = self._tail(rotator)
+        tail = self._tail()
         if self.as_decoded and query.shape[AXIS] > 1:
             limits = self._limits(past, query)
             tail = (tail[0].clone(), tail[1].clone())  # settling moves the tail's memory
-            self._settle_as_decoded(query, call.scaling, rotator)
-        parts = self._parts(query, call, rotator, tail, tail_start, limits)
+            self._settle_as_decoded(query, call.scaling)
+        parts = self._parts(query, call, tail, tail_start, limits)
         output = merged(parts, query, self.reading.kernels).output
         if limits is None:
-            self._settle(query, call.scaling, rotator)
+            self._settle(query, call.scaling)
         return output
 
-    def _tail_rotator(self, rotator: Rotator | None) -> Rotator | None:
-        """``rotator`` if sinks and tail are kept before RoPE; with bands the body alone needs it."""
-        if rotator is not None and self.codec.bands is not None:
-            self.block_frame = BlockFrame(rotator, self.codec.bands)
-        return rotator if self.codec.keys_before_rope else None
+    def _set_frame(self, rotator: Rotator | None) -> None:
+        """``rotator`` knows the positions of this cache; None where stored keys are after RoPE, or there is none."""
+        self.block_frame = None if rotator is None else BlockFrame(rotator, self.codec.bands)
 
-    def _attend_tail_only(self, query: Tensor, call: AttentionCall, rotator: Rotator | None) -> Tensor:
+    def _attend_tail_only(self, query: Tensor, call: AttentionCall) -> Tensor:
         """Nothing has left the window yet: plain exact attention."""
-        keys, values = self._tail(rotator)
+        keys, values = self._tail()
         if query.shape[AXIS] == 1:
             part = self.attend_exact(query, keys, values, call, call.mask)
             self.attended_by = f"{part.by} exact"
@@ -115,7 +111,6 @@ class CompressedLayer(KVLayer):
         self,
         query: Tensor,
         call: AttentionCall,
-        rotator: Rotator | None,
         tail: tuple[Tensor, Tensor],
         tail_start: int,
         limits: Tensor | None,
@@ -124,9 +119,9 @@ class CompressedLayer(KVLayer):
         mask = call.mask
         if mask is None and query.shape[AXIS] > 1:
             mask = causal_mask(query.shape[AXIS], self.seen, query.device)
-        parts = [self._attend_exact_spans(query, call, rotator, tail, tail_start, mask, limits)]
+        parts = [self._attend_exact_spans(query, call, tail, tail_start, mask, limits)]
         if self.body.entries:
-            parts.append(self._attend_body(query, call, rotator, mask, limits))
+            parts.append(self._attend_body(query, call, mask, limits))
         self.attended_by = parts[-1].by if self.body.entries else f"{parts[0].by} exact"
         return parts
 
@@ -134,7 +129,6 @@ class CompressedLayer(KVLayer):
         self,
         query: Tensor,
         call: AttentionCall,
-        rotator: Rotator | None,
         tail: tuple[Tensor, Tensor],
         tail_start: int,
         mask: Tensor | None,
@@ -148,19 +142,14 @@ class CompressedLayer(KVLayer):
             tail_mask = tail_mask & (slots >= limits[:, None])
         if self.sink_keys is None or self.sink_values is None or not self.spans.sinks:
             return self.attend_exact(query, *tail, call, tail_mask)
-        keys, values = self.sink_keys, self.sink_values
-        if rotator is not None:
-            keys = rotator.at(keys.to(self.dtype), self.sink_slots(query.device).expand(query.shape[0], -1))
         if mask is not None and tail_mask is not None:
             sink_mask = mask_at(mask, self.sink_slots(query.device))
             if limits is not None:
                 sink_mask = sink_mask & (limits > 0)[:, None]  # earlier queries still see the sinks in the tail
             tail_mask = torch.cat([sink_mask, tail_mask], -1)
-        return self.attend_exact(query, *tail, call, tail_mask, before=(keys, values))
+        return self.attend_exact(query, *tail, call, tail_mask, before=(self.sink_keys, self.sink_values))
 
-    def _attend_body(
-        self, query: Tensor, call: AttentionCall, rotator: Rotator | None, mask: Tensor | None, limits: Tensor | None
-    ) -> Part:
+    def _attend_body(self, query: Tensor, call: AttentionCall, mask: Tensor | None, limits: Tensor | None) -> Part:
         start, entries = self.spans.sinks, self.body.entries
         slots = None if self.body.slots is None else self.body.slots.view
         if mask is not None:
@@ -171,20 +160,25 @@ class CompressedLayer(KVLayer):
         if self.first is not None:  # padding and the sinks of padded rows sit among the body's slots
             real = self.body_slots(query.device).unsqueeze(-2) >= (self.first + self.spans.sinks).view(-1, 1, 1, 1)
             mask = real if mask is None else mask & real
-        rotation: EntryRotation | None = None
-        if self.block_frame is not None:
-            rotation = self._block_rotation()
-        elif rotator is not None:
-            rotation = EntryRotation(rotator, start, entries, slots)
+        rotation = self._rotation()
         if self.codec.decoupled:
-            query = torch.cat([query, call.query], -1)
+            query = torch.cat([query, self._before_rope(query)], -1)
         attention = BodyAttention(self._bound, self.reading)
         return self.reader.attend(attention, self.body, query, rotation, call.scaling, mask, call.softcap)
 
-    def _block_rotation(self) -> BlockRotation:
-        frame, slots = self.block_frame, None if self.body.slots is None else self.body.slots.view
-        assert frame is not None and isinstance(frame.rotator, Rotator)
-        return BlockRotation(frame.rotator, frame.bands, self.spans.sinks, self.body.entries, slots)
+    def _rotation(self) -> EntryRotation | None:
+        """What brings the body's keys to where queries meet them."""
+        if self.block_frame is None:
+            return None
+        slots = None if self.body.slots is None else self.body.slots.view
+        return self.block_frame.rotation(self.spans.sinks, self.body.entries, slots)
+
+    def _before_rope(self, query: Tensor) -> Tensor:
+        """The queries of the newest tokens, turned back."""
+        if self.block_frame is None:
+            return query
+        slots = torch.arange(self.seen - query.shape[AXIS], self.seen, device=query.device)[None]
+        return self.block_frame.before_rope(query, slots).to(query.dtype)
 
     def _limits(self, past: int, query: Tensor) -> Tensor:
         """(queries,): where the body ended for each new token, had they been decoded one by one."""
@@ -192,18 +186,14 @@ class CompressedLayer(KVLayer):
         # After a crop into the body more tokens are encoded than have left the window, and they stay so.
         return torch.tensor(boundaries, device=query.device).clamp_min(self.tail_start)
 
-    def _tail(self, rotator: Rotator | None) -> tuple[Tensor, Tensor]:
-        """Keys and values of the tail as they are attended: as they are stored, or rotated in the model's dtype."""
+    def _tail(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of the tail."""
         assert self.tail_keys is not None and self.tail_values is not None
-        keys = self.tail_keys.view
-        if rotator is not None:
-            keys = rotator.slots(keys.to(self.dtype), self.tail_start, self.seen)
-        return keys, self.tail_values.view
+        return self.tail_keys.view, self.tail_values.view
 
     def _leaving(self, tokens: slice) -> tuple[Tensor, Tensor]:
-        """Keys and values of ``tokens`` of the tail as they are encoded: in the model's dtype and the codec's frame."""
-        assert self.tail_keys is not None and self.tail_values is not None
-        keys, values = self.tail_keys.view[:, :, tokens], self.tail_values.view[:, :, tokens]
+        """Keys and values of ``tokens`` of the tail, in the model's dtype."""
+        keys, values = (states[:, :, tokens] for states in self._tail())
         return keys.to(self.dtype), values.to(self.dtype)
 
     def sink_slots(self, device: torch.device) -> Tensor:
@@ -220,9 +210,10 @@ class CompressedLayer(KVLayer):
     # ---- compression -----------------------------------------------------------------------------------------------
 
     def load(self, keys: Tensor, values: Tensor, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
-        """Take in a prompt; ``keys`` in the codec's frame."""
+        """Take in a prompt."""
+        self._set_frame(rotator)
         self.append(keys, values)
-        self._settle(query, scaling, self._tail_rotator(rotator))
+        self._settle(query, scaling)
         self.round_prompt()
 
     def _find_first(self, mask: Tensor | None) -> None:
@@ -234,19 +225,19 @@ class CompressedLayer(KVLayer):
         if bool((padded > 0).any()):
             self.first, self.first_max = padded, int(padded.max())
 
-    def _settle_as_decoded(self, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
+    def _settle_as_decoded(self, query: Tensor, scaling: float) -> None:
         """Encode as decoding would have.
 
         A selector sees each block alone, with the query that made it leave; an online basis is fitted to the first one.
         """
         if self.selector is None and (self.body.entries or not self.codec.row_bits):
-            self._settle(query, scaling, rotator)
+            self._settle(query, scaling)
             return
         past = self.seen - query.shape[AXIS]
         for index in range(query.shape[AXIS]):
-            self._settle(query[:, :, index : index + 1], scaling, rotator, past + index + 1)
+            self._settle(query[:, :, index : index + 1], scaling, past + index + 1)
 
-    def _settle(self, query: Tensor, scaling: float, rotator: Rotator | None, seen: int | None = None) -> None:
+    def _settle(self, query: Tensor, scaling: float, seen: int | None = None) -> None:
         """Encode the blocks that have left the recent window once ``seen`` tokens are cached (default: all of them).
 
         Their exact copies are dropped.
@@ -261,10 +252,9 @@ class CompressedLayer(KVLayer):
         if begin < leaving and self.selector is None:
             self._append(keys[:, :, begin:leaving], values[:, :, begin:leaving])
         elif begin < leaving:
-            rotated = keys if rotator is None else rotator.slots(keys, self.tail_start, seen)
             first = self.first if self.tail_start == 0 else None  # padding leaves with the first block
             observed = query[:, :, -OBSERVED:]
-            candidates = Leaving(rotated, values, observed, scaling, self.tail_start, begin, leaving, first)
+            candidates = Leaving(keys, values, observed, scaling, self.tail_start, begin, leaving, first)
             self._keep(candidates, keys[:, :, begin:leaving], values[:, :, begin:leaving])
         self._leave(boundary)
 
@@ -292,13 +282,18 @@ class CompressedLayer(KVLayer):
             self._append(gather_slots(keys, picks), gather_slots(values, picks), slots)
 
     def _append(self, keys: Tensor, values: Tensor, slots: Tensor | None = None) -> None:
-        """Encode tokens into the body."""
+        """Encode tokens, ``keys`` after RoPE, into the body."""
         require_finite(keys, values)
-        if self.block_frame is not None:
-            keys = self.block_frame.store(keys, self._slots_with(slots, keys), self.body.entries)
+        keys = self._in_frame(keys, slots)
         if not self.body.entries:
             self.body.fitted = self.codec.fit(keys, values, self._real(keys, slots))
         self.body.append(self._encode(keys, values), keys.shape[AXIS], slots)
+
+    def _in_frame(self, keys: Tensor, slots: Tensor | None) -> Tensor:
+        """``keys``, which come next in the body, as it stores them."""
+        if self.block_frame is None:
+            return keys
+        return self.block_frame.store(keys, self._slots_with(slots, keys), self.body.entries)
 
     def _encode(self, keys: Tensor, values: Tensor) -> Stored:
         return self._bound.encode(keys, values)
@@ -331,13 +326,14 @@ class CompressedLayer(KVLayer):
         crop(self, length)
 
     def decoded_body(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of the body, decoded, in the tail's frame; empty tensors without a body."""
+        """Keys and values of the body, decoded, keys after RoPE; empty tensors without a body."""
         if not self.body.entries:
             assert self.sink_keys is not None and self.sink_values is not None
             return self.sink_keys[:, :, :0].to(self.dtype), self.sink_values[:, :, :0].to(self.dtype)
         keys, values = self._bound.decode(self.body.view())
-        if self.block_frame is not None:
-            keys = self._block_rotation()(keys, 0, self.body.entries)
+        rotation = self._rotation()
+        if rotation is not None:
+            keys = rotation(keys, 0, self.body.entries)
         return keys.to(self.dtype), values.to(self.dtype)
 
     def begin_tail(self, slot: int, keys: Tensor, values: Tensor) -> None:

@@ -112,7 +112,7 @@ class KVLayer(CacheLayerMixin):
     def load(self, keys: Tensor, values: Tensor, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
         """Take in an unpadded prompt computed elsewhere, as if this layer had just attended it.
 
-        ``keys`` in the frame this layer stores, ``query`` after RoPE (batch, heads, any tokens, head_dim).
+        ``keys`` and ``query`` are after RoPE, the latter (batch, heads, any tokens, head_dim).
         """
 
     @abstractmethod

@@ -19,7 +19,6 @@ from kvbench.cache.spans import Spans
 from kvbench.codecs.codec import Codec, SideCodec
 from kvbench.codecs.quantizers.base import Cost, Stored
 from kvbench.errors import KvbenchError
-from kvbench.hooks.rotary import Rotator
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +93,7 @@ class SharedLayer(CompressedLayer):
             self.body, group[-1].owns_body = group[-1].body, False
         group.append(self)
 
-    def _settle(self, query: Tensor, scaling: float, rotator: Rotator | None, seen: int | None = None) -> None:
+    def _settle(self, query: Tensor, scaling: float, seen: int | None = None) -> None:
         """The last member encodes for all, and all drop their exact copies."""
         if self.owns_body:
             boundary = self.spans.boundary(self.seen, self.first_max)
@@ -108,7 +107,7 @@ class SharedLayer(CompressedLayer):
             for member in self.group:
                 CompressedLayer.round_prompt(member)
 
-    def _settle_as_decoded(self, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
+    def _settle_as_decoded(self, query: Tensor, scaling: float) -> None:
         """The first member encodes for all what has left the window by the end of the block, step by step.
 
         Raises:
@@ -142,6 +141,11 @@ class SharedLayer(CompressedLayer):
             ]
             keys, values = (torch.cat(heads, 1) for heads in zip(*leaving, strict=True))
             self._append(keys, values)
+
+    def _in_frame(self, keys: Tensor, slots: Tensor | None) -> Tensor:
+        """The heads of every member are turned back by its own rotation."""
+        heads = zip(self.group, keys.chunk(len(self.group), 1), strict=True)
+        return torch.cat([CompressedLayer._in_frame(member, part, slots) for member, part in heads], 1)
 
     def _encode(self, keys: Tensor, values: Tensor) -> Stored:
         return self.whole.bound(self.body.fitted).encode(keys, values)

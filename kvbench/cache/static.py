@@ -26,7 +26,7 @@ from kvbench.cache.layer import ExactLayer, TensorsByKind, require_finite
 from kvbench.cache.rounding import beyond_float16
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.errors import KvbenchError
-from kvbench.hooks.interception import AttentionCall, rotate
+from kvbench.hooks.interception import AttentionCall
 from kvbench.hooks.rotary import StaticRotator
 from kvbench.kernels.reading import Reading
 from kvbench.kernels.reference import merge, partial_attention
@@ -142,8 +142,8 @@ class StaticExactLayer(StaticLayer):
 class StaticCompressedLayer(StaticLayer):
     """``sinks | body | window`` of a :class:`CompressedLayer`, with a body for ``capacity`` tokens in all.
 
-    Keys of all parts are in the codec's frame. The encoded entries are counted twice: ``encoded`` for :meth:`settle`,
-    and ``start`` () int64 on the device for the graph.
+    Keys of sinks and window are after RoPE, those of the body in the codec's frame. The encoded entries are counted
+    twice: ``encoded`` for :meth:`settle`, and ``start`` () int64 on the device for the graph.
     """
 
     def __init__(
@@ -165,9 +165,7 @@ class StaticCompressedLayer(StaticLayer):
         for latents in self.codec.latents.values():
             _ = latents.decoder, latents.mean  # and cannot take the lock behind a cached property
         self.spans, self.reading = spans, reading
-        bands = layer.codec.bands
-        self.block_frame = None if rotator is None or bands is None else BlockFrame(rotator, bands)
-        self.rotator = rotator if layer.codec.keys_before_rope else None
+        self.block_frame = None if rotator is None else BlockFrame(rotator, layer.codec.bands)
         self.encoded = layer.body.entries
         self.start = torch.tensor(self.encoded, device=seen.device)
         self.capacity = max(spans.boundary(capacity) - spans.sinks, self.encoded)
@@ -192,30 +190,28 @@ class StaticCompressedLayer(StaticLayer):
     def attend(self, call: AttentionCall) -> Tensor:
         """Over sinks and window, and over the body."""
         query = call.query
-        if self.rotator is not None and call.rotation is not None:
-            query = rotate(call.module, query, call.rotation, self.rotator.rotary_dims)
         self.write(self.seen - self.start, call)
         index = torch.arange(self.exact_keys.shape[AXIS], device=self.seen.device)
         keys, values = self._as_computed(self.exact_keys), self._as_computed(self.exact_values)
-        if self.rotator is not None:
-            keys = self.rotator.at(keys, torch.where(index < self.spans.sinks, index, index + self.start))
         mask = (index <= self.seen - self.start).view(1, 1, 1, -1)
         part = partial_attention(query, keys, values, call.scaling, mask, call.softcap)
         if not self.capacity:
             return part.output
         if self.codec.decoupled:
-            query = torch.cat([query, call.query], -1)
+            query = torch.cat([query, self._before_rope(query)], -1)
         mask = (torch.arange(self.capacity, device=self.seen.device) < self.start).view(1, 1, 1, -1)
-        rotate_keys = self._rotate_keys if self.rotator or self.block_frame else None
+        rotate_keys = None if self.block_frame is None else self._rotate_keys
         attention = BodyAttention(self.codec, self.reading)
         body = attention.attend(query, self.body, self.capacity, rotate_keys, call.scaling, mask, call.softcap)
         return merge([part, body]).output
 
     def _rotate_keys(self, keys: Tensor, begin: int, end: int) -> Tensor:
-        if self.block_frame is not None:
-            return self.block_frame.restore(keys, self._slots(end), begin)
-        assert self.rotator is not None
-        return self.rotator.span(keys, self.spans.sinks + begin, self.spans.sinks + end)
+        assert self.block_frame is not None
+        return self.block_frame.restore(keys, self._slots(end), begin)
+
+    def _before_rope(self, query: Tensor) -> Tensor:
+        """The new token's query, turned back."""
+        return query if self.block_frame is None else self.block_frame.before_rope(query, self.seen).to(query.dtype)
 
     def _slots(self, entries: int) -> Tensor:
         return torch.arange(self.spans.sinks, self.spans.sinks + entries, device=self.seen.device)

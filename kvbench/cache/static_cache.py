@@ -16,7 +16,7 @@ from kvbench.hooks.rotary import StaticTable
 
 
 class StaticCompressedCache(Cache):
-    """Static layers, and what they share: the count of tokens, and the RoPE tables of keys stored before RoPE.
+    """Static layers, and what they share: the count of tokens, and the RoPE tables of keys rotated when they are read.
 
     ``tokens`` is that count for :meth:`settle`, ``seen`` () int64 the same on the device, for the graph. ``tables``
     names the layer that writes each table, the first of its RoPE group; ``owner`` is the attachment that may drive it.
@@ -46,8 +46,7 @@ class StaticCompressedCache(Cache):
         if index in self.tables and rotation is not None:
             self.tables[index].write(self.seen, rotation)
         layer.expected = True
-        before_rope = isinstance(layer, StaticCompressedLayer) and layer.rotator is not None
-        return Takeover(layer, before_rope)
+        return Takeover(layer)
 
     def advance(self) -> None:
         """Count the step's token on the device: the end of the graph."""

@@ -136,10 +136,10 @@ class Latents:
 
 @dataclass(frozen=True, eq=False)
 class Codec:
-    """One layer's codec. ``keys_before_rope``: keys are stored unrotated and rotated when they are read.
+    """One layer's codec. ``keys_before_rope``: keys are stored unrotated; with ``bands``, relative to their block.
 
-    With ``bands`` they are stored relative to their block; whoever encodes and decodes brings them into that frame and
-    back (:class:`kvbench.cache.block_frame.BlockFrame`).
+    Whoever encodes and decodes brings rotated keys into that frame and back
+    (:class:`kvbench.cache.block_frame.BlockFrame`).
     """
 
     keys: SideCodec

@@ -1,4 +1,7 @@
-"""In which frame keys are stored: after RoPE, before it, or in bands, relative to the start of their block."""
+"""In which frame a cache's body stores keys: after RoPE, before it, or in bands, relative to the start of their block.
+
+The exact tokens around the body keep keys after RoPE whatever the frame (:mod:`kvbench.cache.block_frame`).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ REACH = 1.7
 class Bands:
     """Keys relative to the first token of their ``block`` of entries; dimensions ``fast`` of every head before RoPE.
 
-    What that is good for stands in :mod:`kvbench.codecs.bands`. ``head_dim`` counts the dimensions of a key.
+    Slow dimensions are met in the latents, by queries taken there once a block. ``head_dim`` counts those of a key.
     """
 
     head_dim: int

@@ -1,4 +1,4 @@
-"""Rotating keys that are stored before RoPE.
+"""Turning keys back to before RoPE, or to another position, where a cache's body stores them so, and forth again.
 
 The attached model keeps one table of cos and sin per RoPE group, indexed by *position* and filled from what the model
 itself hands to its layers, so YaRN factors and per-layer-type tables come out exactly. A cache keeps only the positions
@@ -98,7 +98,7 @@ class Positions:
 
 
 class Rotator:
-    """Rotates one layer's stored keys: the layer's geometry, its module's RoPE, a table and the cache's positions."""
+    """Rotates one layer's keys at their slots, and back: geometry, its module's RoPE, a table, a cache's positions."""
 
     def __init__(self, module: nn.Module, geometry: LayerGeometry, table: RotaryTable, positions: Positions) -> None:
         self.module, self.rotary_dims, self.table, self._positions = module, geometry.rotary_dims, table, positions
@@ -198,15 +198,10 @@ class StaticTable:
 
 
 class StaticRotator:
-    """Rotates the keys of one layer whose slots are their positions."""
+    """Rotates keys of one layer whose slots are their positions, and turns them back."""
 
     def __init__(self, rotator: Rotator, table: StaticTable) -> None:
         self.module, self.rotary_dims, self.table = rotator.module, rotator.rotary_dims, table
-
-    def span(self, keys: Tensor, start: int, stop: int) -> Tensor:
-        """Rotate ``keys`` (batch, kv heads, tokens, d) that sit at slots [start, stop)."""
-        rotation = (self.table.cos[None, start:stop], self.table.sin[None, start:stop])
-        return rotate(self.module, keys, rotation, self.rotary_dims)
 
     def at(self, keys: Tensor, slots: Tensor, inverse: bool = False) -> Tensor:
         """Rotate ``keys`` (batch, kv heads, tokens, d) at ``slots`` (…, tokens), the same for all rows and heads.

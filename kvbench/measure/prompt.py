@@ -17,18 +17,17 @@ from transformers import Cache, PreTrainedModel
 from kvbench.cache.attach import CompressedModel
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.layer import KVLayer
-from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
-from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover, rotate
+from kvbench.hooks.geometry import ModelGeometry
+from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover
 from kvbench.kernels.reference import exact_attention
 from kvbench.selectors.base import OBSERVED
 
 
 @dataclass(frozen=True)
 class LayerPrompt:
-    """One layer of the prompt: ``keys`` before RoPE, ``rotated`` after, ``values``, the last queries (after RoPE)."""
+    """One layer of the prompt: ``keys`` and the last queries, both after RoPE by ``rotation``, and ``values``."""
 
     keys: Tensor
-    rotated: Tensor
     values: Tensor
     query: Tensor
     scaling: float
@@ -51,7 +50,6 @@ class ExactPrompt:
         layers = {
             index: LayerPrompt(
                 _repeated(layer.keys, batch),
-                _repeated(layer.rotated, batch),
                 _repeated(layer.values, batch),
                 _repeated(layer.query, batch),
                 layer.scaling,
@@ -73,15 +71,14 @@ class ExactPrompt:
             rotator = compressed.rotator(index, cache)
             if rotator is not None and prompt.rotation is not None:
                 compressed.record(index, cache, 0, prompt.rotation, None)
-            keys = _repeated(prompt.keys if compressed.before_rope(index) else prompt.rotated, copies)
-            values, query = _repeated(prompt.values, copies), _repeated(prompt.query, copies)
+            keys, values, query = (_repeated(rows, copies) for rows in (prompt.keys, prompt.values, prompt.query))
             layer.load(keys, values, query, prompt.scaling, rotator)
         return cache
 
     def fill_stock(self, cache: Cache, copies: int = 1) -> Cache:
         """``cache``, empty and one of transformers' own, with this prompt, every row ``copies`` times."""
         for index, prompt in self.layers.items():
-            cache.update(_repeated(prompt.rotated, copies), _repeated(prompt.values, copies), index)
+            cache.update(_repeated(prompt.keys, copies), _repeated(prompt.values, copies), index)
         return cache
 
 
@@ -89,23 +86,19 @@ class ExactPrompt:
 class _Recorder:
     """Attends exactly and keeps what it saw."""
 
-    geometry: LayerGeometry
+    layer: int
+    rotation: Rotation | None
     prompts: dict[int, LayerPrompt]
 
     def attend(self, call: AttentionCall) -> Tensor:
-        query, rotated = call.query, call.keys
-        if call.rotation is not None:
-            query = rotate(call.module, query, call.rotation, self.geometry.rotary_dims)
-            rotated = rotate(call.module, rotated, call.rotation, self.geometry.rotary_dims)
-        self.prompts[self.geometry.layer] = LayerPrompt(
+        self.prompts[self.layer] = LayerPrompt(
             keys=_compact(call.keys),
-            rotated=rotated if rotated is not call.keys else _compact(rotated),
             values=_compact(call.values),
-            query=query[:, :, -OBSERVED:].clone(),
+            query=call.query[:, :, -OBSERVED:].clone(),
             scaling=call.scaling,
-            rotation=call.rotation,
+            rotation=self.rotation,
         )
-        return exact_attention(query, rotated, call.values, call.scaling, call.mask, call.softcap)
+        return exact_attention(call.query, call.keys, call.values, call.scaling, call.mask, call.softcap)
 
 
 class _Handler:
@@ -114,8 +107,8 @@ class _Handler:
         self._layers = {layer.layer: layer for layer in geometry.layers}
 
     def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover:
-        geometry = self._layers[layer]
-        return Takeover(_Recorder(geometry, self.prompts), before_rope=geometry.rotary_dims > 0)
+        rotates = self._layers[layer].rotary_dims > 0
+        return Takeover(_Recorder(layer, rotation if rotates else None, self.prompts))
 
 
 @torch.no_grad()

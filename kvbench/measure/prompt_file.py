@@ -15,16 +15,13 @@ _PROMPT = "prompt"
 def prompt_tensors(prompt: ExactPrompt) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Named tensors, each storage once, and the text that belongs to them.
 
-    Layers share their rotations (cosines and sines of the same positions), and a layer without RoPE has its keys only
-    once.
+    Layers share their rotations: cosines and sines of the same positions.
     """
     tensors: dict[str, Tensor] = {"logits": prompt.logits}
     rotations: list[Rotation] = []
     layers = {}
     for index, layer in prompt.layers.items():
         tensors |= {f"{index}.keys": layer.keys, f"{index}.values": layer.values, f"{index}.query": layer.query}
-        if layer.rotated is not layer.keys:
-            tensors[f"{index}.rotated"] = layer.rotated
         layers[index] = {"scaling": layer.scaling, "rotation": _place(layer.rotation, rotations)}
     for number, rotation in enumerate(rotations):
         tensors |= {f"rotation.{number}.{place}": tensor for place, tensor in enumerate(rotation)}
@@ -37,10 +34,9 @@ def prompt_from(tensors: dict[str, Tensor], texts: dict[str, str]) -> ExactPromp
     description = json.loads(texts[_PROMPT])
     layers = {}
     for index, layer in description["layers"].items():
-        keys, number = tensors[f"{index}.keys"], layer["rotation"]
+        number = layer["rotation"]
         layers[int(index)] = LayerPrompt(
-            keys=keys,
-            rotated=tensors.get(f"{index}.rotated", keys),
+            keys=tensors[f"{index}.keys"],
             values=tensors[f"{index}.values"],
             query=tensors[f"{index}.query"],
             scaling=layer["scaling"],

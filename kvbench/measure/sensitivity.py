@@ -23,6 +23,8 @@ from kvbench.codecs.quantizers.base import Passthrough
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
+from kvbench.hooks.interception import attention_modules, rotate
+from kvbench.hooks.rotary import turned_back
 from kvbench.measure.arms import Arm
 from kvbench.measure.prompt import LayerPrompt
 from kvbench.measure.quality import QualityBench
@@ -93,7 +95,9 @@ def measure_sensitivity(
             f"{PROBE} in layer {layer.layer}", model, geometry, Plan({layer.layer: LayerPlan(codec)}, plan.spans)
         )
         kld = bench.score(arm).kld_mean
-        error = _error(codec.keys if side == "key" else codec.values, prompt.layers[layer.layer], side)
+        exact = prompt.layers[layer.layer]
+        states = _keys_before_rope(model, layer, exact) if side == "key" else exact.values
+        error = _error(codec.keys if side == "key" else codec.values, states)
         sides[layer.layer, side] = SideSensitivity(kld, error)
         if progress is not None:
             progress(done + 1, len(probes))
@@ -109,9 +113,17 @@ def _only(plan: Plan, layer: LayerGeometry, side: str, dtype: torch.dtype) -> Co
     return Codec(keys, values, codec.keys_before_rope, codec.bands)
 
 
-def _error(codec: SideCodec, prompt: LayerPrompt, side: str) -> float:
-    """Squared error of a token of the prompt's body, over all heads, on average."""
-    states = (prompt.keys if side == "key" else prompt.values)[:, :, SINKS:]
+def _keys_before_rope(model: PreTrainedModel, layer: LayerGeometry, prompt: LayerPrompt) -> Tensor:
+    """The prompt's keys turned back, in fp32 or fp64: the frame that the probe stores them in."""
+    if prompt.rotation is None:
+        return prompt.keys
+    keys = prompt.keys.to(torch.promote_types(prompt.keys.dtype, torch.float32))
+    return rotate(attention_modules(model)[layer.layer], keys, turned_back(prompt.rotation), layer.rotary_dims)
+
+
+def _error(codec: SideCodec, states: Tensor) -> float:
+    """Squared error of a token of ``states`` (batch, kv heads, tokens, ·) behind the sinks, all heads, on average."""
+    states = states[:, :, SINKS:]
     states = states[:, :, : states.shape[2] // codec.quantizer.block * codec.quantizer.block]
     return float((codec.decode(codec.encode(states)).double() - states.double()).square().sum((1, 3)).mean())
 

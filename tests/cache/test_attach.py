@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from kvbench.cache.attach import CompressedModel, Plan, identity_plan, self_test
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import ExactLayer
+from kvbench.codecs.frame import Frame
 from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.hooks.geometry import probe_geometry
 from kvbench.hooks.interception import Interception
@@ -152,17 +153,13 @@ REFUSED = {
         ),
         "identity codecs",
     ),
-    "hunyuan": (
-        transformers.HunYuanDenseV1Config(**TINY, intermediate_size=48, num_key_value_heads=2, head_dim=8),
-        "identity codecs",
-    ),
 }
 
 
-def refused_model(name: str) -> PreTrainedModel:
+def random_model(config: transformers.PreTrainedConfig) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(REFUSED[name][0]).eval()
+        model = AutoModelForCausalLM.from_config(config).eval()
         for parameter in model.parameters():
             parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
     return model.requires_grad_(False)
@@ -170,7 +167,7 @@ def refused_model(name: str) -> PreTrainedModel:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_families_that_cannot_be_hooked_are_refused_and_left_alone(name: str) -> None:
-    model, ids = refused_model(name), token_ids(1, 12) % 99
+    model, ids = random_model(REFUSED[name][0]), token_ids(1, 12) % 99
     before, logits = traces(model), model(ids, use_cache=False).logits
     with pytest.raises(UnsupportedModelError, match=REFUSED[name][1]):
         geometry = probe_geometry(model)
@@ -180,12 +177,12 @@ def test_families_that_cannot_be_hooked_are_refused_and_left_alone(name: str) ->
     assert torch.equal(model(ids, use_cache=False).logits, logits)
 
 
-def test_a_norm_after_rope_only_forbids_keys_before_rope() -> None:
-    model = refused_model("hunyuan")
-    geometry = probe_geometry(model)
-    self_test(model, geometry, "after")
-    with pytest.raises(UnsupportedModelError, match="every number would be wrong"):
-        self_test(model, geometry, "before")
+@pytest.mark.parametrize("frame", FRAMES)
+def test_a_norm_after_rope_allows_every_frame(frame: Frame) -> None:
+    """Keys come as they are attended, whatever has happened to them since they were rotated."""
+    config = transformers.HunYuanDenseV1Config(**TINY, intermediate_size=48, num_key_value_heads=2, head_dim=8)
+    model = random_model(config)
+    self_test(model, probe_geometry(model), frame)
 
 
 def test_rope_that_depends_on_the_length_forbids_keys_before_rope() -> None:

@@ -13,6 +13,7 @@ from driving import (
     VARIANTS,
     Subject,
     feed,
+    in_frame,
     left_padding,
     position_ids,
     subject,
@@ -212,7 +213,7 @@ def perturbed_plan(one: Subject, frame: Frame, keys: bool) -> Plan:
         key, value = quantizers if keys else reversed(quantizers)
         key_side = SideCodec(layer.kv_heads, layer.head_dim, None, key)
         value_side = SideCodec(layer.kv_heads, layer.value_dim, None, value)
-        plans[layer.layer] = LayerPlan(Codec(key_side, value_side, frame))
+        plans[layer.layer] = LayerPlan(Codec(key_side, value_side, *in_frame(layer, frame)))
     return Plan(plans, SMALL_SPANS)
 
 

@@ -1,4 +1,4 @@
-"""cos and sin by position, the positions of a cache's tokens, and rotating keys that were stored before RoPE."""
+"""cos and sin by position, and the positions of a cache's tokens."""
 
 from __future__ import annotations
 

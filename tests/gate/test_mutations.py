@@ -23,7 +23,7 @@ from kvbench.codecs.transforms.linear import LinearTransform
 from kvbench.gate.baseline import Baseline, write_baseline
 from kvbench.gate.gate import GateReport, gate
 from kvbench.hooks.interception import AttentionCall
-from kvbench.hooks.rotary import RotaryTable
+from kvbench.hooks.rotary import RotaryTable, Rotator
 from kvbench.kernels import choice as kernels
 from kvbench.kernels import decode
 from kvbench.kernels.reference import Partial
@@ -201,6 +201,15 @@ def keys_are_rotated_to_the_next_position(patch: Patch) -> None:
     patch.setattr(RotaryTable, "lookup", lambda self, at: real(self, (at + 1).clamp_max(len(self.cos) - 1)))
 
 
+def keys_are_turned_back_from_the_next_position(patch: Patch) -> None:
+    real = Rotator.at
+
+    def at(self: Rotator, keys: Tensor, slots: Tensor, inverse: bool = False) -> Tensor:
+        return real(self, keys, (slots + 1).clamp_max(self.positions.shape[1] - 1) if inverse else slots, inverse)
+
+    patch.setattr(Rotator, "at", at)
+
+
 def sinks_are_compressed(patch: Patch) -> None:
     real = CompressedLayer._leave
 
@@ -294,7 +303,8 @@ MUTATIONS = [
     (levels_are_a_twentieth_too_large, DISAGREES),
     (scales_are_rounded_to_8_bits, DISAGREES),
     (latents_come_back_rotated_by_one, DISAGREES),
-    (keys_are_rotated_to_the_next_position, REFUSED),
+    (keys_are_rotated_to_the_next_position, DISAGREES),  # by the tables, which kernels read by themselves
+    (keys_are_turned_back_from_the_next_position, REFUSED),
     (sinks_are_compressed, "kld_mean"),
     (a_token_of_the_window_is_lost, REFUSED),
     (a_token_sees_the_next_one, DISAGREES),

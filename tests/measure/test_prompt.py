@@ -110,7 +110,7 @@ def test_filled_equals_attended_in_other_families(family: str, spec: str) -> Non
 def test_caches_filled_from_one_prompt_leave_it_and_each_other_alone(spec: str) -> None:
     one, ids = subject("llama"), token_ids(1, TOKENS + NEW)
     prompt = exact_prompt(one.model, one.geometry, ids[:, :TOKENS])
-    before = {index: (layer.rotated.clone(), layer.values.clone()) for index, layer in prompt.layers.items()}
+    before = {index: (layer.keys.clone(), layer.values.clone()) for index, layer in prompt.layers.items()}
     with one.attach_untested(parse(spec).fit(one.geometry)) as compressed:
         first, second = prompt.fill(compressed), prompt.fill(compressed)
         untouched = feed(one.model, prompt.fill(compressed), ids, [NEW], start=TOKENS)
@@ -118,7 +118,7 @@ def test_caches_filled_from_one_prompt_leave_it_and_each_other_alone(spec: str) 
         feed(one.model, first, token_ids(1, TOKENS + NEW, seed=5), [3, 1, 1], start=TOKENS - 3)
         assert worst(feed(one.model, second, ids, [NEW], start=TOKENS), untouched) < EXACT
     for index, layer in prompt.layers.items():
-        assert torch.equal(layer.rotated, before[index][0]) and torch.equal(layer.values, before[index][1])
+        assert torch.equal(layer.keys, before[index][0]) and torch.equal(layer.values, before[index][1])
 
 
 @pytest.mark.parametrize("spec", SPECS)
