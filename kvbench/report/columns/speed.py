@@ -54,7 +54,7 @@ TO_HF = Column(
     importance=4,
 )
 
-LEGEND = "× none, × hf: ▲ faster ▼ slower ≈ no clear difference"
+LEGEND = "× none, × 16-bit, × hf: ▲ faster ▼ slower ≈ no clear difference"
 
 COLUMNS = (
     Column(
