@@ -11,7 +11,7 @@ bench: $(READY)            ## fetch model and text, run the quick suite, print t
 	$(BIN)/kvbench report runs/quick
 
 test: lint                 ## ruff, types, the whole test suite, a process a core
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -17,6 +17,15 @@ collect_ignore = ["plugin"]
 """A package of its own: a test installs it and runs its tests."""
 
 
+LONGEST = ("test_plain_cpu.py", "test_triton_kernels.py", "test_plugin_package.py", "test_benchmarks_run.py")
+"""Files that take a minute for few tests: begun first, so that no process is alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; ``--no-loadscope-reorder`` keeps that order among processes."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> LoadedModel:
     """The default model in fp32. Its tests are skipped where it cannot be fetched, never in continuous integration."""
