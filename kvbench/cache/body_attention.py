@@ -11,6 +11,7 @@ from kvbench.cache.body import Body
 from kvbench.cache.rebuild import attend_rebuilt, prepare_rebuilt
 from kvbench.cache.way import Way, way
 from kvbench.codecs.codec import Codec, Rotate
+from kvbench.codecs.kernel_view import Coded
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import span, tiles
 from kvbench.hooks.rotary import EntryRotation
@@ -47,7 +48,8 @@ class BodyAttention:
         chosen = self._way(query, stored, rotate, softcap)
         prepared = self._prepared(query, tokens, rotate, scaling, chosen)
         if prepared is not None:
-            return prepared(query, mask, rotate)
+            part = prepared(query, mask, rotate)
+            return Partial(part.output, part.lse, part.by)  # computed while what kernels know by address is there
         if chosen.in_latents:
             return attend_absorbed(self.codec, query, stored, tokens, scaling, mask, chosen)
         if chosen.reads in ("rebuilt", "bands"):
@@ -65,11 +67,16 @@ class BodyAttention:
     def prepare(
         self, query: Tensor, stored: Stored, tokens: int, rotate: Rotate | None, scaling: float, softcap: float | None
     ) -> Prepared | None:
-        """:meth:`attend` of queries like this one by a kernel, as long as ``stored`` stays where it is; None: by none.
+        """:meth:`attend` of queries like this one by a kernel, as long as ``stored`` stays where it is.
 
-        Working out what a kernel is told takes longer than a short attention.
+        Working out what a kernel is told takes longer than a short attention. None where no kernel attends, or where it
+        reads what was made of ``stored`` for it.
         """
-        return self._prepared(query, tokens, rotate, scaling, self._way(query, stored, rotate, softcap))
+        chosen = self._way(query, stored, rotate, softcap)
+        sides = chosen.keys, chosen.values
+        if not all(isinstance(coded, Coded) and coded.lies_in(stored) for coded in sides):
+            return None
+        return self._prepared(query, tokens, rotate, scaling, chosen)
 
     def _way(self, query: Tensor, stored: Stored, rotate: Rotate | None, softcap: float | None) -> Way:
         fast = query.shape[2] == 1 and softcap is None and not query.requires_grad

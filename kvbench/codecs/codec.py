@@ -71,12 +71,16 @@ class SideCodec:
 
     def _unpredicted(self, latents: Tensor) -> Tensor:
         """``latents``, of which the leading ones stay and the others lose what those tell once they are quantized."""
-        assert self.transform is not None and isinstance(self.quantizer, Divisible)
-        leading = self.quantizer.first(self.leading)
-        told = leading.decode(leading.encode(latents[..., : self.leading]))
+        assert self.transform is not None
+        told = self._leading_quantizer.decode(self._leading_quantizer.encode(latents[..., : self.leading]))
         encoder, decoder = (basis.to(latents.dtype) for basis in (self.transform.encoder, self.transform.decoder))
         prediction = torch.matmul(told, torch.matmul(decoder[:, : self.leading], encoder[..., self.leading :]))
         return torch.cat([latents[..., : self.leading], latents[..., self.leading :] - prediction], -1)
+
+    @cached_property
+    def _leading_quantizer(self) -> Quantizer:
+        assert isinstance(self.quantizer, Divisible)
+        return self.quantizer.first(self.leading)
 
     def decode(self, stored: Stored) -> Tensor:
         """Stored tensors → (batch, kv heads, tokens, head_dim)."""

@@ -43,6 +43,14 @@ class Coded:
     component: Tensor | None = None
     blocks: BlockAffine | None = None
 
+    def lies_in(self, stored: Stored) -> bool:
+        """Whether codes, scales and zeros are those that are ``stored``, and none of them was made for this view."""
+        tensors = [self.codes, self.scale, self.zero]
+        if self.blocks is not None:
+            tensors += [self.blocks.scale, self.blocks.zero]
+        storages = {tensor.untyped_storage().data_ptr() for tensor in stored.values()}
+        return all(tensor is None or tensor.untyped_storage().data_ptr() in storages for tensor in tensors)
+
 
 @dataclass(frozen=True, eq=False)
 class Same(Generic[Value]):

@@ -113,13 +113,13 @@ def with_kernels(patch: Patch, **changes: Callable[[Callable[..., Any]], Callabl
 def zeros(kernel: Callable[..., Partial]) -> Callable[..., Partial]:
     def attend(*rest: Any) -> Partial:
         part = kernel(*rest)
-        return replace(part, output=torch.zeros_like(part.output))
+        return Partial(torch.zeros_like(part.output), part.lse, part.by)
 
     return attend
 
 
 def coded_kernel_returns_zeros(patch: Patch) -> None:
-    with_kernels(patch, coded=zeros)
+    with_kernels(patch, prepare=lambda prepare: lambda *codes: zeros(prepare(*codes)))
 
 
 def exact_kernel_returns_zeros(patch: Patch) -> None:
@@ -127,10 +127,10 @@ def exact_kernel_returns_zeros(patch: Patch) -> None:
 
 
 def coded_kernel_leaves_out_the_last_token(patch: Patch) -> None:
-    def shorter(kernel: Callable[..., Partial]) -> Callable[..., Partial]:
-        return lambda query, keys, values, tokens, *rest: kernel(query, keys, values, tokens - 1, *rest)
+    def shorter(prepare: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda shape, keys, values, tokens, *rest: prepare(shape, keys, values, tokens - 1, *rest)
 
-    with_kernels(patch, coded=shorter)
+    with_kernels(patch, prepare=shorter)
 
 
 def merge_takes_the_mean(patch: Patch) -> None:

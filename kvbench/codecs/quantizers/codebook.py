@@ -36,6 +36,7 @@ class CodebookQuantizer:
     def __post_init__(self) -> None:
         table = laplace_levels()
         self.levels.update({width: table[width][0].to(self.deviation.device) for width in set(self.widths)})
+        _ = self._runs  # a compiled graph cannot take the lock behind a cached property
 
     def scaled(self, factor: float) -> CodebookQuantizer:
         """The same codes for latents times ``factor``."""
