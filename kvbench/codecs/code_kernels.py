@@ -49,11 +49,14 @@ def nearest_levels(numbers, runs, boundaries, codes):  # type: ignore[no-untyped
 
 
 @_kernel(nogil=True)
-def pack_groups(codes, sections, packed):  # type: ignore[no-untyped-def]
-    """``codes`` (groups, 8, components) uint8 → ``packed`` (groups, bytes) uint8."""
+def convert_groups(packed, sections, codes, packing):  # type: ignore[no-untyped-def]
+    """``codes`` (groups, 8, components) uint8 → ``packed`` (groups, bytes) uint8, if ``packing``; else back."""
     for group in range(len(packed)):
-        line, given = packed[group], codes[group]
-        line[:] = 0
+        line, tokens = packed[group], codes[group]
+        if packing:
+            line[:] = 0
+        else:
+            tokens[:] = 0
         for s in range(len(sections)):
             field, shift, first, whole = sections[s, 0], np.uint8(sections[s, 1]), sections[s, 2], sections[s, 3]
             words, rest, byte = sections[s, 4], sections[s, 5], sections[s, 6]
@@ -61,66 +64,27 @@ def pack_groups(codes, sections, packed):  # type: ignore[no-untyped-def]
             if field == GROUP:
                 for token in range(GROUP):
                     start = byte + token // QUAD * whole * QUAD + token % QUAD
-                    _gather(given[token, first:], np.uint8(0), mask, shift, line[start:], whole)
+                    _convert(line[start:], QUAD, tokens[token, first:], np.uint8(0), mask, shift, whole, packing)
             else:
                 for token in range(GROUP):
                     for member in range(QUAD // field if whole else 0):
                         place = np.uint8((2 * member + token // QUAD) * field)
-                        _gather(
-                            given[token, first + member * words :],
-                            place,
-                            mask,
-                            shift,
-                            line[byte + token % QUAD :],
-                            words,
-                        )
+                        numbers, fields = tokens[token, first + member * words :], line[byte + token % QUAD :]
+                        _convert(fields, QUAD, numbers, place, mask, shift, words, packing)
             start, per_byte = byte + whole * field, GROUP // field
-            for c in range(rest):
-                for token in range(GROUP):
-                    bits = (given[token, first + whole + c] >> shift) & mask
-                    line[start + c * field + token // per_byte] |= bits << np.uint8(token % per_byte * field)
+            for token in range(GROUP):
+                place, rest_fields = np.uint8(token % per_byte * field), line[start + token // per_byte :]
+                _convert(rest_fields, field, tokens[token, first + whole :], place, mask, shift, rest, packing)
 
 
 @_kernel(nogil=True)
-def _gather(codes, place, mask, shift, line, count):  # type: ignore[no-untyped-def]
-    """A field of one token's ``codes`` is added to every fourth byte of ``line``, at ``place``."""
+def _convert(line, step, codes, place, mask, shift, count, packing):  # type: ignore[no-untyped-def]
+    """Every ``step``-th byte of ``line`` holds, at ``place``, a field of one of a token's ``codes``."""
     for i in range(count):
-        line[QUAD * i] |= ((codes[i] >> shift) & mask) << place
-
-
-@_kernel(nogil=True)
-def unpack_groups(packed, sections, codes):  # type: ignore[no-untyped-def]
-    """``packed`` (groups, bytes) uint8 → ``codes`` (groups, 8, components) uint8."""
-    for group in range(len(packed)):
-        line, out = packed[group], codes[group]
-        out[:] = 0
-        for s in range(len(sections)):
-            field, shift, first, whole = sections[s, 0], np.uint8(sections[s, 1]), sections[s, 2], sections[s, 3]
-            words, rest, byte = sections[s, 4], sections[s, 5], sections[s, 6]
-            mask = np.uint8((1 << field) - 1)
-            if field == GROUP:
-                for token in range(GROUP):
-                    start = byte + token // QUAD * whole * QUAD + token % QUAD
-                    _spread(line[start:], np.uint8(0), mask, shift, out[token, first:], whole)
-            else:
-                for token in range(GROUP):
-                    for member in range(QUAD // field if whole else 0):
-                        place = np.uint8((2 * member + token // QUAD) * field)
-                        to = first + member * words
-                        _spread(line[byte + token % QUAD :], place, mask, shift, out[token, to:], words)
-            start, per_byte = byte + whole * field, GROUP // field
-            for c in range(rest):
-                for token in range(GROUP):
-                    place = np.uint8(token % per_byte * field)
-                    bits = (line[start + c * field + token // per_byte] >> place) & mask
-                    out[token, first + whole + c] |= bits << shift
-
-
-@_kernel(nogil=True)
-def _spread(line, place, mask, shift, out, count):  # type: ignore[no-untyped-def]
-    """Every fourth byte of ``line`` is one token's: its field at ``place`` is added to ``out``."""
-    for i in range(count):
-        out[i] |= ((line[QUAD * i] >> place) & mask) << shift
+        if packing:
+            line[step * i] |= ((codes[i] >> shift) & mask) << place
+        else:
+            codes[i] |= ((line[step * i] >> place) & mask) << shift
 
 
 @_kernel(nogil=True)

@@ -92,10 +92,10 @@ def pack(codes: Tensor, widths: Sequence[int]) -> Tensor:
         raise ValueError(f"packing needs one width in 0..8 per component ({components}), got {list(widths)}")
     packed = codes.new_empty(*codes.shape[:-2], tokens // TOKENS_PER_GROUP, packed_bytes(widths))
     if codes.device.type == "cpu" and not torch.compiler.is_compiling():
-        from kvbench.codecs.code_kernels import pack_groups
+        from kvbench.codecs.code_kernels import convert_groups
 
         groups = codes.contiguous().unflatten(-2, (-1, TOKENS_PER_GROUP)).flatten(0, -3)
-        pack_groups(groups.numpy(), _section_table(tuple(widths)), packed.flatten(0, -2).numpy())
+        convert_groups(packed.flatten(0, -2).numpy(), _section_table(tuple(widths)), groups.numpy(), True)
         return packed
     groups = codes.unflatten(-2, (tokens // TOKENS_PER_GROUP, TOKENS_PER_GROUP)).transpose(-1, -2)
     for section in _sections(tuple(widths)):
@@ -114,11 +114,11 @@ def unpack(packed: Tensor, widths: Sequence[int]) -> Tensor:
 
 
 def _unpack_on_cpu(packed: Tensor, widths: tuple[int, ...]) -> Tensor:
-    from kvbench.codecs.code_kernels import unpack_groups
+    from kvbench.codecs.code_kernels import convert_groups
 
     codes = packed.new_empty(*packed.shape[:-1], TOKENS_PER_GROUP, len(widths))
     lines = packed.contiguous().flatten(0, -2).numpy()
-    unpack_groups(lines, _section_table(widths), codes.flatten(0, -3).numpy())
+    convert_groups(lines, _section_table(widths), codes.flatten(0, -3).numpy(), False)
     return codes.flatten(-3, -2)
 
 
