@@ -1,0 +1,49 @@
+"""The kernels that find, pack and unpack codes on the CPU, against the same in torch."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kvbench.codecs.packing import pack, unpack
+from kvbench.codecs.quantizers.codebook import CodebookQuantizer
+
+WIDTHS = st.lists(st.integers(0, 8), min_size=1, max_size=40)
+
+
+def in_torch():  # type: ignore[no-untyped-def]
+    """As where a graph is compiled, and on other devices."""
+    return patch("torch.compiler.is_compiling", lambda: True)
+
+
+def codes_of(widths: list[int], seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    columns = [torch.randint(2**width, (2, 3, 24), generator=generator) for width in widths]
+    return torch.stack(columns, -1).byte()
+
+
+@settings(deadline=None, max_examples=60)
+@given(widths=WIDTHS, ordered=st.booleans(), seed=st.integers(0, 99))
+def test_packing(widths: list[int], ordered: bool, seed: int) -> None:
+    widths = sorted(widths, reverse=True) if ordered else widths
+    codes = codes_of(widths, seed)
+    packed = pack(codes, widths)
+    with in_torch():
+        assert torch.equal(packed, pack(codes, widths))
+        assert torch.equal(unpack(packed, widths), codes)
+    assert torch.equal(unpack(packed, widths), codes)
+
+
+@settings(deadline=None, max_examples=60)
+@given(widths=WIDTHS, seed=st.integers(0, 99))
+def test_nearest_levels(widths: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    quantizer = CodebookQuantizer(tuple(widths), torch.rand(len(widths), generator=generator) + 0.1)
+    latents = 3 * quantizer.deviation * torch.randn(2, 1, 16, len(widths), generator=generator)
+    stored = quantizer.encode(latents)
+    with in_torch():
+        assert torch.equal(stored["codes"], quantizer.encode(latents)["codes"])
