@@ -5,7 +5,7 @@ one pair per token and channel group. Scores and outputs are integer dot product
 weights rounded to two bytes each, so their error stays near 1e-4; scales and zeros enter in fp32.
 
 ``side`` is a :class:`~kvbench.kernels.cpu.records.CodedSide`, ``work`` a
-:class:`~kvbench.kernels.cpu.records.Workspace`.
+:class:`~kvbench.kernels.cpu.workspace.Workspace`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ from kvbench.kernels.cpu.rebuild_kernel import (
     rotary_tile,
     turn_query,
 )
-from kvbench.kernels.cpu.records import WORKSPACE
 from kvbench.kernels.cpu.softmax_kernel import apply_mask, begin_softmax, update_softmax
 from kvbench.kernels.cpu.tile_kernel import AFFINE_BYTES, prefetch_scales, read_affine, tile_bytes, whole_bytes
-from kvbench.kernels.cpu.workspace import coded_workspace
+from kvbench.kernels.cpu.workspace import WORKSPACE, coded_workspace
 
 _F = np.float32
 _LOW = _F(1 / product_ops.FINE_STEPS)

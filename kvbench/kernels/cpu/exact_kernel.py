@@ -3,7 +3,7 @@
 They are stored in fp32, fp16 or bf16, each span in its way; scores, weights and sums are fp32.
 
 ``side`` is an :class:`~kvbench.kernels.cpu.records.ExactSide`, ``work`` a
-:class:`~kvbench.kernels.cpu.records.Workspace`.
+:class:`~kvbench.kernels.cpu.workspace.Workspace`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numba import njit
 from kvbench.kernels.cpu.llvm import exact_ops, vectors
 from kvbench.kernels.cpu.memory import JIT, TILE, floats, record_at
 from kvbench.kernels.cpu.projection_kernel import lane_sum
-from kvbench.kernels.cpu.records import EXACT_SIDE, WORKSPACE
+from kvbench.kernels.cpu.records import EXACT_SIDE
 from kvbench.kernels.cpu.softmax_kernel import apply_mask, begin_softmax, update_softmax
-from kvbench.kernels.cpu.workspace import exact_workspace
+from kvbench.kernels.cpu.workspace import WORKSPACE, exact_workspace
 
 _SIDE_BYTES = EXACT_SIDE.itemsize
 _AT_ONCE = 3

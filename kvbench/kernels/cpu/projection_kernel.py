@@ -1,7 +1,7 @@
 """Before a unit's first tile and after its last: queries into the latents, sums to outputs.
 
 ``side`` is a :class:`~kvbench.kernels.cpu.records.CodedSide`, ``work`` a
-:class:`~kvbench.kernels.cpu.records.Workspace`.
+:class:`~kvbench.kernels.cpu.workspace.Workspace`.
 """
 
 from __future__ import annotations

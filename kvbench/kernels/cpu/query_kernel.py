@@ -4,7 +4,7 @@ With keys ``scale · u + zero`` per component and block, q · key = (q ⊙ scale
 made anew at the start of every block of tokens; ``query_block`` says for which block they are.
 
 ``side`` is a :class:`~kvbench.kernels.cpu.records.CodedSide`, ``work`` a
-:class:`~kvbench.kernels.cpu.records.Workspace`.
+:class:`~kvbench.kernels.cpu.workspace.Workspace`.
 """
 
 from __future__ import annotations

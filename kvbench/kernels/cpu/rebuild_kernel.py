@@ -3,7 +3,7 @@
 Nothing leaves the first-level caches: 64 tokens of one head's keys at a time. ``stream`` is the
 :class:`~kvbench.kernels.cpu.records.CodedSide` that keys are rebuilt from, ``rebuilt`` the
 :class:`~kvbench.kernels.cpu.records.RebuiltSide` that says how, ``work`` a
-:class:`~kvbench.kernels.cpu.records.Workspace`.
+:class:`~kvbench.kernels.cpu.workspace.Workspace`.
 """
 
 from __future__ import annotations

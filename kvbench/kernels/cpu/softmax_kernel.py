@@ -1,6 +1,6 @@
 """Online softmax over tiles of scores: what the kernels for exact and for coded spans share.
 
-``work`` is a :class:`~kvbench.kernels.cpu.records.Workspace`.
+``work`` is a :class:`~kvbench.kernels.cpu.workspace.Workspace`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A thread's memory during a job: one block, cut into the parts of a :class:`~kvbench.kernels.cpu.records.Workspace`.
+"""A thread's memory during a job: one block, cut into the parts of a :class:`Workspace`.
 
 The block begins with the record itself. Whoever takes a workspace keeps its block alive until the last use: numba drops
 an array after the last line that names it, and everything else knows addresses only.
@@ -6,15 +6,91 @@ an array after the last line that names it, and everything else knows addresses 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
 from kvbench.kernels.cpu.llvm import vectors
 from kvbench.kernels.cpu.memory import JIT, ROWS_AT_ONCE, TILE, record_at
-from kvbench.kernels.cpu.records import WORKSPACE
+from kvbench.kernels.cpu.records import dtype_of
 from kvbench.kernels.cpu.tile_kernel import AFFINE_BYTES
+
+
+class Workspace(NamedTuple):
+    """One thread's memory during a job. Arrays are fp32 and laid out row by row unless said."""
+
+    rows: int
+    scores: int
+    """(rows, TILE): scores of a tile, then softmax weights."""
+    top: int
+    """(rows,): the largest score so far."""
+    mass: int
+    """(rows, LANES): partial sums of the weights."""
+    peak: int
+    """(rows,): a power of two that no weight of the tile exceeds."""
+    total: int
+    """(rows, total_width): weighted sums of values."""
+    total_width: int
+    bias: int
+    """(rows, bias_width): partial sums of weights times zeros, LANES of them for each channel group."""
+    bias_width: int
+    key_tile: int
+    """Unpacked bytes of a tile; so are ``stream_tile``, of what keys are rebuilt from, and ``value_tile``."""
+    stream_tile: int
+    value_tile: int
+    query_block: int
+    """The block of tokens that ``query_bytes`` are for; -1 before the first."""
+    query_bytes: int
+    """int8 (channel groups, 2 · rows, query_stride): queries as two signed bytes."""
+    query_stride: int
+    query_unit: int
+    """(channel groups, rows): what the first byte counts; the sums over a channel group are at ``query_sum``."""
+    query_sum: int
+    column_query: int
+    """(rows, padded columns of keys): queries by column, zeros where there is none."""
+    column_scale: int
+    """(padded columns of keys,): what they are multiplied with in this block."""
+    scaled_query: int
+    """(3, padded columns of keys): three of them times that; of exact keys, (rows, components): times the scaling."""
+    block_zero: int
+    """(components of keys,): zeros of this block."""
+    block_score: int
+    """(rows,): what they add to the score of every token."""
+    affine: int
+    """(channel groups, 2, TILE): scales and zeros of a tile."""
+    products: int
+    """int32 (6, TILE): integer dot products of three rows."""
+    weight_bytes: int
+    """uint8 (6, TILE): softmax weights of three rows as two unsigned bytes."""
+    weight_unit: int
+    """(rows,)."""
+    latent_query: int
+    """(rows, components of keys)."""
+    mean_score: int
+    """(rows,): the query times the mean of the keys."""
+    latent_output: int
+    """(rows, components of values)."""
+    head_mean: int
+    """(head_dim of keys,): the mean of a head's keys."""
+    step_tile: int
+    """A tile's bytes in steps of four columns."""
+    key_states: int
+    """(dims, TILE): one head's rebuilt keys."""
+    turned_query: int
+    """(rows, head_dim): queries turned back to a block."""
+    head_query: int
+    """(rows, dims): queries as rebuilt keys meet them, scaled."""
+    places: int
+    """(TILE,) int64: rows of a tile's tokens in the tables of cos and sin, which are brought to ``cos``, ``sin``."""
+    cos: int
+    """(table_dims up to 16s, TILE)."""
+    sin: int
+    token_affine: int
+    """(channel groups, 2, TILE): scales and zeros of a tile."""
+
+
+WORKSPACE = dtype_of(Workspace)
 
 _LINE = 64
 """Every part begins on a cache line of its own."""
