@@ -117,7 +117,7 @@ def _count(arm: Arm, case: Case) -> int:
 def _cycling(arm: Arm, copies: list[Stored]) -> Callable[[], object]:
     """The arm on the next copy, each time."""
     endless = cycle(copies)
-    return lambda: arm.attend(next(endless))
+    return lambda: arm.attend(next(endless)).output  # what is pending is computed when its output is read
 
 
 @torch.no_grad()

@@ -19,13 +19,18 @@ pytestmark = pytest.mark.benchmark(timer=replayed)
 
 @dataclass(frozen=True)
 class Case:
-    """``rounds`` of ``steps`` after a prompt of ``tokens`` in each of ``batch`` rows."""
+    """``rounds`` of ``steps`` in each of ``batch`` rows, of which the last ends at ``tokens``."""
 
     batch: int
     tokens: int
     steps: int
     rounds: int
     tiny: bool = False
+
+    @property
+    def prompt(self) -> int:
+        """Tokens before the steps, of which one round is for warming up."""
+        return self.tokens - (self.rounds + 1) * self.steps
 
     def __str__(self) -> str:
         return f"{self.batch}x{self.tokens}"
@@ -41,7 +46,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def race(case: Case) -> Race:
     """All arms on one prompt, a few steps at a time."""
-    speed = speed_bench(case.tokens, case.tiny, case.batch, case.steps, case.rounds)
+    speed = speed_bench(case.prompt, case.tiny, case.batch, case.steps, case.rounds)
     times = speed.interleave({name: arm(name, case.tiny) for name in ARMS})
     facts = {name: _facts(case, times, name) for name in ARMS}
     title = f"decode step of {bench(case.tiny).name}, {case.batch} × {case.tokens:,} tokens"

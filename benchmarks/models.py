@@ -31,6 +31,7 @@ ARMS = {
     "int8": ("int:bits=8", Reading()),
     "int4": ("int:bits=4", Reading()),
     "3-bit latents": ("ftc:bits=3,frame=after", Reading()),
+    "3-bit latents, bands": ("ftc:bits=3,frame=bands", Reading()),
     "int8 latents of half rank": ("pca:rank=0.5,heads=each,frame=after+int:bits=8", Reading()),
 }
 """What whole steps compare. ``3-bit latents`` take fewer than a quarter of the bytes of 16-bit keys and values."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from kvbench.measure.turns import timed_in_turns
 from kvbench.report.benchmarks import markdown, read_benchmarks
@@ -68,3 +69,14 @@ def test_ratios_are_those_of_each_round(racing):
     race.report(benchmark, "fast")
     assert benchmark.seen == pytest.approx(drifting)
     assert benchmark.extra_info["ratios"]["slow"]["ratio"] == pytest.approx(2) and benchmark.extra_info["x"] == 1
+
+
+@torch.no_grad()
+def test_what_is_timed_is_the_attention_itself(monkeypatch):
+    """Kernels' parts are computed when they are read: an arm that only made one was timed as 20 times as fast."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import bench_attention
+
+    for arm in bench_attention._arms(bench_attention.Case(2, 128, 1)).values():
+        timed = bench_attention._cycling(arm, [arm.stored])()
+        assert isinstance(timed, torch.Tensor) and timed.isfinite().all()

@@ -64,27 +64,27 @@ def convert_groups(packed, sections, codes, packing):  # type: ignore[no-untyped
             if field == GROUP:
                 for token in range(GROUP):
                     start = byte + token // QUAD * whole * QUAD + token % QUAD
-                    _convert(line[start:], QUAD, tokens[token, first:], np.uint8(0), mask, shift, whole, packing)
+                    _convert(line, start, QUAD, tokens[token], first, np.uint8(0), mask, shift, whole, packing)
             else:
                 for token in range(GROUP):
                     for member in range(QUAD // field if whole else 0):
-                        place = np.uint8((2 * member + token // QUAD) * field)
-                        numbers, fields = tokens[token, first + member * words :], line[byte + token % QUAD :]
-                        _convert(fields, QUAD, numbers, place, mask, shift, words, packing)
-            start, per_byte = byte + whole * field, GROUP // field
-            for token in range(GROUP):
-                place, rest_fields = np.uint8(token % per_byte * field), line[start + token // per_byte :]
-                _convert(rest_fields, field, tokens[token, first + whole :], place, mask, shift, rest, packing)
+                        place, numbers = np.uint8((2 * member + token // QUAD) * field), first + member * words
+                        start = byte + token % QUAD
+                        _convert(line, start, QUAD, tokens[token], numbers, place, mask, shift, words, packing)
+            after, per_byte = byte + whole * field, GROUP // field
+            for token in range(GROUP if rest else 0):
+                place, start = np.uint8(token % per_byte * field), after + token // per_byte
+                _convert(line, start, field, tokens[token], first + whole, place, mask, shift, rest, packing)
 
 
 @_kernel(nogil=True)
-def _convert(line, step, codes, place, mask, shift, count, packing):  # type: ignore[no-untyped-def]
-    """Every ``step``-th byte of ``line`` holds, at ``place``, a field of one of a token's ``codes``."""
+def _convert(line, start, step, codes, first, place, mask, shift, count, packing):  # type: ignore[no-untyped-def]
+    """Every ``step``-th byte of ``line`` from ``start`` holds, at ``place``, a field of a code from ``first`` on."""
     for i in range(count):
         if packing:
-            line[step * i] |= ((codes[i] >> shift) & mask) << place
+            line[start + step * i] |= ((codes[first + i] >> shift) & mask) << place
         else:
-            codes[i] |= ((line[step * i] >> place) & mask) << shift
+            codes[first + i] |= ((line[start + step * i] >> place) & mask) << shift
 
 
 @_kernel(nogil=True)
