@@ -64,22 +64,27 @@ def convert_groups(packed, sections, codes, packing):  # type: ignore[no-untyped
             if field == GROUP:
                 for token in range(GROUP):
                     start = byte + token // QUAD * whole * QUAD + token % QUAD
-                    _convert(line, start, QUAD, tokens[token], first, np.uint8(0), mask, shift, whole, packing)
+                    bits = np.uint8(0), mask, shift
+                    _convert(line, start, QUAD, tokens[token], first, bits, whole, packing)
             else:
                 for token in range(GROUP):
                     for member in range(QUAD // field if whole else 0):
-                        place, numbers = np.uint8((2 * member + token // QUAD) * field), first + member * words
-                        start = byte + token % QUAD
-                        _convert(line, start, QUAD, tokens[token], numbers, place, mask, shift, words, packing)
+                        bits = np.uint8((2 * member + token // QUAD) * field), mask, shift
+                        start, numbers = byte + token % QUAD, first + member * words
+                        _convert(line, start, QUAD, tokens[token], numbers, bits, words, packing)
             after, per_byte = byte + whole * field, GROUP // field
             for token in range(GROUP if rest else 0):
-                place, start = np.uint8(token % per_byte * field), after + token // per_byte
-                _convert(line, start, field, tokens[token], first + whole, place, mask, shift, rest, packing)
+                bits, start = (np.uint8(token % per_byte * field), mask, shift), after + token // per_byte
+                _convert(line, start, field, tokens[token], first + whole, bits, rest, packing)
 
 
 @_kernel(nogil=True)
-def _convert(line, start, step, codes, first, place, mask, shift, count, packing):  # type: ignore[no-untyped-def]
-    """Every ``step``-th byte of ``line`` from ``start`` holds, at ``place``, a field of a code from ``first`` on."""
+def _convert(line, start, step, codes, first, bits, count, packing):  # type: ignore[no-untyped-def]
+    """Every ``step``-th byte of ``line`` from ``start`` holds a field of a code from ``first`` on.
+
+    ``bits``: the field's place in the byte, its mask, and its place in the code.
+    """
+    place, mask, shift = bits
     for i in range(count):
         if packing:
             line[start + step * i] |= ((codes[first + i] >> shift) & mask) << place
