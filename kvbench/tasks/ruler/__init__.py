@@ -1,0 +1,1 @@
+"""The thirteen tasks of RULER."""
