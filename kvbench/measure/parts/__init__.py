@@ -14,6 +14,7 @@ from kvbench.measure.parts.memory import MemoryResult, MemoryWorkload
 from kvbench.measure.parts.part import HasResults, HasSettings, Inputs, PartSettings, WorkloadPart, fields_of
 from kvbench.measure.parts.quality import QualityResult, QualityWorkload
 from kvbench.measure.parts.speed import SpeedResult, SpeedWorkload
+from kvbench.measure.parts.tasks import TasksResult, TasksWorkload
 
 __all__ = ["PARTS", "WITH_INTERVALS", "Inputs", "PartResults", "PartSettings", "PartsOfWorkload"]
 
@@ -28,6 +29,7 @@ class Parts:
     speed = WorkloadPart(SpeedWorkload, SpeedResult, written_as_null=True)
     memory = WorkloadPart(MemoryWorkload, MemoryResult, written_as_null=True)
     capacity = WorkloadPart(CapacityWorkload, CapacityResult)
+    tasks = WorkloadPart(TasksWorkload, TasksResult)
 
 
 PARTS: dict[str, WorkloadPart[Any, Any]] = {

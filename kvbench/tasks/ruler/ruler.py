@@ -12,6 +12,7 @@ from random import Random
 from typing import Protocol
 
 from kvbench.errors import unknown
+from kvbench.tasks.names import RULER
 from kvbench.tasks.ruler.aggregation import CommonWords, FrequentWords
 from kvbench.tasks.ruler.needles import Needles
 from kvbench.tasks.ruler.questions import Corpus, InventedTowns, QuestionAnswering
@@ -32,23 +33,6 @@ class Task(Protocol):
 
     def sample(self, random: Random, size: int) -> Sample:
         """A sample whose context grows with ``size``; the same for the same state of ``random``."""
-
-
-TASKS = (
-    "niah_single_1",
-    "niah_single_2",
-    "niah_single_3",
-    "niah_multikey_1",
-    "niah_multikey_2",
-    "niah_multikey_3",
-    "niah_multivalue",
-    "niah_multiquery",
-    "vt",
-    "cwe",
-    "fwe",
-    "qa_1",
-    "qa_2",
-)
 
 
 def ruler_task(name: str, length: int, essay: Sequence[str], corpora: Sequence[Corpus] = ()) -> Task:
@@ -77,5 +61,5 @@ def ruler_task(name: str, length: int, essay: Sequence[str], corpora: Sequence[C
         "qa_2": QuestionAnswering(double),
     }
     if name not in tasks:
-        raise unknown("task", name, TASKS)
+        raise unknown("task", name, RULER)
     return tasks[name]
