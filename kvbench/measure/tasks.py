@@ -8,28 +8,36 @@ number of tokens, or once they contain all that they are scored by.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
+from kvbench.errors import KvbenchError
 from kvbench.measure.arms import Arm
 from kvbench.measure.bench import ModelBench
-from kvbench.measure.parts.tasks import TaskScore, TasksResult, TasksWorkload
+from kvbench.measure.parts.tasks import Answer, TaskScore
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
 from kvbench.measure.prompt_file import prompt_from, prompt_tensors
 from kvbench.storage.kept import kept
 from kvbench.tasks.fitting import FittedSample, Frame, fitted_samples
-from kvbench.tasks.ruler.ruler import Task, ruler_task
+from kvbench.tasks.ruler.ruler import Task
 from kvbench.tasks.scoring import METRICS
-from kvbench.texts.splits import documents
+from kvbench.texts.splits import Split, documents
 from kvbench.texts.windows import Windows
+
+
+def essay_words(text: str, split: Split) -> list[str]:
+    """Words of all documents, one after the other, that needles are hidden in."""
+    return [word for body in documents(text, split)["text"] for word in body.split()]
 
 
 @dataclass(frozen=True)
 class _Answers:
+    """Texts and scores, question by question: the first of every sample, then the second of each, and so on."""
+
     texts: tuple[str, ...]
     scores: tuple[float, ...]
     attention: str
@@ -37,51 +45,66 @@ class _Answers:
 
 @dataclass
 class TaskBench:
-    """The samples of a workload's tasks, and what the uncompressed cache answers."""
+    """The ``samples`` of tasks by name, and what the uncompressed cache answers."""
 
     bench: ModelBench
-    workload: TasksWorkload
-    _samples: dict[str, tuple[Task, list[FittedSample]]] = field(default_factory=dict)
+    samples: dict[str, tuple[Task, list[FittedSample]]]
     _baseline: dict[str, _Answers] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        workload, tokenizer = self.workload, self.bench.loaded.tokenizer
-        frame = Frame.of(tokenizer, workload.chat)
-        essay = [word for text in documents(workload.text, workload.split)["text"] for word in text.split()]
-        for name in workload.tasks:
-            task = ruler_task(name, workload.length, essay)
-            samples = fitted_samples(task, frame, workload.length, workload.samples, workload.seed, workload.questions)
-            self._samples[name] = task, samples
+    @classmethod
+    def of(
+        cls,
+        bench: ModelBench,
+        tasks: Mapping[str, tuple[Task, int]],
+        frame: Frame,
+        count: int,
+        seed: int,
+        questions: int = 1,
+    ) -> TaskBench:
+        """``count`` samples of each of ``tasks``, which are given with their lengths in tokens."""
+        samples = {}
+        for place, (name, (task, length)) in enumerate(tasks.items()):
+            bench.report(f"making samples of {name}", place, len(tasks))
+            samples[name] = task, fitted_samples(task, frame, length, count, seed, questions)
+        return cls(bench, samples)
 
     def windows(self) -> Windows:
         """What is read, for the trial's id."""
-        contexts = [sample for _, samples in self._samples.values() for sample in samples]
+        contexts = [sample for _, samples in self.samples.values() for sample in samples]
         digest = hashlib.sha256(repr([(sample.context, sample.questions) for sample in contexts]).encode()).hexdigest()
-        return Windows(self.workload.text, self.workload.split, torch.zeros(0, 0), (), digest)
+        return Windows("tasks", "test", torch.zeros(0, 0), (), digest)
 
-    def score(self, arm: Arm) -> TasksResult:
-        """Answers of ``arm`` beside those of ``none``."""
-        scores, attention = [], ""
-        for place, (name, (_, samples)) in enumerate(self._samples.items()):
-            self.bench.report(f"{name} through {arm.name}", place, len(self._samples))
+    def answers(self, arm: Arm) -> tuple[TaskScore, ...]:
+        """Of ``arm``, beside those of ``none``, a task after the other."""
+        scores = []
+        for place, (name, (_, samples)) in enumerate(self.samples.items()):
+            self.bench.report(f"{name} through {arm.name}", place, len(self.samples))
             prompt = self._prompt(samples)
             if name not in self._baseline:
                 self._baseline[name] = self._answers(self.bench.none(), name, prompt)
-            baseline, answers = self._baseline[name], self._answers(arm, name, prompt)
-            attention = answers.attention
-            scores.append(
-                TaskScore(
-                    task=name,
-                    score=_mean(answers.scores),
-                    baseline=_mean(baseline.scores),
-                    scores=answers.scores,
-                    baseline_scores=baseline.scores,
-                    answers=answers.texts,
-                    baseline_answers=baseline.texts,
-                    references=tuple(references for _, references in _by_question(samples)),
+            scores.append(self._score(name, self._answers(arm, name, prompt)))
+        return tuple(scores)
+
+    def _score(self, name: str, answers: _Answers) -> TaskScore:
+        _, samples = self.samples[name]
+        decode, baseline = self.bench.loaded.tokenizer.decode, self._baseline[name]
+        order = [(index, place) for place in range(len(samples[0].questions)) for index in range(len(samples))]
+        return TaskScore(
+            task=name,
+            answers=tuple(
+                Answer(
+                    sample=index,
+                    question=str(decode([*samples[index].questions[place]], skip_special_tokens=True)).strip(),
+                    references=samples[index].references[place],
+                    baseline=baseline.texts[row],
+                    compressed=answers.texts[row],
+                    baseline_score=baseline.scores[row],
+                    score=answers.scores[row],
                 )
-            )
-        return TasksResult(tasks=tuple(scores), attention=attention)
+                for row, (index, place) in enumerate(order)
+            ),
+            attention=answers.attention,
+        )
 
     def _prompt(self, samples: list[FittedSample]) -> ExactPrompt:
         """All contexts of a task, prefilled together."""
@@ -93,8 +116,7 @@ class TaskBench:
         return prompt_from(*kept(key, lambda: prompt_tensors(exact_prompt(bench.loaded.model, bench.geometry, ids))))
 
     def _answers(self, arm: Arm, name: str, prompt: ExactPrompt) -> _Answers:
-        """To the first question of every sample, then to the second of each, and so on."""
-        task, samples = self._samples[name]
+        task, samples = self.samples[name]
         tokenizer, metric = self.bench.loaded.tokenizer, METRICS[task.metric]
         texts, scores, attention = [], [], ""
         for place in range(len(samples[0].questions)):
@@ -106,7 +128,7 @@ class TaskBench:
             with arm.entered():
                 cache = arm.fill(prompt)
                 questions = torch.tensor([sample.questions[place] for sample in samples], device=prompt.logits.device)
-                answers = greedy(arm, cache, questions, task.new_tokens, self._ends, right)
+                answers = greedy(arm, cache, questions, task.new_tokens, self._last_tokens, right)
             attention = arm.attended_by(cache)
             for row, tokens in enumerate(answers):
                 texts.append(str(tokenizer.decode(tokens, skip_special_tokens=True)))
@@ -114,7 +136,7 @@ class TaskBench:
         return _Answers(tuple(texts), tuple(scores), attention)
 
     @property
-    def _ends(self) -> set[int]:
+    def _last_tokens(self) -> set[int]:
         """Tokens that end an answer."""
         config = self.bench.loaded.model.generation_config
         tokens = None if config is None else config.eos_token_id
@@ -122,33 +144,29 @@ class TaskBench:
 
 
 def greedy(
-    arm: Arm, cache: Cache, ids: Tensor, most: int, ends: set[int], enough: Callable[[int, list[int]], bool]
+    arm: Arm, cache: Cache, ids: Tensor, most: int, last_tokens: set[int], enough: Callable[[int, list[int]], bool]
 ) -> list[list[int]]:
-    """At most ``most`` tokens after ``ids`` (rows, tokens), row by row, without the one of ``ends`` that ends them.
+    """At most ``most`` tokens after ``ids`` (rows, tokens), row by row, without the one of ``last_tokens`` at its end.
 
     A row is done as soon as ``enough`` says so of its index and tokens; all go on until all are done.
+
+    Raises:
+        KvbenchError: the model's logits are not finite.
     """
     answers: list[list[int]] = [[] for _ in ids]
     open_rows = set(range(len(ids)))
     for _ in range(most):
-        new = arm.forward(ids, cache, logits_to_keep=1)[:, -1].argmax(-1)
+        logits = arm.forward(ids, cache, logits_to_keep=1)[:, -1]
+        if not bool(logits.isfinite().all()):
+            raise KvbenchError(f"{arm.name}: the model's logits are not finite; check its weights and dtype")
+        new = logits.argmax(-1)
         for row in sorted(open_rows):
             token = int(new[row])
-            if token not in ends:
+            if token not in last_tokens:
                 answers[row].append(token)
-            if token in ends or enough(row, answers[row]):
+            if token in last_tokens or enough(row, answers[row]):
                 open_rows.discard(row)
         if not open_rows:
             break
         ids = new[:, None]
     return answers
-
-
-def _by_question(samples: list[FittedSample]) -> list[tuple[tuple[int, ...], tuple[str, ...]]]:
-    """(question, references) in the order in which they are answered."""
-    count = len(samples[0].questions)
-    return [(sample.questions[place], sample.references[place]) for place in range(count) for sample in samples]
-
-
-def _mean(scores: tuple[float, ...]) -> float:
-    return sum(scores) / len(scores)

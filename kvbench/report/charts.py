@@ -16,6 +16,7 @@ from kvbench.report.columns import Cell
 from kvbench.report.columns.quality import BELOW_NOISE, is_above_noise
 from kvbench.report.figure import Figure, file_name
 from kvbench.report.groups import Group, bits, is_baseline
+from kvbench.report.heatmaps import needle_map, task_map
 from kvbench.report.numbers import MISSING
 from kvbench.report.pareto import frontier
 from kvbench.report.scatter import Line, Point, scatter
@@ -27,15 +28,20 @@ BIT_TICKS = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
 def figures(groups: Sequence[Group]) -> list[list[Figure]]:
-    """The charts of each group: none, one or two, by what was measured. Names are distinct and safe for any disk."""
+    """The charts of each group, by what was measured. Names are distinct and safe for any disk."""
     names: list[str] = []
     for group in groups:
         names.append(file_name(group.title, names))
     drawn = [
-        (_distortion(group, f"{name}-kld"), _speed_up(group, f"{name}-speed") or _token_time(group, f"{name}-speed"))
+        (
+            _distortion(group, f"{name}-kld"),
+            _speed_up(group, f"{name}-speed") or _token_time(group, f"{name}-speed"),
+            task_map(group, f"{name}-tasks"),
+            needle_map(group, f"{name}-needles"),
+        )
         for group, name in zip(groups, names, strict=True)
     ]
-    return [[figure for figure in pair if figure] for pair in drawn]
+    return [[figure for figure in each if figure] for each in drawn]
 
 
 def _distortion(group: Group, name: str) -> Figure | None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvbench.report.answers import AnswerTable, answer_table
 from kvbench.report.capacity_chart import capacities
 from kvbench.report.charts import figures
 from kvbench.report.columns import DETAILS, Cell, Column
@@ -69,6 +70,7 @@ class Section:
     summary: TableView
     remarks: tuple[str, ...]
     figures: list[Figure]
+    answers: AnswerTable | None
     details: list[TableView]
 
 
@@ -154,6 +156,7 @@ def _section(index: int, group: Group, drawn: list[Figure]) -> Section:
         summary=_table(f"Results, {group.title}", group, group.summary),
         remarks=group.remarks,
         figures=drawn,
+        answers=answer_table(group),
         details=[_table(part.capitalize(), group, columns) for part, columns in group.details.items()],
     )
 

@@ -11,6 +11,7 @@ from pydantic import create_model
 
 from kvbench.measure.parts.capacity import CapacityResult, CapacityWorkload
 from kvbench.measure.parts.memory import MemoryResult, MemoryWorkload
+from kvbench.measure.parts.needles import NeedlesResult, NeedlesWorkload
 from kvbench.measure.parts.part import HasResults, HasSettings, Inputs, PartSettings, WorkloadPart, fields_of
 from kvbench.measure.parts.quality import QualityResult, QualityWorkload
 from kvbench.measure.parts.speed import SpeedResult, SpeedWorkload
@@ -30,6 +31,7 @@ class Parts:
     memory = WorkloadPart(MemoryWorkload, MemoryResult, written_as_null=True)
     capacity = WorkloadPart(CapacityWorkload, CapacityResult)
     tasks = WorkloadPart(TasksWorkload, TasksResult)
+    needles = WorkloadPart(NeedlesWorkload, NeedlesResult)
 
 
 PARTS: dict[str, WorkloadPart[Any, Any]] = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from kvbench.errors import unknown
 from kvbench.measure.parts.part import Inputs, PartSettings
@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from kvbench.measure.tasks import TaskBench
     from kvbench.texts.windows import Windows
 
+MARGIN = 0.05
+"""Loss of score below which a compressor counts as harmless."""
+
 
 class TasksWorkload(PartSettings):
     """RULER-style ``tasks``, ``samples`` of each, ``length`` tokens with the answer.
 
     Contexts are compressed before any question is seen; ``questions`` of them are put to each, where a task has
-    several. Needles are hidden in ``text``; ``chat`` puts the model's chat template around context and question.
+    several. Needles are hidden in ``text``; ``chat`` puts the model's chat template around context and question. A
+    compressor is unharmed if it loses less than ``margin`` of score, 0…1.
     """
 
     tasks: tuple[str, ...] = RULER
@@ -34,13 +38,16 @@ class TasksWorkload(PartSettings):
     split: Literal["test", "development"] = "test"
     chat: bool = True
     seed: NonNegativeInt = 42
+    margin: Annotated[float, Field(gt=0, le=1)] = MARGIN
 
     @field_validator("tasks")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             if name not in RULER:
-                raise unknown("task", name, RULER)
+                raise ValueError(str(unknown("task", name, RULER)))
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"tasks must be one or more of {', '.join(RULER)}, each once")
         return names
 
     @property
@@ -56,30 +63,65 @@ class TasksWorkload(PartSettings):
 
     def measure(self, bench: ModelBench, arm: Arm, inputs: Inputs) -> TasksResult:
         """Let ``arm`` answer all questions; the uncompressed cache's answers are shared."""
-        return bench.shared(_samples, self).score(arm)
+        return TasksResult.of(bench.shared(_samples, self).answers(arm))
+
+
+class Answer(Frozen):
+    """What ``sample`` was answered through the uncompressed cache, and through the compressed one.
+
+    Scores are 0…1: the share of ``references`` that an answer contains, or whether it contains one of them.
+    """
+
+    sample: int
+    question: str
+    references: tuple[str, ...]
+    baseline: str
+    compressed: str
+    baseline_score: float
+    score: float
 
 
 class TaskScore(Frozen):
-    """One task. Scores are 0…1: the share of references that answers contain, or whether they contain one."""
+    """One task, or one cell of a grid."""
 
     task: str
-    score: float
-    baseline: float
-    """Score of the uncompressed cache."""
-    scores: tuple[float, ...]
-    """Of every question, sample by sample."""
-    baseline_scores: tuple[float, ...]
-    answers: tuple[str, ...]
-    baseline_answers: tuple[str, ...]
-    references: tuple[tuple[str, ...], ...]
+    answers: tuple[Answer, ...]
+    attention: str
+    """What attended to the stored tokens, read back from the live cache."""
+
+    @property
+    def score(self) -> float:
+        """Mean over answers, 0…1."""
+        return sum(answer.score for answer in self.answers) / len(self.answers)
+
+    @property
+    def baseline(self) -> float:
+        """The uncompressed cache's."""
+        return sum(answer.baseline_score for answer in self.answers) / len(self.answers)
+
+    @property
+    def identical(self) -> bool:
+        """Whether every answer is the uncompressed cache's, letter by letter."""
+        return all(answer.compressed == answer.baseline for answer in self.answers)
+
+    def by_sample(self) -> tuple[list[float], list[float]]:
+        """Scores before and after compression, a mean over questions for every sample: these are independent."""
+        rows: dict[int, list[Answer]] = {}
+        for answer in self.answers:
+            rows.setdefault(answer.sample, []).append(answer)
+        before = [sum(answer.baseline_score for answer in row) / len(row) for row in rows.values()]
+        return before, [sum(answer.score for answer in row) / len(row) for row in rows.values()]
 
 
 class TasksResult(Frozen):
     """Scores of tasks through the compressed cache, beside those of the uncompressed one."""
 
     tasks: tuple[TaskScore, ...]
-    attention: str
-    """What attended to the stored tokens, read back from the live cache."""
+
+    @classmethod
+    def of(cls, scores: tuple[TaskScore, ...]) -> TasksResult:
+        """Of all tasks."""
+        return cls(tasks=scores)
 
     @property
     def score(self) -> float:
@@ -93,6 +135,11 @@ class TasksResult(Frozen):
 
 
 def _samples(bench: ModelBench, workload: TasksWorkload) -> TaskBench:
-    from kvbench.measure.tasks import TaskBench
+    from kvbench.measure.tasks import TaskBench, essay_words
+    from kvbench.tasks.fitting import Frame
+    from kvbench.tasks.ruler.ruler import ruler_task
 
-    return TaskBench(bench, workload)
+    essay = essay_words(workload.text, workload.split)
+    tasks = {name: (ruler_task(name, workload.length, essay), workload.length) for name in workload.tasks}
+    frame = Frame.of(bench.loaded.tokenizer, workload.chat)
+    return TaskBench.of(bench, tasks, frame, workload.samples, workload.seed, workload.questions)

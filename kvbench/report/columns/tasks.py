@@ -1,4 +1,4 @@
-"""Columns of the tasks part: what the model still can do."""
+"""Columns of the tasks part: what the model can still do."""
 
 from __future__ import annotations
 
@@ -6,38 +6,54 @@ from collections.abc import Callable
 
 from kvbench.measure.parts.tasks import TasksResult
 from kvbench.report.columns.column import Cell, Column, plain
+from kvbench.report.verdicts import Judgement, judged
 from kvbench.runs.records import Record
-
-UNDECIDABLE = 0.2
-"""Tasks in which the uncompressed model scores less say nothing about a compressor."""
 
 
 def _tasks(show: Callable[[TasksResult], Cell | None]) -> Callable[[Record], Cell | None]:
     return lambda record: show(record.tasks) if record.tasks else None
 
 
+def _judged(show: Callable[[Judgement], Cell | None]) -> Callable[[Record], Cell | None]:
+    def cell(record: Record) -> Cell | None:
+        settings = record.trial.workload.tasks
+        return show(judged(record.tasks.tasks, settings.margin)) if record.tasks and settings else None
+
+    return cell
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _retention(result: TasksResult) -> float | None:
-    """Mean share of the baseline's score that is left, over the tasks that decide."""
-    shares = [task.score / task.baseline for task in result.tasks if task.baseline >= UNDECIDABLE]
-    return sum(shares) / len(shares) if shares else None
+def _change(judgement: Judgement) -> Cell | None:
+    change = judgement.difference
+    if change is None:
+        return None
+    spread = f"[{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+    return Cell(f"{100 * change.mean:+.1f}", change.mean, spread)
 
 
 def _broken(result: TasksResult) -> Cell:
-    pairs = [pair for task in result.tasks for pair in zip(task.baseline_scores, task.scores, strict=True)]
-    lost = sum(before == 1 and after < 1 for before, after in pairs)
-    return Cell(f"{lost} of {sum(before == 1 for before, _ in pairs)}", lost)
+    answers = [answer for task in result.tasks for answer in task.answers]
+    right = [answer for answer in answers if answer.baseline_score == 1]
+    lost = sum(answer.score < 1 for answer in right)
+    return Cell(f"{lost} of {len(right)}", lost)
 
 
-def _decides(result: TasksResult) -> Cell:
-    count = sum(task.baseline >= UNDECIDABLE for task in result.tasks)
-    return Cell(f"{count} of {len(result.tasks)}", count)
+def _decides(judgement: Judgement) -> Cell:
+    count = len(judgement.deciding)
+    return Cell(f"{count} of {len(judgement.tasks)}", count)
 
 
-LEGEND = "tasks: RULER-style, not comparable with published scores; retention over tasks that the model can do at all"
+def _attention(result: TasksResult) -> Cell:
+    return Cell(", ".join(sorted({task.attention for task in result.tasks})), None)
+
+
+LEGEND = (
+    "tasks: RULER-style, not comparable with published scores; verdicts over the tasks of which the uncompressed cache "
+    "scores at least 20 %"
+)
 
 COLUMNS = (
     Column(
@@ -47,9 +63,25 @@ COLUMNS = (
         summary=True,
     ),
     Column(
+        "change\npoints",
+        "Mean change of a sample's score against the uncompressed cache, in points of 100, over the tasks that decide; "
+        "the 95 % interval is over samples (Newcombe's of two Wilson intervals).",
+        _judged(_change),
+        summary=True,
+    ),
+    Column(
         "retained\n%",
-        "Score over the uncompressed cache's, mean over the tasks in which that one scores at least 20 %.",
-        _tasks(lambda result: plain(_retention(result), _percent)),
+        "Score over the uncompressed cache's, a mean over the tasks in which that one scores at least 20 %.",
+        _judged(lambda judgement: plain(judgement.retention, _percent)),
+        summary=True,
+        importance=8,
+    ),
+    Column(
+        "verdict",
+        "harmed: an exact test of signs says so (McNemar's for hits and misses; Holm over all tasks and their sum). "
+        "unharmed: the interval excludes a loss as large as the margin, or every answer is the same letter by letter. "
+        "undecided: neither. undecidable: the uncompressed model scores below 20 % in every task.",
+        _judged(lambda judgement: Cell(judgement.verdict, None)),
         summary=True,
     ),
     Column(
@@ -59,12 +91,22 @@ COLUMNS = (
         summary=True,
         importance=4,
     ),
-    Column("tasks that\ndecide", "Tasks in which the uncompressed cache scores at least 20 %.", _tasks(_decides)),
+    Column(
+        "tasks that\ndecide",
+        "Tasks in which the uncompressed cache scores at least 20 %.",
+        _judged(_decides),
+        importance=3,
+    ),
+    Column(
+        "samples\nneeded",
+        "Samples, over all tasks, that would decide with a chance of 80 % if all went on as it began.",
+        _judged(lambda judgement: plain(judgement.samples_needed, str)),
+        importance=2,
+    ),
     Column(
         "tasks\nattend",
         "What attended to the stored tokens of the answers, read back from the live cache.",
-        _tasks(lambda result: Cell(result.attention, None)),
-        summary=True,
+        _tasks(_attention),
         importance=1,
     ),
 )

@@ -1,0 +1,96 @@
+"""Single answers, side by side: what the uncompressed cache answered, and what the compressed one did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kvbench.measure.parts.tasks import Answer, TaskScore
+from kvbench.report.groups import Group
+from kvbench.runs.records import Record
+
+LONGEST_TEXT = 400
+"""Characters of an answer or a question; models that ramble fill pages."""
+
+MOST_ROWS = 3000
+"""Rows of a table beyond which those that did not change are left out."""
+
+CHANGES = ("worse", "better", "same")
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """One question; ``change`` is one of :data:`CHANGES`, by score."""
+
+    compressor: str
+    task: str
+    change: str
+    question: str
+    references: str
+    baseline: str
+    compressed: str
+    scores: str
+
+
+@dataclass(frozen=True)
+class AnswerTable:
+    """Those of a section, what got worse first; ``left_out`` counts unchanged ones for which there was no room."""
+
+    rows: tuple[AnswerRow, ...]
+    left_out: int
+
+    @property
+    def compressors(self) -> tuple[str, ...]:
+        """For choosing among them."""
+        return tuple(dict.fromkeys(row.compressor for row in self.rows))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """For choosing among them."""
+        return tuple(dict.fromkeys(row.task for row in self.rows))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many changed how."""
+        return {change: sum(row.change == change for row in self.rows) for change in CHANGES}
+
+
+def answer_table(group: Group) -> AnswerTable | None:
+    """The answers of all compressors of ``group``; None where nothing was asked of them."""
+    rows = [
+        _row(record.trial.compressor, task.task, answer)
+        for record in group.compressors
+        for task in _tasks(record)
+        for answer in task.answers
+    ]
+    if not rows:
+        return None
+    rows.sort(key=lambda row: CHANGES.index(row.change))
+    shown = rows if len(rows) <= MOST_ROWS else [row for row in rows if row.change != "same"]
+    return AnswerTable(tuple(shown), len(rows) - len(shown))
+
+
+def _tasks(record: Record) -> Iterator[TaskScore]:
+    if record.tasks:
+        yield from record.tasks.tasks
+    if record.needles:
+        yield from (cell.score for cell in record.needles.cells)
+
+
+def _row(compressor: str, task: str, answer: Answer) -> AnswerRow:
+    moved = answer.score - answer.baseline_score
+    return AnswerRow(
+        compressor,
+        f"{task} · {answer.sample + 1}",
+        "worse" if moved < 0 else "better" if moved > 0 else "same",
+        _cut(answer.question),
+        _cut(", ".join(answer.references)),
+        _cut(answer.baseline),
+        _cut(answer.compressed),
+        f"{100 * answer.baseline_score:.0f} → {100 * answer.score:.0f}",
+    )
+
+
+def _cut(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"

@@ -1,0 +1,189 @@
+"""Answers through compressed caches: the same as stock's where nothing is lost, and harmed by every broken codec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvbench.codecs.codec import Codec
+from kvbench.compressors.compressor import parse
+from kvbench.errors import KvbenchError
+from kvbench.measure.bench import CalibrationSource, ModelBench
+from kvbench.measure.parts.tasks import TaskScore
+from kvbench.measure.quality import QualityBench
+from kvbench.measure.tasks import TaskBench, essay_words
+from kvbench.report.verdicts import judged
+from kvbench.tasks.fitting import Frame
+from kvbench.tasks.names import RULER
+from kvbench.tasks.ruler.needles import Needles
+from kvbench.tasks.ruler.ruler import ruler_task
+
+Broken = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Keys and values, and what a codec with a mistake makes of them."""
+
+MODEL = "smollm2-135m-instruct-q4_1"
+SOURCE = CalibrationSource("essays", 4, 512)
+ANSWERING = [
+    "hf",
+    "identity:recent=0",
+    "identity:frame=before,recent=0",
+    "int:bits=8,recent=0",
+    "int:bits=4,recent=0",
+    "kivi:bits=4,recent=0",
+    "pca:rank=0.75,recent=0",
+    "palu:rank=0.75,recent=0",
+    "pca:rank=0.9,recent=0+int:bits=4",
+    "kvtc:bits=4,recent=0",
+    "ftc:bits=4,recent=0",
+    "ftc:bits=4,frame=bands,recent=0",
+]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> ModelBench:
+    return ModelBench("random:llama?context=4096", dtype="float64")
+
+
+@pytest.mark.parametrize("name", RULER)
+def test_none_answers_like_stock_letter_by_letter(tiny: ModelBench, name: str) -> None:
+    task = ruler_task(name, 3800, ["some", "words.", "stand", "here."] * 50)
+    frame = Frame.of(tiny.loaded.tokenizer, chat=False)
+    (score,) = TaskBench.of(tiny, {name: (task, 3800)}, frame, 2, seed=1).answers(tiny.arm(parse("hf"), SOURCE))
+    assert score.identical and any(answer.baseline for answer in score.answers)
+
+
+def test_several_questions_are_put_to_one_context(tiny: ModelBench) -> None:
+    task = Needles("essay", ["some", "words.", "stand", "here."] * 50, keys=4)
+    bench = TaskBench.of(tiny, {"four": (task, 1500)}, Frame.of(tiny.loaded.tokenizer, chat=False), 2, 1, questions=3)
+    (score,) = bench.answers(tiny.none())
+    assert [answer.sample for answer in score.answers] == [0, 1] * 3
+    assert len({(answer.sample, answer.question) for answer in score.answers}) == 6
+    assert len(score.by_sample()[0]) == 2, "questions about one context are not independent samples"
+
+
+def test_a_model_without_a_chat_template_is_refused(tiny: ModelBench) -> None:
+    with pytest.raises(KvbenchError, match="no chat template; set chat to false"):
+        Frame.of(tiny.loaded.tokenizer, chat=True)
+
+
+@pytest.fixture(scope="module")
+def bench(smollm2: object) -> ModelBench:  # the fixture skips loudly, or fails in CI, when the model cannot be had
+    return ModelBench(MODEL)
+
+
+@pytest.fixture(scope="module")
+def needles(bench: ModelBench) -> TaskBench:
+    """Three needles in the middle of 768 tokens of essays."""
+    task = Needles("essay", essay_words("essays", "test"), depth=0.5, new_tokens=16)
+    return TaskBench.of(bench, {"needle": (task, 768)}, Frame.of(bench.loaded.tokenizer, chat=True), 3, seed=3)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("spec", ANSWERING)
+def test_compressors_of_4_bits_find_every_needle(bench: ModelBench, needles: TaskBench, spec: str) -> None:
+    (score,) = needles.answers(bench.arm(parse(spec), SOURCE))
+    assert score.baseline == 1, "the task can be done"
+    assert score.score == 1, [(answer.compressed, answer.references) for answer in score.answers]
+
+
+@pytest.mark.model
+def test_a_compressor_that_keeps_only_the_window_finds_none(bench: ModelBench, needles: TaskBench) -> None:
+    (score,) = needles.answers(bench.arm(parse("streaming:recent=32"), SOURCE))
+    assert score.score == 0
+
+
+def shuffled_values(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    order = torch.randperm(values.shape[-1], generator=torch.Generator().manual_seed(0))
+    return keys, values[..., order]
+
+
+def keys_off_by_one(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    return keys.roll(1, dims=2), values
+
+
+def one_head_zeroed(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    zeroed = values.clone()
+    zeroed[:, 0] = 0
+    return keys, zeroed
+
+
+def sinks_lost(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """With ``sinks=0`` the first tokens are in the body."""
+    if keys.shape[2] < 64:
+        return keys, values
+    lost = keys.clone()
+    lost[:, :, :4] = 0
+    return lost, values
+
+
+def rotated_twice(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The prompt's keys as if they stood at twice their position (RoPE of base 100,000 over halves)."""
+    half, tokens = keys.shape[-1] // 2, keys.shape[2]
+    if tokens < 64:
+        return keys, values
+    angles = torch.arange(tokens)[:, None] * 100_000.0 ** (-torch.arange(half) / half)
+    cos, sin = angles.cos().to(keys.dtype), angles.sin().to(keys.dtype)
+    first, second = keys.split(half, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1), values
+
+
+ON_TASKS = [shuffled_values, keys_off_by_one, one_head_zeroed, rotated_twice]
+"""Nothing is retrieved worse for want of the first tokens; that is seen in distributions."""
+
+DECISIVE = ("niah_multiquery",)
+
+
+@pytest.fixture(scope="module")
+def tasks(bench: ModelBench) -> TaskBench:
+    """Eight samples of tasks that the model can do."""
+    essay = essay_words("essays", "test")
+    by_name = {name: (replace(ruler_task(name, 448, essay), new_tokens=40), 448) for name in DECISIVE}
+    return TaskBench.of(bench, by_name, Frame.of(bench.loaded.tokenizer, chat=True), 8, seed=5)
+
+
+def answers(bench: ModelBench, tasks: TaskBench) -> tuple[TaskScore, ...]:
+    return tasks.answers(bench.arm(parse("identity:recent=0,sinks=0"), SOURCE))
+
+
+@pytest.mark.model
+def test_a_codec_that_loses_nothing_is_unharmed(bench: ModelBench, tasks: TaskBench) -> None:
+    judgement = judged(answers(bench, tasks), 0.05)
+    assert judgement.verdict == "unharmed" and len(judgement.deciding) == len(DECISIVE)
+
+
+@pytest.fixture
+def encode_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Broken], None]:
+    """Let all codecs encode what a function makes of keys and values."""
+    encode = Codec.encode
+
+    def use(broken: Broken) -> None:
+        monkeypatch.setattr(Codec, "encode", lambda codec, keys, values: encode(codec, *broken(keys, values)))
+
+    return use
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("broken", ON_TASKS)
+def test_broken_codecs_are_harmed_in_tasks(
+    bench: ModelBench, tasks: TaskBench, broken: Broken, encode_with: Callable[[Broken], None]
+) -> None:
+    encode_with(broken)
+    judgement = judged(answers(bench, tasks), 0.05)
+    told = [(each.task.task, each.task.score, each.verdict) for each in judgement.tasks]
+    assert judgement.verdict == "harmed", told
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("broken", [*ON_TASKS, sinks_lost])
+def test_broken_codecs_move_distributions(
+    bench: ModelBench, broken: Broken, encode_with: Callable[[Broken], None]
+) -> None:
+    encode_with(broken)
+    ids = bench.evaluation_windows("essays", 384, 2).ids
+    quality = QualityBench(bench.none(), ids, prefix=256, block=127)
+    result = quality.score(bench.arm(parse("identity:recent=0,sinks=0"), SOURCE))
+    assert min(result.per_document_kld) > 0.02 > 1000 * result.noise_floor_kld
