@@ -24,7 +24,10 @@ class Selection:
     """What is measured."""
 
     suite: Annotated[
-        str | None, Parameter(help="quick (default), standard, full, ci, frontier, speed, capacity or a .toml file.")
+        str | None,
+        Parameter(
+            help="quick (default), standard, full, ci, frontier, speed, capacity, ruler-1k, needles or a .toml file."
+        ),
     ] = None
     model: Annotated[str | None, Parameter(help="Run this model instead of the suite's.")] = None
     compressor: Annotated[list[str] | None, Parameter(help="Run these specs instead of the suite's; repeatable.")] = (

@@ -23,7 +23,7 @@ from kvbench.measure.prompt import ExactPrompt, exact_prompt
 from kvbench.measure.prompt_file import prompt_from, prompt_tensors
 from kvbench.storage.kept import kept
 from kvbench.tasks.fitting import FittedSample, Frame, fitted_samples
-from kvbench.tasks.ruler.ruler import Task
+from kvbench.tasks.sample import Task
 from kvbench.tasks.scoring import METRICS
 from kvbench.texts.splits import Split, documents
 from kvbench.texts.windows import Windows

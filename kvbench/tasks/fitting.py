@@ -9,8 +9,7 @@ from random import Random
 from transformers import PreTrainedTokenizerBase
 
 from kvbench.errors import KvbenchError
-from kvbench.tasks.ruler.ruler import Task
-from kvbench.tasks.sample import Sample
+from kvbench.tasks.sample import Sample, Task
 
 _MARK = "\u2402"
 _MOST = 1 << 22

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,21 @@ class Sample:
 
     context: str
     questions: tuple[Question, ...]
+
+
+class Task(Protocol):
+    """What makes samples of a wanted size; ``metric`` is one of :data:`kvbench.tasks.scoring.METRICS`."""
+
+    @property
+    def metric(self) -> str:
+        """How answers are scored."""
+
+    @property
+    def new_tokens(self) -> int:
+        """The most tokens of an answer."""
+
+    def sample(self, random: Random, size: int) -> Sample:
+        """A sample whose context grows with ``size``; the same for the same state of ``random``."""
 
 
 def in_words(items: Sequence[str]) -> str:

@@ -72,7 +72,9 @@ def test_names_are_the_built_in_files():
         "frontier",
         "full",
         "mla",
+        "needles",
         "quick",
+        "ruler-1k",
         "speed",
         "standard",
     ]

@@ -8,8 +8,6 @@ RULER-style; every context is filled up to its length, where RULER takes the sam
 from __future__ import annotations
 
 from collections.abc import Sequence
-from random import Random
-from typing import Protocol
 
 from kvbench.errors import unknown
 from kvbench.tasks.names import RULER
@@ -17,22 +15,7 @@ from kvbench.tasks.ruler.aggregation import CommonWords, FrequentWords
 from kvbench.tasks.ruler.needles import Needles
 from kvbench.tasks.ruler.questions import Corpus, InventedTowns, QuestionAnswering
 from kvbench.tasks.ruler.tracing import VariableTracking
-from kvbench.tasks.sample import Sample
-
-
-class Task(Protocol):
-    """What makes samples of a wanted size; ``metric`` is one of :data:`kvbench.tasks.scoring.METRICS`."""
-
-    @property
-    def metric(self) -> str:
-        """How answers are scored."""
-
-    @property
-    def new_tokens(self) -> int:
-        """The most tokens of an answer."""
-
-    def sample(self, random: Random, size: int) -> Sample:
-        """A sample whose context grows with ``size``; the same for the same state of ``random``."""
+from kvbench.tasks.sample import Task
 
 
 def ruler_task(name: str, length: int, essay: Sequence[str], corpora: Sequence[Corpus] = ()) -> Task:
