@@ -17,7 +17,13 @@ collect_ignore = ["plugin"]
 """A package of its own: a test installs it and runs its tests."""
 
 
-LONGEST = ("test_plain_cpu.py", "test_triton_kernels.py", "test_plugin_package.py", "test_benchmarks_run.py")
+LONGEST = (
+    "test_task_bench.py",
+    "test_plain_cpu.py",
+    "test_triton_kernels.py",
+    "test_plugin_package.py",
+    "test_benchmarks_run.py",
+)
 """Files that take a minute for few tests: begun first, so that no process is alone with one at the end."""
 
 

@@ -76,13 +76,15 @@ class TaskBench:
 
     def answers(self, arm: Arm) -> tuple[TaskScore, ...]:
         """Of ``arm``, beside those of ``none``, a task after the other."""
-        scores = []
+        scores, none = [], self.bench.none()
+        is_none = arm.name == none.name and arm.reading == none.reading
         for place, (name, (_, samples)) in enumerate(self.samples.items()):
             self.bench.report(f"{name} through {arm.name}", place, len(self.samples))
             prompt = self._prompt(samples)
             if name not in self._baseline:
-                self._baseline[name] = self._answers(self.bench.none(), name, prompt)
-            scores.append(self._score(name, self._answers(arm, name, prompt)))
+                self._baseline[name] = self._answers(none, name, prompt)
+            answers = self._baseline[name] if is_none else self._answers(arm, name, prompt)
+            scores.append(self._score(name, answers))
         return tuple(scores)
 
     def _score(self, name: str, answers: _Answers) -> TaskScore:

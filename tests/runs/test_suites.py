@@ -102,6 +102,17 @@ def test_a_file_is_a_suite(tmp_path):
         ('compressors = ["none", "int:bits=4"]', "compressors = []", "compressors: .*at least 1"),
         ("[workload.quality]\ndocuments = 3", "", "measures nothing"),
         ('name = "s"', "name = ", "not valid TOML"),
+        ("[workload.memory]", '[workload.tasks]\ntasks = ["vtt"]', "unknown task 'vtt'; did you mean 'vt'"),
+        ("[workload.memory]", "[workload.tasks]\ntasks = []", "one or more of"),
+        ("[workload.memory]", "[workload.tasks]\nsamples = 0", r"tasks.samples: .*greater than 0"),
+        ("[workload.memory]", "[workload.tasks]\nmargin = 0", r"tasks.margin: .*greater than 0"),
+        (
+            "[workload.memory]",
+            "[workload.needles]\ndepths = [0.5, 1.5]",
+            r"depths.1: .*less than or equal to 1",
+        ),
+        ("[workload.memory]", "[workload.needles]\nlengths = [512, 512]", "one or more different values"),
+        ("[workload.memory]", '[workload.needles]\nkind = "none"', "needles.kind: .*'distractors'"),
     ],
 )
 def test_mistakes_are_named(old, new, message):
