@@ -13,6 +13,7 @@ from kvbench.cli.doctor import doctor
 from kvbench.cli.fit import calibrate, fit
 from kvbench.cli.generate import generate
 from kvbench.cli.judge import compare, gate
+from kvbench.cli.lm_eval import lm_eval
 from kvbench.cli.ls import ls
 from kvbench.cli.report import report
 from kvbench.cli.run import run
@@ -41,7 +42,7 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-for verb in (run, gate, compare, report, ls, show, calibrate, fit, generate, validate, doctor):
+for verb in (run, gate, compare, report, ls, show, calibrate, fit, generate, lm_eval, validate, doctor):
     app.command(verb)
 
 

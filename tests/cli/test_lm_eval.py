@@ -1,0 +1,91 @@
+"""``kvbench lm-eval``: local tasks of the harness, and what is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvbench.cli import main as cli
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install kvbench[lm-eval]")
+
+CHOICE = """
+task: local_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {data}}}
+test_split: train
+output_type: multiple_choice
+doc_to_text: "{{{{text}}}}"
+doc_to_choice: [" one", " two"]
+doc_to_target: answer
+metric_list: [{{metric: acc}}]
+"""
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def lm_eval(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+    """``kvbench lm-eval`` on a tiny model, with a folder of tasks: exit code, stdout and stderr."""
+    rows = [{"text": f"number {index} of some words that fill the context", "answer": index % 2} for index in range(4)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "choice.yaml").write_text(CHOICE.format(data=data))
+    broken = CHOICE.replace("local_choice", "local_broken")
+    (tmp_path / "broken.yaml").write_text(broken.format(data=tmp_path / "nowhere.jsonl"))
+
+    def run(
+        *arguments: str, task: str = "local_choice", spec: str = "int:bits=4", folder: str = ""
+    ) -> tuple[int, str, str]:
+        given = [
+            "--tasks",
+            task,
+            "--compressor",
+            spec,
+            "--model",
+            "random:llama",
+            "--include-path",
+            folder or str(tmp_path),
+        ]
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["lm-eval", *given, *arguments])
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_a_table_has_both(lm_eval: Cli) -> None:
+    code, out, _ = lm_eval()
+    assert code == 0 and "local_choice" in out and "acc" in out and "none" in out and "int:bits=4" in out
+
+
+def test_json_is_the_harness_own(lm_eval: Cli) -> None:
+    code, out, _ = lm_eval("--json", "--limit", "2")
+    results = json.loads(out)
+    assert code == 0 and list(results) == ["none", "int:bits=4"]
+    assert 0 <= results["none"]["local_choice"]["acc,none"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "task", "spec", "told"),
+    [
+        (("--limit", "0"), "local_choice", "int:bits=4", "--limit 0 is too few"),
+        ((), "local_choise", "int:bits=4", "unknown task 'local_choise'; near are local_choice"),
+        ((), " , ", "int:bits=4", "--tasks names no task"),
+        ((), "local_broken", "int:bits=4", "lm-eval could not run local_broken"),
+        ((), "local_choice", "intt:bits=4", "did you mean 'int'"),
+        (("--chat",), "local_choice", "int:bits=4", "no chat template"),
+    ],
+)
+def test_bad_input_is_one_line(lm_eval: Cli, arguments: tuple[str, ...], task: str, spec: str, told: str) -> None:
+    code, out, err = lm_eval(*arguments, task=task, spec=spec)
+    assert code == 2 and told in err and "Traceback" not in err and not out
+
+
+def test_a_folder_that_is_not_there(lm_eval: Cli) -> None:
+    code, _, err = lm_eval(folder="nowhere")
+    assert code == 2 and "--include-path nowhere is no folder" in err
