@@ -38,15 +38,21 @@ FINEST = 5040
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of after minus before over ``n`` samples, its 95 % interval, and the p-value of no harm."""
+    """Mean of after minus before over ``n`` samples, and its 95 % interval."""
 
     n: int
     mean: float
     low: float
     high: float
-    p_harm: float
     deviation: float
     """Standard deviation of a sample's difference, a little more than was seen."""
+    differences: tuple[float, ...]
+    """Of every sample."""
+
+    @property
+    def p_harm(self) -> float:
+        """The p-value of no harm: :func:`sign_flip`."""
+        return sign_flip(self.differences)
 
     @classmethod
     def of(cls, before: Sequence[float], after: Sequence[float]) -> PairedDifference:
@@ -75,7 +81,7 @@ class PairedDifference:
         deviation = math.sqrt((float((differences**2).sum()) + 1) / (n + 2) - (mean * n / (n + 2)) ** 2)
         if n < LEAST_SAMPLES:
             low, high = -1.0, 1.0
-        return cls(n, mean, max(low, -1.0), min(high, 1.0), sign_flip(differences.tolist()), deviation)
+        return cls(n, mean, max(low, -1.0), min(high, 1.0), deviation, tuple(differences.tolist()))
 
     def verdict(self, margin: float, p_harm: float) -> Verdict:
         """``p_harm`` is adjusted for all tests of a suite."""
