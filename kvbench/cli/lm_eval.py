@@ -65,8 +65,10 @@ def lm_eval(
 
     samples.check()
     parsed = [parse(spec) for spec in compressor]
-    manager = _manager(samples.include_path)
-    names = _known(manager, samples.tasks)
+    names = [name.strip() for name in samples.tasks.split(",") if name.strip()]
+    if not names:
+        raise KvbenchError("--tasks names no task; give one or more, separated by commas")
+    manager = _manager(names, samples.include_path)
     results: dict[str, Results] = {}
     with counted(err, "calibrating") as report:
         bench = ModelBench(model, dtype, device, report)
@@ -104,26 +106,26 @@ def _stderr(metric: str) -> str:
     return f"{name}_stderr{comma}{filtered}"
 
 
-def _manager(include_path: Path | None) -> Any:
+def _manager(names: list[str], include_path: Path | None) -> Any:
+    """What finds the tasks ``names``; the harness's thousands are read, for ten seconds, only where they are needed."""
     try:
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
         raise KvbenchError('lm-evaluation-harness is missing; pip install "kvbench[lm-eval]"') from error
+    folder = None if include_path is None else str(include_path)
     if include_path is not None and not include_path.is_dir():
         raise KvbenchError(f"--include-path {include_path} is no folder; give one with the tasks' .yaml files")
-    return TaskManager(include_path=None if include_path is None else str(include_path))
-
-
-def _known(manager: Any, tasks: str) -> list[str]:
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    if not names:
-        raise KvbenchError("--tasks names no task; give one or more, separated by commas")
+    if folder is not None:
+        alone = TaskManager(include_path=folder, include_defaults=False)
+        if {*names} <= {*alone.all_tasks}:
+            return alone
+    manager = TaskManager(include_path=folder)
     for name in names:
         if name not in manager.all_tasks:
             close = difflib.get_close_matches(name, manager.all_tasks, n=3)
             hint = f"near are {', '.join(close)}" if close else "lm-eval ls tasks lists them"
             raise KvbenchError(f"unknown task {name!r}; {hint}; tasks of your own need --include-path")
-    return names
+    return manager
 
 
 def _evaluate(bench: ModelBench, arm: Arm, report: Report, names: list[str], manager: Any, samples: Samples) -> Results:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.compressed import CompressedLayer
@@ -86,7 +87,11 @@ def complete(loaded: LoadedModel, arm: Arm, ids: Tensor, tokens: int) -> Complet
             pad_token_id=loaded.tokenizer.pad_token_id or loaded.tokenizer.eos_token_id or 0,
         )
     new = output[0, ids.shape[1] :].tolist()
-    body = 0
-    if isinstance(cache, CompressedCache):
-        body = max((layer.body.entries for layer in cache.layers if isinstance(layer, CompressedLayer)), default=0)
-    return Completion(tuple(new), str(loaded.tokenizer.decode(new)), walk(cache).total, body)
+    return Completion(tuple(new), str(loaded.tokenizer.decode(new)), walk(cache).total, body_tokens(cache))
+
+
+def body_tokens(cache: Cache) -> int:
+    """Tokens of the longest layer body; 0 where everything is still exact, and in caches of transformers."""
+    if not isinstance(cache, CompressedCache):
+        return 0
+    return max((layer.body.entries for layer in cache.layers if isinstance(layer, CompressedLayer)), default=0)

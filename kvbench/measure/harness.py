@@ -14,12 +14,13 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from torch import Tensor
 from transformers import Cache
 
 from kvbench.errors import KvbenchError
 from kvbench.measure.arms import Arm
 from kvbench.measure.bench import ModelBench
+from kvbench.measure.generation import body_tokens
+from kvbench.measure.greedy import greedy, last_tokens
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
 
 BLOCK = 256
@@ -51,7 +52,8 @@ class CompressedLM(TemplateLM):
     def __init__(self, bench: ModelBench, arm: Arm, report: Callable[[str, int, int], None] | None = None) -> None:
         super().__init__()
         self.tokenizer: Any = bench.loaded.tokenizer
-        self.largest_cache = 0
+        self.most_compressed = 0
+        """Tokens of the longest body so far: 0 means that everything was still exact."""
         self._bench, self._arm, self._report = bench, arm, report or (lambda what, done, total: None)
         self._context = _Context([], None)
         self._device = bench.loaded.model.device
@@ -160,7 +162,7 @@ class CompressedLM(TemplateLM):
                 scores = torch.log_softmax(logits.float() if logits.dtype.itemsize == 2 else logits, -1)
                 greedy = greedy and bool((scores.argmax(-1) == wanted).all())
                 total += float(scores.gather(1, wanted[:, None]).sum())
-        self._measure(cache)
+        self.most_compressed = max(self.most_compressed, body_tokens(cache))
         return total, greedy
 
     @torch.no_grad()
@@ -175,20 +177,16 @@ class CompressedLM(TemplateLM):
                 "lower the task's max_gen_toks"
             )
         tokens = self.tok_encode(context)[-room:] or [self.prefix_token_id]
-        made: list[int] = []
+
+        def stopped(row: int, made: list[int]) -> bool:
+            text = self._text(made)
+            return any(stop in text for stop in until)
+
         with self._arm.entered():
             cache = self._cache(tokens[:-1], teacher_forced=False)
             fed = torch.tensor([tokens[-1:]], device=self._device)
-            while len(made) < most:
-                token = int(self._arm.forward(fed, cache, logits_to_keep=1)[0, -1].argmax())
-                if token == self.eot_token_id:
-                    break
-                made.append(token)
-                text = self._text(made)
-                if any(stop in text for stop in until):
-                    break
-                fed = torch.tensor([[token]], device=self._device)
-        self._measure(cache)
+            (made,) = greedy(self._arm, cache, fed, most, last_tokens(self._bench.loaded), stopped)
+        self.most_compressed = max(self.most_compressed, body_tokens(cache))
         text = self._text(made)
         for stop in until:
             text = text.split(stop)[0]
@@ -205,11 +203,7 @@ class CompressedLM(TemplateLM):
             self._arm.teacher_forced(cache)
         return cache
 
-    def _measure(self, cache: Cache) -> None:
-        body = [getattr(layer, "body", None) for layer in cache.layers]
-        self.largest_cache = max(self.largest_cache, *(each.entries if each is not None else 0 for each in body))
-
-    def _text(self, tokens: Sequence[int] | Tensor) -> str:
+    def _text(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 

@@ -23,6 +23,9 @@ Verdict = Literal["unharmed", "harmed", "undecided", "undecidable"]
 LEVEL = 0.05
 """Error of a suite's tests taken together (Holm), and of two sides of an interval."""
 
+QUANTILE = float(stats.norm.ppf(1 - LEVEL / 2))
+"""Of the normal distribution, for an interval of two sides."""
+
 POWER = 0.8
 """Chance of a decision that :attr:`PairedDifference.samples_needed` aims at."""
 
@@ -93,13 +96,13 @@ class PairedDifference:
         """Samples that would show harmlessness or harm, whichever is nearer, if all went on as it began."""
         shown_harmless, shown_harmful = margin + self.mean, -self.mean
         distance = max(shown_harmless, shown_harmful, margin / 2)
-        quantiles = float(stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER))
+        quantiles = QUANTILE + float(stats.norm.ppf(POWER))
         return math.ceil((quantiles * self.deviation / distance) ** 2)
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
     """95 % score interval of a proportion of which ``share`` was seen in ``n`` samples (Wilson 1927)."""
-    z = float(stats.norm.ppf(1 - LEVEL / 2))
+    z = QUANTILE
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(max(share * (1 - share), 0.0) / n + z**2 / (4 * n**2))
     return max(centre - half, 0.0), min(centre + half, 1.0)

@@ -132,19 +132,6 @@ def coefficient_of_variation(values: ArrayLike) -> float | None:
     return float(sample.std(ddof=1) / sample.mean()) if sample.size > 1 else None
 
 
-def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p-value that A and B are right equally often (McNemar 1947).
-
-    ``only_a`` counts the positions where A alone is right, ``only_b`` those where B alone is; positions where they
-    agree carry no evidence. Raises KvbenchError for negative counts.
-    """
-    if min(only_a, only_b) < 0:
-        raise KvbenchError(f"mcnemar needs counts of zero or more, got {only_a} and {only_b}")
-    if only_a + only_b == 0:
-        return 1.0
-    return float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
-
-
 def significant(value: float, uncertainty: float | None = None) -> str:
     """``value`` as text with no digit that ``uncertainty`` (one standard error or half an interval) makes meaningless.
 

@@ -8,21 +8,19 @@ number of tokens, or once they contain all that they are scored by.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
-from transformers import Cache
 
-from kvbench.errors import KvbenchError
 from kvbench.measure.arms import Arm
 from kvbench.measure.bench import ModelBench
+from kvbench.measure.greedy import greedy, last_tokens
 from kvbench.measure.parts.tasks import Answer, TaskScore
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
 from kvbench.measure.prompt_file import prompt_from, prompt_tensors
 from kvbench.storage.kept import kept
-from kvbench.tasks.fitting import FittedSample, Frame, fitted_samples
+from kvbench.tasks.fitting import FittedSample, PromptTemplate, fitted_samples
 from kvbench.tasks.sample import Task
 from kvbench.tasks.scoring import METRICS
 from kvbench.texts.splits import Split, documents
@@ -56,7 +54,7 @@ class TaskBench:
         cls,
         bench: ModelBench,
         tasks: Mapping[str, tuple[Task, int]],
-        frame: Frame,
+        template: PromptTemplate,
         count: int,
         seed: int,
         questions: int = 1,
@@ -65,7 +63,7 @@ class TaskBench:
         samples = {}
         for place, (name, (task, length)) in enumerate(tasks.items()):
             bench.report(f"making samples of {name}", place, len(tasks))
-            samples[name] = task, fitted_samples(task, frame, length, count, seed, questions)
+            samples[name] = task, fitted_samples(task, template, length, count, seed, questions)
         return cls(bench, samples)
 
     def windows(self) -> Windows:
@@ -120,7 +118,7 @@ class TaskBench:
     def _answers(self, arm: Arm, name: str, prompt: ExactPrompt) -> _Answers:
         task, samples = self.samples[name]
         tokenizer, metric = self.bench.loaded.tokenizer, METRICS[task.metric]
-        texts, scores, attention = [], [], ""
+        texts, scores, attention, last = [], [], "", last_tokens(self.bench.loaded)
         for place in range(len(samples[0].questions)):
             references = [sample.references[place] for sample in samples]
 
@@ -130,45 +128,9 @@ class TaskBench:
             with arm.entered():
                 cache = arm.fill(prompt)
                 questions = torch.tensor([sample.questions[place] for sample in samples], device=prompt.logits.device)
-                answers = greedy(arm, cache, questions, task.new_tokens, self._last_tokens, right)
+                answers = greedy(arm, cache, questions, task.new_tokens, last, right)
             attention = arm.attended_by(cache)
             for row, tokens in enumerate(answers):
                 texts.append(str(tokenizer.decode(tokens, skip_special_tokens=True)))
                 scores.append(metric(texts[-1], references[row]))
         return _Answers(tuple(texts), tuple(scores), attention)
-
-    @property
-    def _last_tokens(self) -> set[int]:
-        """Tokens that end an answer."""
-        config = self.bench.loaded.model.generation_config
-        tokens = None if config is None else config.eos_token_id
-        return {token for token in (tokens if isinstance(tokens, list) else [tokens]) if token is not None}
-
-
-def greedy(
-    arm: Arm, cache: Cache, ids: Tensor, most: int, last_tokens: set[int], enough: Callable[[int, list[int]], bool]
-) -> list[list[int]]:
-    """At most ``most`` tokens after ``ids`` (rows, tokens), row by row, without the one of ``last_tokens`` at its end.
-
-    A row is done as soon as ``enough`` says so of its index and tokens; all go on until all are done.
-
-    Raises:
-        KvbenchError: the model's logits are not finite.
-    """
-    answers: list[list[int]] = [[] for _ in ids]
-    open_rows = set(range(len(ids)))
-    for _ in range(most):
-        logits = arm.forward(ids, cache, logits_to_keep=1)[:, -1]
-        if not bool(logits.isfinite().all()):
-            raise KvbenchError(f"{arm.name}: the model's logits are not finite; check its weights and dtype")
-        new = logits.argmax(-1)
-        for row in sorted(open_rows):
-            token = int(new[row])
-            if token not in last_tokens:
-                answers[row].append(token)
-            if token in last_tokens or enough(row, answers[row]):
-                open_rows.discard(row)
-        if not open_rows:
-            break
-        ids = new[:, None]
-    return answers

@@ -45,11 +45,6 @@ class AnswerTable:
         return tuple(dict.fromkeys(row.compressor for row in self.rows))
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """For choosing among them."""
-        return tuple(dict.fromkeys(row.task for row in self.rows))
-
-    @property
     def counts(self) -> dict[str, int]:
         """How many changed how."""
         return {change: sum(row.change == change for row in self.rows) for change in CHANGES}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from kvbench.measure.paired_scores import LEVEL, UNDECIDABLE, PairedDifference, Verdict, holm
 from kvbench.measure.parts.tasks import TaskScore
@@ -40,7 +41,8 @@ class Judgement:
         return sum(shares) / len(shares) if shares else None
 
 
-def judged(tasks: Sequence[TaskScore], margin: float) -> Judgement:
+@lru_cache(maxsize=1024)  # every column of a table needs it
+def judged(tasks: tuple[TaskScore, ...], margin: float) -> Judgement:
     """The verdicts on ``tasks`` under a ``margin`` of score, 0…1.
 
     Tests of the single tasks and of all together are one family (Holm). A compressor is harmed if any of them shows it.

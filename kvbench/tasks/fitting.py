@@ -16,7 +16,7 @@ _MOST = 1 << 22
 
 
 @dataclass(frozen=True)
-class Frame:
+class PromptTemplate:
     """What stands around a user's words: tokens before them, a text behind. ``encode`` makes tokens of text."""
 
     before: tuple[int, ...]
@@ -24,7 +24,7 @@ class Frame:
     encode: Callable[[str], list[int]]
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, chat: bool) -> Frame:
+    def of(cls, tokenizer: PreTrainedTokenizerBase, chat: bool) -> PromptTemplate:
         """A turn of the model's chat template; without ``chat`` the tokens alone that any text begins with.
 
         Raises:
@@ -56,7 +56,7 @@ class FittedSample:
 
 
 def fitted_samples(
-    task: Task, frame: Frame, length: int, count: int, seed: int, questions: int = 1
+    task: Task, template: PromptTemplate, length: int, count: int, seed: int, questions: int = 1
 ) -> list[FittedSample]:
     """``count`` samples whose context, longest question and answer take exactly ``length`` tokens together.
 
@@ -66,28 +66,28 @@ def fitted_samples(
     Raises:
         KvbenchError: the task does not fit, or its context does not grow to the length.
     """
-    samples = [_largest(task, frame, length, f"{seed} {index}", questions) for index in range(count)]
+    samples = [_largest(task, template, length, f"{seed} {index}", questions) for index in range(count)]
     longest = max(len(question) for sample in samples for question in sample.questions)
     room = length - task.new_tokens - longest
-    newline = frame.encode("\n")[-1]
+    newline = template.encode("\n")[-1]
     fitted = []
     for index, sample in enumerate(samples):
         if len(sample.context) > room:  # another sample's question is longer than its own
             shorter = length - longest + max(map(len, sample.questions))
-            sample = _largest(task, frame, shorter, f"{seed} {index}", questions)
+            sample = _largest(task, template, shorter, f"{seed} {index}", questions)
         filler = (newline,) * (room - len(sample.context))
-        head = len(frame.before)
+        head = len(template.before)
         padded = tuple((newline,) * (longest - len(question)) + question for question in sample.questions)
         context = sample.context[:head] + filler + sample.context[head:]
         fitted.append(FittedSample(context, padded, sample.references))
     return fitted
 
 
-def _largest(task: Task, frame: Frame, length: int, seed: str, questions: int) -> FittedSample:
+def _largest(task: Task, template: PromptTemplate, length: int, seed: str, questions: int) -> FittedSample:
     """The largest sample of a seed within ``length`` tokens, answer included."""
 
     def made(size: int) -> FittedSample:
-        return _encoded(task.sample(Random(seed), size), frame, questions)
+        return _encoded(task.sample(Random(seed), size), template, questions)
 
     def fits(sample: FittedSample) -> bool:
         return len(sample.context) + max(map(len, sample.questions)) + task.new_tokens <= length
@@ -105,10 +105,10 @@ def _largest(task: Task, frame: Frame, length: int, seed: str, questions: int) -
     return made(low)
 
 
-def _encoded(sample: Sample, frame: Frame, questions: int) -> FittedSample:
+def _encoded(sample: Sample, template: PromptTemplate, questions: int) -> FittedSample:
     taken = sample.questions[:questions]
     return FittedSample(
-        (*frame.before, *frame.encode(sample.context)),
-        tuple(tuple(frame.encode(each.text + frame.after + each.answer_prefix)) for each in taken),
+        (*template.before, *template.encode(sample.context)),
+        tuple(tuple(template.encode(each.text + template.after + each.answer_prefix)) for each in taken),
         tuple(each.references for each in taken),
     )

@@ -7,22 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from local_tasks import CHOICE, write_rows, write_task
 
 from kvbench.cli import main as cli
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install kvbench[lm-eval]")
-
-CHOICE = """
-task: local_choice
-dataset_path: json
-dataset_kwargs: {{data_files: {data}}}
-test_split: train
-output_type: multiple_choice
-doc_to_text: "{{{{text}}}}"
-doc_to_choice: [" one", " two"]
-doc_to_target: answer
-metric_list: [{{metric: acc}}]
-"""
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -30,28 +19,18 @@ Cli = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def lm_eval(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
     """``kvbench lm-eval`` on a tiny model, with a folder of tasks: exit code, stdout and stderr."""
-    rows = [{"text": f"number {index} of some words that fill the context", "answer": index % 2} for index in range(4)]
-    data = tmp_path / "rows.jsonl"
-    data.write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "choice.yaml").write_text(CHOICE.format(data=data))
-    broken = CHOICE.replace("local_choice", "local_broken")
-    (tmp_path / "broken.yaml").write_text(broken.format(data=tmp_path / "nowhere.jsonl"))
+    text, choices = "number {} of some words that fill the context", [" one", " two"]
+    rows = [{"text": text.format(index), "choices": choices, "answer": index % 2} for index in range(4)]
+    write_task(tmp_path, "local_choice", CHOICE, write_rows(tmp_path / "rows.jsonl", rows))
+    write_task(tmp_path, "local_broken", CHOICE, tmp_path / "nowhere.jsonl")
 
     def run(
         *arguments: str, task: str = "local_choice", spec: str = "int:bits=4", folder: str = ""
     ) -> tuple[int, str, str]:
-        given = [
-            "--tasks",
-            task,
-            "--compressor",
-            spec,
-            "--model",
-            "random:llama",
-            "--include-path",
-            folder or str(tmp_path),
-        ]
+        given = {"tasks": task, "compressor": spec, "model": "random:llama", "include-path": folder or str(tmp_path)}
+        options = [word for name, value in given.items() for word in (f"--{name}", value)]
         with pytest.raises(SystemExit) as ended:
-            cli.main(["lm-eval", *given, *arguments])
+            cli.main(["lm-eval", *options, *arguments])
         captured = capsys.readouterr()
         return int(ended.value.code or 0), captured.out, captured.err
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+from local_tasks import CHOICE, GENERATE, ROLLING, write_rows, write_task
 
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
@@ -20,38 +20,6 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from kvbench.measure.harness import CompressedLM  # noqa: E402
 
 SOURCE = CalibrationSource("pydoc", 2, 256)
-CHOICE = """
-task: local_choice
-dataset_path: json
-dataset_kwargs: {{data_files: {data}}}
-test_split: train
-output_type: multiple_choice
-doc_to_text: "{{{{text}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: answer
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
-"""
-GENERATE = """
-task: local_generate
-dataset_path: json
-dataset_kwargs: {{data_files: {data}}}
-test_split: train
-output_type: generate_until
-doc_to_text: "{{{{text}}}}"
-doc_to_target: "{{{{text}}}}"
-generation_kwargs: {{until: ["\\n\\n"], max_gen_toks: 12, do_sample: {sample}}}
-metric_list: [{{metric: exact_match}}]
-"""
-ROLLING = """
-task: local_rolling
-dataset_path: json
-dataset_kwargs: {{data_files: {data}}}
-test_split: train
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{{{text}}}}"
-metric_list: [{{metric: byte_perplexity}}]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +45,11 @@ def task_folder(folder: Path) -> Path:
         }
         for _ in range(8)
     ]
-    data = folder / "rows.jsonl"
-    data.write_text("\n".join(map(json.dumps, rows)))
-    for name, text in (("choice", CHOICE), ("rolling", ROLLING)):
-        (folder / f"{name}.yaml").write_text(text.format(data=data))
-    (folder / "generate.yaml").write_text(GENERATE.format(data=data, sample="false"))
-    sampling = GENERATE.format(data=data, sample="true").replace("local_generate", "local_sampling")
-    (folder / "sampling.yaml").write_text(sampling)
+    data = write_rows(folder / "rows.jsonl", rows)
+    sampling = GENERATE.replace("do_sample: false", "do_sample: true")
+    kinds = {"choice": CHOICE, "rolling": ROLLING, "generate": GENERATE, "sampling": sampling}
+    for name, kind in kinds.items():
+        write_task(folder, f"local_{name}", kind, data)
     return folder
 
 
@@ -129,7 +95,7 @@ def test_a_continuation_of_one_token_sees_the_compressed_context(bench: ModelBen
     exact = CompressedLM(bench, bench.none())
     requests = [(("", ""), list(range(4, 204)), [9])]
     assert abs(lossy._loglikelihood_tokens(requests)[0][0] - exact._loglikelihood_tokens(requests)[0][0]) > 1e-4
-    assert lossy.largest_cache >= 192 and exact.largest_cache == 0
+    assert lossy.most_compressed >= 192 and exact.most_compressed == 0
 
 
 def test_a_context_is_prefilled_once_for_all_its_continuations(

@@ -1,7 +1,6 @@
 """Known answers name their source; the rest are properties that hold for every sample."""
 
 import math
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from kvbench.measure.statistics import (
     LEAST_FOR_MEAN,
     coefficient_of_variation,
     hall_interval,
-    mcnemar,
     mean_interval,
     median_interval,
     paired_ratio,
@@ -149,20 +147,6 @@ def test_coefficient_of_variation_uses_the_sample_deviation():
     assert coefficient_of_variation([1.0, 2.0, 3.0]) == pytest.approx(0.5)
     with pytest.raises(KvbenchError, match="mean above zero"):
         coefficient_of_variation([-1.0, 1.0])
-
-
-@given(st.integers(0, 60), st.integers(0, 60))
-def test_mcnemar_is_the_exact_two_sided_sign_test(only_a, only_b):
-    # Definition, in exact arithmetic: twice the binomial tail at one half, at most 1.
-    n, k = only_a + only_b, min(only_a, only_b)
-    tail = Fraction(sum(math.comb(n, i) for i in range(k + 1)), 2**n)
-    assert mcnemar(only_a, only_b) == pytest.approx(float(min(1, 2 * tail)))
-    assert mcnemar(only_a, only_b) == mcnemar(only_b, only_a)
-
-
-def test_mcnemar_refuses_negative_counts():
-    with pytest.raises(KvbenchError, match="zero or more"):
-        mcnemar(-1, 3)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_verdicts_follow_from_what_was_lost() -> None:
 
 
 def test_where_nothing_can_be_done_nothing_is_decided() -> None:
-    judgement = judged([task("fwe", [0.0] * 12, [0.0] * 12)], 0.05)
+    judgement = judged((task("fwe", [0.0] * 12, [0.0] * 12),), 0.05)
     assert judgement.verdict == "undecidable" and judgement.difference is None and judgement.retention is None
 
 

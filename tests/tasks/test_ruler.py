@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvbench.errors import KvbenchError
-from kvbench.tasks.fitting import Frame, fitted_samples
+from kvbench.tasks.fitting import PromptTemplate, fitted_samples
 from kvbench.tasks.names import RULER
 from kvbench.tasks.ruler.haystack import hidden_in_essay, hidden_in_lines, noise_lines
 from kvbench.tasks.ruler.ruler import ruler_task
@@ -20,9 +20,9 @@ ESSAY = [f"word{index}" + ("." if index % 11 == 10 else "") for index in range(9
 PIECES = re.compile(r"\n|[A-Za-z]{1,6}|\d|[^\sA-Za-z\d]")
 
 
-def frame() -> Frame:
+def template() -> PromptTemplate:
     """A tokenizer of short pieces, and a chat template of a few."""
-    return Frame(
+    return PromptTemplate(
         (1, 2, 3), " end of turn ", lambda text: [sum(map(ord, piece)) % 997 + 4 for piece in PIECES.findall(text)]
     )
 
@@ -50,8 +50,8 @@ def test_the_same_seed_makes_the_same_sample(name: str) -> None:
 @pytest.mark.parametrize("length", [1024, 4096])
 def test_samples_have_the_wanted_length_and_little_of_it_is_filler(name: str, length: int) -> None:
     task = ruler_task(name, length, ESSAY)
-    newline = frame().encode("\n")[-1]
-    for sample in fitted_samples(task, frame(), length, 3, seed=1, questions=2):
+    newline = template().encode("\n")[-1]
+    for sample in fitted_samples(task, template(), length, 3, seed=1, questions=2):
         assert all(len(sample.context) + len(each) + task.new_tokens == length for each in sample.questions)
         assert sample.context[:3] == (1, 2, 3)
         filler = next(index for index, token in enumerate(sample.context[3:]) if token != newline)
@@ -161,6 +161,6 @@ def test_metrics_are_those_of_the_paper() -> None:
 
 def test_what_does_not_fit_is_one_line() -> None:
     with pytest.raises(KvbenchError, match="60 tokens are too few for a sample of Needles; take more"):
-        fitted_samples(ruler_task("niah_single_2", 60, ESSAY), frame(), 60, 1, 0)
+        fitted_samples(ruler_task("niah_single_2", 60, ESSAY), template(), 60, 1, 0)
     with pytest.raises(KvbenchError, match="unknown task 'niah_single_9'"):
         ruler_task("niah_single_9", 1024, ESSAY)

@@ -17,7 +17,7 @@ from kvbench.measure.parts.tasks import TaskScore
 from kvbench.measure.quality import QualityBench
 from kvbench.measure.tasks import TaskBench, essay_words
 from kvbench.report.verdicts import judged
-from kvbench.tasks.fitting import Frame
+from kvbench.tasks.fitting import PromptTemplate
 from kvbench.tasks.names import RULER
 from kvbench.tasks.ruler.needles import Needles
 from kvbench.tasks.ruler.ruler import ruler_task
@@ -51,14 +51,16 @@ def tiny() -> ModelBench:
 @pytest.mark.parametrize("name", RULER)
 def test_none_answers_like_stock_letter_by_letter(tiny: ModelBench, name: str) -> None:
     task = ruler_task(name, 3800, ["some", "words.", "stand", "here."] * 50)
-    frame = Frame.of(tiny.loaded.tokenizer, chat=False)
-    (score,) = TaskBench.of(tiny, {name: (task, 3800)}, frame, 2, seed=1).answers(tiny.arm(parse("hf"), SOURCE))
+    template = PromptTemplate.of(tiny.loaded.tokenizer, chat=False)
+    (score,) = TaskBench.of(tiny, {name: (task, 3800)}, template, 2, seed=1).answers(tiny.arm(parse("hf"), SOURCE))
     assert score.identical and any(answer.baseline for answer in score.answers)
 
 
 def test_several_questions_are_put_to_one_context(tiny: ModelBench) -> None:
     task = Needles("essay", ["some", "words.", "stand", "here."] * 50, keys=4)
-    bench = TaskBench.of(tiny, {"four": (task, 1500)}, Frame.of(tiny.loaded.tokenizer, chat=False), 2, 1, questions=3)
+    bench = TaskBench.of(
+        tiny, {"four": (task, 1500)}, PromptTemplate.of(tiny.loaded.tokenizer, chat=False), 2, 1, questions=3
+    )
     (score,) = bench.answers(tiny.none())
     assert [answer.sample for answer in score.answers] == [0, 1] * 3
     assert len({(answer.sample, answer.question) for answer in score.answers}) == 6
@@ -67,7 +69,7 @@ def test_several_questions_are_put_to_one_context(tiny: ModelBench) -> None:
 
 def test_a_model_without_a_chat_template_is_refused(tiny: ModelBench) -> None:
     with pytest.raises(KvbenchError, match="no chat template; set chat to false"):
-        Frame.of(tiny.loaded.tokenizer, chat=True)
+        PromptTemplate.of(tiny.loaded.tokenizer, chat=True)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def bench(smollm2: object) -> ModelBench:  # the fixture skips loudly, or fails 
 def needles(bench: ModelBench) -> TaskBench:
     """Three needles in the middle of 768 tokens of essays."""
     task = Needles("essay", essay_words("essays", "test"), depth=0.5, new_tokens=16)
-    return TaskBench.of(bench, {"needle": (task, 768)}, Frame.of(bench.loaded.tokenizer, chat=True), 3, seed=3)
+    return TaskBench.of(bench, {"needle": (task, 768)}, PromptTemplate.of(bench.loaded.tokenizer, chat=True), 3, seed=3)
 
 
 @pytest.mark.model
@@ -142,7 +144,7 @@ def tasks(bench: ModelBench) -> TaskBench:
     """Eight samples of tasks that the model can do."""
     essay = essay_words("essays", "test")
     by_name = {name: (replace(ruler_task(name, 448, essay), new_tokens=40), 448) for name in DECISIVE}
-    return TaskBench.of(bench, by_name, Frame.of(bench.loaded.tokenizer, chat=True), 8, seed=5)
+    return TaskBench.of(bench, by_name, PromptTemplate.of(bench.loaded.tokenizer, chat=True), 8, seed=5)
 
 
 def answers(bench: ModelBench, tasks: TaskBench) -> tuple[TaskScore, ...]:

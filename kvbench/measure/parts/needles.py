@@ -92,7 +92,7 @@ class NeedlesResult(Frozen):
 
 def _samples(bench: ModelBench, workload: NeedlesWorkload) -> TaskBench:
     from kvbench.measure.tasks import TaskBench, essay_words
-    from kvbench.tasks.fitting import Frame
+    from kvbench.tasks.fitting import PromptTemplate
     from kvbench.tasks.ruler.needles import Needles
 
     essay = essay_words(workload.text, workload.split)
@@ -101,5 +101,5 @@ def _samples(bench: ModelBench, workload: NeedlesWorkload) -> TaskBench:
         for length in workload.lengths
         for depth in workload.depths
     }
-    frame = Frame.of(bench.loaded.tokenizer, workload.chat)
-    return TaskBench.of(bench, tasks, frame, workload.samples, workload.seed)
+    template = PromptTemplate.of(bench.loaded.tokenizer, workload.chat)
+    return TaskBench.of(bench, tasks, template, workload.samples, workload.seed)

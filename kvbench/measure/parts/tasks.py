@@ -63,7 +63,7 @@ class TasksWorkload(PartSettings):
 
     def measure(self, bench: ModelBench, arm: Arm, inputs: Inputs) -> TasksResult:
         """Let ``arm`` answer all questions; the uncompressed cache's answers are shared."""
-        return TasksResult.of(bench.shared(_samples, self).answers(arm))
+        return TasksResult(tasks=bench.shared(_samples, self).answers(arm))
 
 
 class Answer(Frozen):
@@ -118,11 +118,6 @@ class TasksResult(Frozen):
 
     tasks: tuple[TaskScore, ...]
 
-    @classmethod
-    def of(cls, scores: tuple[TaskScore, ...]) -> TasksResult:
-        """Of all tasks."""
-        return cls(tasks=scores)
-
     @property
     def score(self) -> float:
         """Mean over tasks."""
@@ -136,10 +131,10 @@ class TasksResult(Frozen):
 
 def _samples(bench: ModelBench, workload: TasksWorkload) -> TaskBench:
     from kvbench.measure.tasks import TaskBench, essay_words
-    from kvbench.tasks.fitting import Frame
+    from kvbench.tasks.fitting import PromptTemplate
     from kvbench.tasks.ruler.ruler import ruler_task
 
     essay = essay_words(workload.text, workload.split)
     tasks = {name: (ruler_task(name, workload.length, essay), workload.length) for name in workload.tasks}
-    frame = Frame.of(bench.loaded.tokenizer, workload.chat)
-    return TaskBench.of(bench, tasks, frame, workload.samples, workload.seed, workload.questions)
+    template = PromptTemplate.of(bench.loaded.tokenizer, workload.chat)
+    return TaskBench.of(bench, tasks, template, workload.samples, workload.seed, workload.questions)

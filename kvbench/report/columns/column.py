@@ -59,6 +59,11 @@ def plain(value: float | None, form: Callable[[float], str]) -> Cell | None:
     return None if value is None else Cell(form(value), value)
 
 
+def percent(share: float) -> str:
+    """A share, 0…1, in per cent with one decimal."""
+    return f"{100 * share:.1f}"
+
+
 def two_decimals(value: float) -> str:
     """With two decimals."""
     return fixed(value, 2)

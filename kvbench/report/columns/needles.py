@@ -5,23 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kvbench.measure.parts.needles import NeedlesResult
-from kvbench.report.columns.column import Cell, Column, plain
+from kvbench.report.columns.column import Cell, Column, percent, plain
+from kvbench.report.columns.tasks import broken
 from kvbench.runs.records import Record
 
 
 def _needles(show: Callable[[NeedlesResult], Cell | None]) -> Callable[[Record], Cell | None]:
     return lambda record: show(record.needles) if record.needles else None
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def _lost(result: NeedlesResult) -> Cell:
-    answers = [answer for cell in result.cells for answer in cell.score.answers]
-    right = [answer for answer in answers if answer.baseline_score == 1]
-    lost = sum(answer.score < 1 for answer in right)
-    return Cell(f"{lost} of {len(right)}", lost)
 
 
 def _worst(result: NeedlesResult) -> Cell | None:
@@ -34,20 +24,20 @@ COLUMNS = (
     Column(
         "needles\n%",
         "Needles retrieved, mean over all depths and lengths.",
-        _needles(lambda result: plain(result.retrieved, _percent)),
+        _needles(lambda result: plain(result.retrieved, percent)),
         summary=True,
     ),
     Column(
         "needles\nof none, %",
         "The same through the uncompressed cache.",
-        _needles(lambda result: plain(result.baseline, _percent)),
+        _needles(lambda result: plain(result.baseline, percent)),
         summary=True,
         importance=6,
     ),
     Column(
         "needles\nlost",
         "Needles that are retrieved through the uncompressed cache and not through the compressed one.",
-        _needles(_lost),
+        _needles(lambda result: broken(cell.score for cell in result.cells)),
         summary=True,
     ),
     Column("worst\nplace", "Where the score falls most, in points of 100.", _needles(_worst), importance=2),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from kvbench.measure.parts.tasks import TasksResult
-from kvbench.report.columns.column import Cell, Column, plain
+from kvbench.measure.parts.tasks import TaskScore, TasksResult
+from kvbench.report.columns.column import Cell, Column, percent, plain
 from kvbench.report.verdicts import Judgement, judged
 from kvbench.runs.records import Record
 
@@ -22,10 +22,6 @@ def _judged(show: Callable[[Judgement], Cell | None]) -> Callable[[Record], Cell
     return cell
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
 def _change(judgement: Judgement) -> Cell | None:
     change = judgement.difference
     if change is None:
@@ -34,8 +30,9 @@ def _change(judgement: Judgement) -> Cell | None:
     return Cell(f"{100 * change.mean:+.1f}", change.mean, spread)
 
 
-def _broken(result: TasksResult) -> Cell:
-    answers = [answer for task in result.tasks for answer in task.answers]
+def broken(tasks: Iterable[TaskScore]) -> Cell:
+    """How many of the answers that were right in full are so no more."""
+    answers = [answer for task in tasks for answer in task.answers]
     right = [answer for answer in answers if answer.baseline_score == 1]
     lost = sum(answer.score < 1 for answer in right)
     return Cell(f"{lost} of {len(right)}", lost)
@@ -59,7 +56,7 @@ COLUMNS = (
     Column(
         "tasks\n%",
         "Mean score over all tasks: the share of references that answers contain.",
-        _tasks(lambda result: plain(result.score, _percent)),
+        _tasks(lambda result: plain(result.score, percent)),
         summary=True,
     ),
     Column(
@@ -72,7 +69,7 @@ COLUMNS = (
     Column(
         "retained\n%",
         "Score over the uncompressed cache's, a mean over the tasks in which that one scores at least 20 %.",
-        _judged(lambda judgement: plain(judgement.retention, _percent)),
+        _judged(lambda judgement: plain(judgement.retention, percent)),
         summary=True,
         importance=8,
     ),
@@ -87,7 +84,7 @@ COLUMNS = (
     Column(
         "answers\nbroken",
         "Questions that the uncompressed cache answers in full and the compressed one does not.",
-        _tasks(_broken),
+        _tasks(lambda result: broken(result.tasks)),
         summary=True,
         importance=4,
     ),

@@ -58,10 +58,10 @@ class QuestionAnswering:
 
 
 _FACTS = (
-    ("mayor", "The mayor of {town} is {name}", "Who is the mayor of {town}?"),
-    ("founder", "{town} was founded by {name}", "By whom was {town} founded?"),
-    ("river", "The river that runs through {town} is the {name}", "Which river runs through {town}?"),
-    ("year", "The town hall of {town} was built in {year}", "In which year was the town hall of {town} built?"),
+    ("The mayor of {town} is {name}", "Who is the mayor of {town}?"),
+    ("{town} was founded by {name}", "By whom was {town} founded?"),
+    ("The river that runs through {town} is the {name}", "Which river runs through {town}?"),
+    ("The town hall of {town} was built in {year}", "In which year was the town hall of {town} built?"),
 )
 
 
@@ -81,13 +81,13 @@ class InventedTowns:
         towns = [self._town(random, [next(names) for _ in range(4)]) for _ in range(count)]
         (town, facts), others = towns[0], towns[1:]
         kind = random.randrange(len(_FACTS))
-        question = _FACTS[kind][2].format(town=town)
+        question = _FACTS[kind][1].format(town=town)
         documents = [self._document(town, facts)]
         distracting = [self._document(*each) for each in others]
         if self.hops == 2:
             person = next(names)
             documents.append(f"{person} was born in {town}.")
-            question = _FACTS[kind][2].format(town=f"the town where {person} was born")
+            question = _FACTS[kind][1].format(town=f"the town where {person} was born")
             distracting = [
                 document
                 for (other, _), document in zip(others, distracting, strict=True)
@@ -103,7 +103,6 @@ class InventedTowns:
     @staticmethod
     def _document(town: str, facts: Sequence[str]) -> str:
         told = [
-            sentence.format(town=town, name=fact, year=fact)
-            for (_, sentence, _), fact in zip(_FACTS, facts, strict=True)
+            sentence.format(town=town, name=fact, year=fact) for (sentence, _), fact in zip(_FACTS, facts, strict=True)
         ]
         return ". ".join(told) + "."

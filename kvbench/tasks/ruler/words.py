@@ -9,8 +9,6 @@ from uuid import UUID
 
 from kvbench.errors import KvbenchError
 
-KINDS = ("words", "numbers", "uuids")
-
 
 @lru_cache(maxsize=8)
 def word_list(kind: str) -> tuple[str, ...]:
@@ -36,7 +34,7 @@ def all_words() -> tuple[str, ...]:
 
 
 def distinct(random: Random, kind: str, count: int) -> list[str]:
-    """``count`` different keys or values of one of :data:`KINDS`, in random order."""
+    """``count`` different keys or values ("words", "numbers" or "uuids"), in random order."""
     made: dict[str, None] = {}
     while len(made) < count:
         made[_one(random, kind)] = None
