@@ -40,7 +40,7 @@ class Diagnosis:
 def diagnose() -> Diagnosis:
     """Examine this machine and process: versions, threads, cache folder, memory bandwidth, timing noise, kernels.
 
-    About 5 s; a minute more where kernels were never compiled.
+    About 5 s; half a minute more where kernels were never compiled.
     """
     environment = provenance("cpu", datetime.now(UTC))  # first, so that its load average is not the doctor's own
     bandwidth, noise, kernels = measure_bandwidth(), measure_noise(), kernel_states()

@@ -33,7 +33,7 @@ class KernelState:
 
 
 def kernel_states() -> tuple[KernelState, ...]:
-    """Get the kernels of every device ready. Seconds from the disk cache; a minute or so to compile them."""
+    """Get the kernels of every device ready. Seconds from the disk cache; half a minute to compile them."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     return tuple(_state(device) for device in devices)
 

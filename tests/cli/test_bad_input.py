@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from fp64 import one_thread
+from kept_kernels import cache_with_kernels
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BloomConfig, GPTJConfig
@@ -44,7 +45,7 @@ Refuse = Callable[..., str]
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("KVBENCH_CACHE", cache_with_kernels(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fp64 import one_thread
+from kept_kernels import cache_with_kernels
 from rich.console import Console
 
 from kvbench.cli import main as cli
@@ -334,7 +335,7 @@ def test_generate_says_when_nothing_was_compressed(kvbench: Cli):
 
 
 def test_calibrate_prints_the_folder_and_finds_it_again(kvbench: Cli, tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("KVBENCH_CACHE", cache_with_kernels(tmp_path / "cache"))
     command = ("calibrate", "--model", "random:llama", "--text", "pydoc", "--windows", 2, "--length", 64)
     outcome = kvbench(*command)
     assert outcome.code == 0 and Path(outcome.out.strip()).is_dir() and outcome.err == ""

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from kept_kernels import cache_with_kernels
 
 from kvbench.cli import main as cli
 
@@ -17,7 +18,7 @@ def kvbench(*arguments: object) -> int:
 
 
 def test_fit_then_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("KVBENCH_CACHE", cache_with_kernels(tmp_path / "cache"))
     command = ("fit", "--method", "kvtc", "--target", "bits=3", "--save", tmp_path / "f", *SMALL)
     assert kvbench(*command, "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -44,7 +45,7 @@ def test_fit_then_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 def test_bad_input_is_one_line(
     changes: tuple[str, str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("KVBENCH_CACHE", cache_with_kernels(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     given = dict(zip(SMALL[::2], SMALL[1::2], strict=True)) | {"--method": "kvtc", "--target": "bits=3"}
     given |= dict([changes])

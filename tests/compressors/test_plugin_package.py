@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from kvbench.storage.folders import cache_dir
+from kept_kernels import cache_with_kernels
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = ROOT / "tests" / "plugin"
@@ -96,8 +95,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder of its own, but for the compiled kernels, which take a minute."""
     folder = tmp_path_factory.mktemp("cache")
-    (cache_dir() / "kernels").mkdir(parents=True, exist_ok=True)
-    (folder / "kernels").symlink_to(cache_dir() / "kernels")
+    cache_with_kernels(folder)
     return folder
 
 

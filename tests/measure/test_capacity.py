@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-import torch
 from fp64 import one_thread
+from kept_kernels import cache_with_kernels
 from pydantic import ValidationError
 from transformers import Cache
 
@@ -15,7 +15,6 @@ from kvbench.cache.cache import CacheBytes, CompressedCache
 from kvbench.compressors.compressor import parse
 from kvbench.compressors.methods.none import IN_16_BIT
 from kvbench.errors import KvbenchError
-from kvbench.kernels.choice import warm_up
 from kvbench.measure import capacity as module
 from kvbench.measure.bench import CalibrationSource, ModelBench
 from kvbench.measure.capacity import CapacityBench, RowBytes
@@ -42,9 +41,8 @@ SPECS = (
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelBench]:
-    warm_up(torch.device("cpu"))  # compiled kernels are kept in the usual folder
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KVBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("KVBENCH_CACHE", cache_with_kernels(tmp_path_factory.mktemp("cache")))
         yield ModelBench("random:llama")
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from driving import Subject, calibrated, subject, token_ids
 from fp64 import one_thread
+from kept_kernels import cache_with_kernels
 
 import kvbench
 from kvbench.cache.prediction import predict_bytes
@@ -95,7 +96,7 @@ def test_statistics_without_a_model_say_so(model: Subject) -> None:
 
 
 def test_it_is_measured_once_and_only_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("KVBENCH_CACHE", cache_with_kernels(tmp_path / "cache"))
     calls: list[object] = []
     real = module.measure_sensitivity
     monkeypatch.setattr(module, "measure_sensitivity", lambda *given: calls.append(given) or real(*given))
@@ -114,7 +115,7 @@ def test_it_is_measured_once_and_only_when_asked_for(tmp_path: Path, monkeypatch
 
 
 def test_compress_measures_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("KVBENCH_CACHE", cache_with_kernels(tmp_path / "cache"))
     loaded = kvbench.load("random:llama")
     monkeypatch.setattr("kvbench.api.windows", lambda *given: windows("pydoc", "calibration", loaded.tokenizer, 96, 2))
     with kvbench.compress(loaded, "kvtc:bits=3,allocate=sensitivity") as compressed:

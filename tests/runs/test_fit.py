@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fp64 import one_thread
+from kept_kernels import cache_with_kernels
 from pydantic import ValidationError
 
 import kvbench
@@ -29,7 +30,7 @@ SMALL = {"tokens": 256, "text": "pydoc", "windows": 2, "length": 128, "documents
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> ModelBench:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KVBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("KVBENCH_CACHE", cache_with_kernels(tmp_path_factory.mktemp("cache")))
         yield ModelBench("random:llama")
 
 

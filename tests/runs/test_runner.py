@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 from fp64 import one_thread
+from kept_kernels import cache_with_kernels
 
 from kvbench.compressors import registry
 from kvbench.compressors.draft import Draft
@@ -103,7 +104,7 @@ class Diary:
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("KVBENCH_CACHE", cache_with_kernels(tmp_path / "cache"))
     monkeypatch.setattr(
         registry, "_plugins", lambda: {"faulty": EntryPoint("faulty", f"{__name__}:Faulty", registry.ENTRY_POINTS)}
     )

@@ -11,6 +11,7 @@ import numpy as np
 from numba import carray, njit, types
 
 from kvbench.kernels.cpu.llvm import float_ops, vectors
+from kvbench.kernels.cpu.llvm.inner import Inner
 from kvbench.kernels.cpu.llvm.vectors import as_float
 
 TILE = float_ops.TILE
@@ -23,8 +24,9 @@ JIT: dict[str, Any] = {
     "fastmath": {"contract", "reassoc", "nsz", "arcp"},
     "nogil": True,
     "error_model": "numpy",
-    "cache": True,
     "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "pipeline_class": Inner,
 }
 """Finite arithmetic only in name: flags that assume no infinities would break masks."""
 
