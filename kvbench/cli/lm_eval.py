@@ -13,12 +13,14 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from kvbench.cli.console import err, out
-from kvbench.cli.options import DEFAULT_MODEL, Device, Dtype, Json, Model
+from kvbench.cli.options import DEFAULT_MODEL, DataDir, Device, Dtype, Json, Model
 from kvbench.errors import EXIT_OK, KvbenchError
 
 if TYPE_CHECKING:
     from kvbench.measure.arms import Arm
     from kvbench.measure.bench import ModelBench, Report
+    from kvbench.measure.harness_samples import HarnessRun
+    from kvbench.report.verdicts import TaskVerdict
 
 
 @Parameter(name="*")
@@ -39,14 +41,12 @@ class Samples:
                 raise KvbenchError(f"--{name} {count} is too few; give {least} or more")
 
 
-Results = dict[str, dict[str, Any]]
-"""Task → metric → value, as the harness names them."""
-
-
 def lm_eval(
     samples: Samples,
     *,
     compressor: Annotated[list[str], Parameter(help="Specs of compressors; repeatable.")],
+    margin: Annotated[float, Parameter(help="Loss of score, 0…1, below which a compressor is unharmed.")] = 0.05,
+    data_dir: DataDir = None,
     model: Model = DEFAULT_MODEL,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -55,48 +55,93 @@ def lm_eval(
     """Run tasks of lm-evaluation-harness with and without compression.
 
     All of a context but its last token is compressed before a continuation is scored or an answer generated; the same
-    through the uncompressed cache stands beside. Needs the extra: pip install "kvbench[lm-eval]".
+    through the uncompressed cache stands beside. Needs the extra: pip install "kvbench[lm-eval]". The harness has
+    LongBench (longbench_*), LongBench v2 (longbench2_*), InfiniteBench (infinitebench_*), GSM8K (gsm8k) and thousands
+    more.
 
     Example: kvbench lm-eval --tasks hellaswag --limit 100 --compressor int:bits=4 --compressor ftc:bits=3
     """
     from kvbench.compressors.compressor import parse
     from kvbench.measure.bench import CalibrationSource, ModelBench
     from kvbench.runs.progress import counted
+    from kvbench.storage.data_dir import use_data_dir
 
     samples.check()
+    if not 0 < margin <= 1:
+        raise KvbenchError(f"--margin {margin:g} is no loss of score; give a number above 0, at most 1")
+    use_data_dir(data_dir)
     parsed = [parse(spec) for spec in compressor]
     names = [name.strip() for name in samples.tasks.split(",") if name.strip()]
     if not names:
         raise KvbenchError("--tasks names no task; give one or more, separated by commas")
     manager = _manager(names, samples.include_path)
-    results: dict[str, Results] = {}
+    runs: dict[str, HarnessRun] = {}
     with counted(err, "calibrating") as report:
         bench = ModelBench(model, dtype, device, report)
         if samples.chat and not bench.loaded.tokenizer.chat_template:
             raise KvbenchError(f"{model} has no chat template; leave --chat out")
         arms = [bench.none(), *(bench.arm(each, CalibrationSource("essays", 8, 1024)) for each in parsed)]
         for arm in {arm.name: arm for arm in arms}.values():
-            results[arm.name] = _evaluate(bench, arm, report, names, manager, samples)
+            runs[arm.name] = _evaluate(bench, arm, report, names, manager, samples)
+    compared = _compared(runs, margin)
     if json_:
-        print(json.dumps(results, default=str))
+        print(json.dumps({name: _as_json(run, compared[name]) for name, run in runs.items()}, default=str))
     else:
-        out.print(results_table(results))
+        out.print(results_table(runs, compared))
     return EXIT_OK
 
 
-def results_table(results: Mapping[str, Results]) -> Table:
-    """A row a task and metric, a column a compressor; behind each its difference to the first."""
+Compared = dict[tuple[str, str], "TaskVerdict"]
+"""Verdicts by task and metric."""
+
+
+def _compared(runs: Mapping[str, HarnessRun], margin: float) -> dict[str, Compared]:
+    """By compressor; metrics that are no shares of right answers have no verdict, and neither has the first run."""
+    from kvbench.measure.harness_samples import paired
+    from kvbench.report.verdicts import judged
+
+    first, *others = runs
+    compared: dict[str, Compared] = {first: {}}
+    for name in others:
+        metrics = paired(runs[first], runs[name])
+        compared[name] = {
+            (verdict.task.task, metric): verdict
+            for metric, tasks in metrics.items()
+            for verdict in judged(tasks, margin).tasks
+        }
+    return compared
+
+
+def _as_json(run: HarnessRun, compared: Compared) -> dict[str, Any]:
+    """The harness's own results; of each verdict its interval, and the samples that were right and are no more."""
+    verdicts: dict[str, dict[str, Any]] = {}
+    for (task, metric), each in compared.items():
+        verdicts.setdefault(task, {})[metric] = {
+            "verdict": each.verdict,
+            "change": each.difference.mean,
+            "interval": [each.difference.low, each.difference.high],
+            "broken": [answer.sample for answer in each.task.answers if answer.score < answer.baseline_score == 1],
+        }
+    return {"results": run.results, "verdicts": verdicts}
+
+
+def results_table(runs: Mapping[str, HarnessRun], compared: Mapping[str, Compared]) -> Table:
+    """A row a task and metric, a column a compressor; behind each its difference to the first, and the verdict."""
     table = Table(title=None, box=None, pad_edge=False)
-    for title in ("task", "metric", *results):
+    for title in ("task", "metric", *runs):
         table.add_column(title, justify="left" if title in ("task", "metric") else "right")
-    first, *others = results.values()
-    for task, metrics in first.items():
+    first, *others = runs
+    for task, metrics in runs[first].results.items():
         for metric, value in metrics.items():
             if not isinstance(value, float) or "stderr" in metric:
                 continue
             error = metrics.get(_stderr(metric))
             spread = f" ± {error:.4f}" if isinstance(error, float) else ""
-            row = [f"{other[task][metric]:.4f} ({other[task][metric] - value:+.4f})" for other in others]
+            row = []
+            for other in others:
+                score, verdict = runs[other].results[task][metric], compared[other].get((task, metric))
+                told = f", {verdict.verdict}" if verdict else ""
+                row.append(f"{score:.4f} ({score - value:+.4f}{told})")
             table.add_row(task, metric.removesuffix(",none"), f"{value:.4f}{spread}", *row)
     return table
 
@@ -128,27 +173,33 @@ def _manager(names: list[str], include_path: Path | None) -> Any:
     return manager
 
 
-def _evaluate(bench: ModelBench, arm: Arm, report: Report, names: list[str], manager: Any, samples: Samples) -> Results:
+def _evaluate(
+    bench: ModelBench, arm: Arm, report: Report, names: list[str], manager: Any, samples: Samples
+) -> HarnessRun:
     """Scores of one arm; what goes wrong in a task is said in one line."""
     from lm_eval import simple_evaluate
 
     from kvbench.measure.harness import CompressedLM
+    from kvbench.measure.harness_samples import HarnessRun
+    from kvbench.texts.hub_data import pinned_loading
 
+    model = CompressedLM(bench, arm, lambda what, done, total: report(f"{what} through {arm.name}", done, total))
     try:
-        whole = simple_evaluate(
-            CompressedLM(bench, arm, lambda what, done, total: report(f"{what} through {arm.name}", done, total)),
-            tasks=names,
-            task_manager=manager,
-            log_samples=False,
-            bootstrap_iters=1000,
-            limit=samples.limit,
-            num_fewshot=samples.num_fewshot,
-            apply_chat_template=samples.chat,
-        )
+        with pinned_loading():
+            whole = simple_evaluate(
+                model,
+                tasks=names,
+                task_manager=manager,
+                log_samples=True,
+                bootstrap_iters=1000,
+                limit=samples.limit,
+                num_fewshot=samples.num_fewshot,
+                apply_chat_template=samples.chat,
+            )
     except KvbenchError:
         raise
     except Exception as error:  # tasks run code and read files of anyone's
         told = " ".join(str(error).split()) or type(error).__name__
         raise KvbenchError(f"lm-eval could not run {', '.join(names)} with {arm.name}: {told[:300]}") from error
     assert whole is not None
-    return {task: dict(metrics) for task, metrics in whole["results"].items()}
+    return HarnessRun.of(whole)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from kvbench.cli.console import err, out, say
-from kvbench.cli.options import Device
+from kvbench.cli.options import DataDir, Device
 from kvbench.errors import EXIT_OK, EXIT_SOME_FAILED
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ class Selection:
     suite: Annotated[
         str | None,
         Parameter(
-            help="quick (default), standard, full, ci, frontier, speed, capacity, ruler-1k, needles or a .toml file."
+            help="quick (default), standard, full, ci, frontier, speed, capacity, ruler-1k, needles, fidelity, "
+            "wikitext or a .toml file."
         ),
     ] = None
     model: Annotated[str | None, Parameter(help="Run this model instead of the suite's.")] = None
@@ -34,6 +35,7 @@ class Selection:
         None
     )
     dtype: Annotated[str | None, Parameter(help="float32, bfloat16 or float16; default: the suite's.")] = None
+    data_dir: DataDir = None
 
 
 @Parameter(name="*")
@@ -81,7 +83,9 @@ def run(
     Exit codes: 0 ok, 2 usage, 4 some trials failed, 130 interrupted.
     """
     from kvbench.runs.suites import load_suite
+    from kvbench.storage.data_dir import use_data_dir
 
+    use_data_dir(selection.data_dir)
     suite = load_suite(selection.suite or ("frontier" if equal_bytes.at else "quick")).narrowed(
         model=selection.model, compressors=selection.compressor, dtype=selection.dtype, exact=equal_bytes.exact
     )

@@ -30,7 +30,7 @@ from kvbench.measure.arms import Arm
 from kvbench.measure.sensitivity import calibrated
 from kvbench.models.loading import LoadedModel, load
 from kvbench.texts.splits import Split
-from kvbench.texts.windows import Windows, windows
+from kvbench.texts.windows import Windows, joined_windows, windows
 
 Shared = TypeVar("Shared")
 
@@ -134,6 +134,11 @@ class ModelBench:
         """Windows that are scored or prompted with, one a document, within the model's context."""
         self.check_context(f"{split} length {length}", length)
         return self._windows(text, split, length, count)
+
+    def joined_windows(self, text: str, length: int, count: int) -> Windows:
+        """Windows of the joined test rows, one after the other, within the model's context."""
+        self.check_context(f"test length {length}", length)
+        return joined_windows(text, self.loaded.tokenizer, length, count)
 
     def calibration_windows(self, source: CalibrationSource) -> Windows:
         """Windows of the calibration split, within the model's context."""

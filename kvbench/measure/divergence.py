@@ -1,4 +1,4 @@
-"""How far two next-token distributions are apart."""
+"""How far two next-token distributions are apart, and how likely a token is under one."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def divergence(baseline: Tensor, candidate: Tensor) -> Tensor:
         p, q = baseline[start : start + CHUNK].double(), candidate[start : start + CHUNK].double()
         parts.append((p.exp() * (p - q - 1) + q.exp()).sum(-1))
     return torch.cat(parts)
+
+
+def nll_of(predicted: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood (tokens,) fp64 of ``targets`` (tokens,) under log-probabilities (tokens, vocabulary)."""
+    return -predicted.gather(1, targets[:, None])[:, 0].double()

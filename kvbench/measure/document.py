@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from kvbench.errors import KvbenchError
 from kvbench.measure.arms import Arm
-from kvbench.measure.divergence import divergence
+from kvbench.measure.divergence import divergence, nll_of
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
 from kvbench.measure.prompt_file import prompt_from, prompt_tensors
 from kvbench.storage.kept import Contents
@@ -119,11 +119,6 @@ def predictions(arm: Arm, ids: Tensor, prompt: ExactPrompt, block: int) -> Itera
         if not bool(torch.stack(logits.aminmax()).isfinite().all()):
             raise KvbenchError(f"{arm.name}: the model's logits are not finite; check its weights and dtype")
         yield torch.log_softmax(logits, -1)
-
-
-def nll_of(predicted: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood (tokens,) fp64 of ``targets`` (tokens,) under log-probabilities (tokens, vocabulary)."""
-    return -predicted.gather(1, targets[:, None])[:, 0].double()
 
 
 @torch.no_grad()

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from kvbench.measure.arms import Arm
 from kvbench.measure.decoded import DecodedScores, pooled, score_decoded
-from kvbench.measure.divergence import divergence
-from kvbench.measure.document import Document, nll_of, predictions, prepare, targets_of
+from kvbench.measure.document import Document, predictions, prepare, targets_of
 from kvbench.measure.parts.quality import QualityResult
 from kvbench.measure.results import Interval
 from kvbench.measure.statistics import MEAN_METHOD, mean_interval
+from kvbench.measure.token_statistics import TokenScores, token_statistics
 from kvbench.storage.kept import kept
 
 DISTRIBUTION_BYTES = 4 << 30
@@ -33,12 +33,10 @@ each compressor."""
 
 
 @dataclass(frozen=True)
-class TokenScores:
-    """Per scored token of one document: KLD against the baseline, negative log-likelihood, same top-1."""
+class DocumentScores:
+    """One document: every scored token, and the first of them decoded one by one."""
 
-    kld: Tensor
-    nll: Tensor
-    same_top1: Tensor
+    tokens: TokenScores
     decoded: DecodedScores | None = None
 
 
@@ -90,7 +88,7 @@ class QualityBench:
         key = [self.identity, self.prefix, self.block, hashlib.sha256(ids.cpu().numpy().tobytes()).hexdigest()]
         return Document.of(ids, self.none.model, kept(key, lambda: make().contents()))
 
-    def _score_document(self, arm: Arm, document: Document) -> TokenScores:
+    def _score_document(self, arm: Arm, document: Document) -> DocumentScores:
         ids, prompt = document.ids, document.prompt
         parts: list[TokenScores] = []
         first: list[tuple[Tensor, Tensor]] = []
@@ -98,8 +96,7 @@ class QualityBench:
         for before, after, targets in zip(
             document.baseline(), blocks, targets_of(ids, self.prefix, self.block), strict=True
         ):
-            same = (before.argmax(-1) == after.argmax(-1)).double()
-            parts.append(TokenScores(divergence(before, after), nll_of(after, targets), same))
+            parts.append(TokenScores.of(before, after, targets))
             if len(first) * self.block < self.decode:
                 first.append((before, after))
         decoded = None
@@ -107,35 +104,35 @@ class QualityBench:
             before, after = (torch.cat(each)[: self.decode] for each in zip(*first, strict=True))
             fed = ids[:, self.prefix : self.prefix + self.decode]
             decoded = score_decoded(arm, prompt, fed, before, after)
-        kld, nll, same_top1 = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("kld", "nll", "same_top1")
-        )
-        return TokenScores(kld, nll, same_top1, decoded)
+        return DocumentScores(TokenScores.joined(parts), decoded)
 
 
-def _pool(scores: list[TokenScores], documents: list[Document], document_ids: tuple[str, ...]) -> QualityResult:
-    baseline_nll = [document.nll for document in documents]
-    deltas = [score.nll - nll for score, nll in zip(scores, baseline_nll, strict=True)]
-    kld = torch.cat([score.kld for score in scores])
+def _pool(documents: list[DocumentScores], baseline: list[Document], document_ids: tuple[str, ...]) -> QualityResult:
+    scores = [document.tokens for document in documents]
+    before = [document.nll for document in baseline]
+    deltas = [score.nll - nll for score, nll in zip(scores, before, strict=True)]
+    every = TokenScores.joined(scores)
     per_document = tuple(float(score.kld.mean()) for score in scores)
+    decoded = [document.decoded for document in documents if document.decoded]
     return QualityResult(
         documents=len(scores),
-        tokens=len(kld),
-        perplexity=math.exp(torch.cat([score.nll for score in scores]).mean()),
-        baseline_perplexity=math.exp(torch.cat(baseline_nll).mean()),
+        tokens=len(every.kld),
+        perplexity=math.exp(every.nll.mean()),
+        baseline_perplexity=math.exp(torch.cat(before).mean()),
         delta_nll=float(torch.cat(deltas).mean()),
         delta_nll_interval=Interval.of(mean_interval([float(delta.mean()) for delta in deltas])),
-        kld_mean=float(kld.mean()),
-        kld_median=float(kld.median()),
-        kld_p99=float(kld.quantile(0.99)),
-        kld_max=float(kld.max()),
+        kld_mean=float(every.kld.mean()),
+        kld_median=float(every.kld.median()),
+        kld_p99=float(every.kld.quantile(0.99)),
+        kld_max=float(every.kld.max()),
         kld_interval=Interval.of(_not_negative(mean_interval(per_document))),
         interval_method=MEAN_METHOD,
-        same_top1=float(torch.cat([score.same_top1 for score in scores]).mean()),
-        noise_floor_kld=float(torch.cat([document.floor for document in documents]).mean()),
+        same_top1=float(every.same_top1.mean()),
+        noise_floor_kld=float(torch.cat([document.floor for document in baseline]).mean()),
         per_document_kld=per_document,
         document_ids=document_ids,
-        decoded=pooled([score.decoded for score in scores if score.decoded]) if scores[0].decoded else None,
+        statistics=token_statistics(scores, before),
+        decoded=pooled(decoded) if decoded else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kvbench.measure.parts.generation import Generated
 from kvbench.measure.parts.tasks import Answer, TaskScore
 from kvbench.report.groups import Group
 from kvbench.runs.records import Record
@@ -12,15 +13,18 @@ from kvbench.runs.records import Record
 LONGEST_TEXT = 400
 """Characters of an answer or a question; models that ramble fill pages."""
 
+BEFORE_DIFFERENCE = 100
+"""Characters shown of two texts before they differ."""
+
 MOST_ROWS = 3000
 """Rows of a table beyond which those that did not change are left out."""
 
-CHANGES = ("worse", "better", "same")
+CHANGES = ("worse", "better", "different", "same")
 
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """One question; ``change`` is one of :data:`CHANGES`, by score."""
+    """One question or text; ``change`` is one of :data:`CHANGES`, by score where there is one."""
 
     compressor: str
     task: str
@@ -58,6 +62,9 @@ def answer_table(group: Group) -> AnswerTable | None:
         for task in _tasks(record)
         for answer in task.answers
     ]
+    for record in group.compressors:
+        texts = record.generation.texts if record.generation else ()
+        rows.extend(_text_row(record.trial.compressor, place, text) for place, text in enumerate(texts, 1))
     if not rows:
         return None
     rows.sort(key=lambda row: CHANGES.index(row.change))
@@ -83,6 +90,24 @@ def _row(compressor: str, task: str, answer: Answer) -> AnswerRow:
         _cut(answer.baseline),
         _cut(answer.compressed),
         f"{100 * answer.baseline_score:.0f} → {100 * answer.score:.0f}",
+    )
+
+
+def _text_row(compressor: str, place: int, text: Generated) -> AnswerRow:
+    """The two texts from shortly before they differ."""
+    pairs = zip(text.baseline, text.compressed, strict=False)
+    same = next((index for index, (first, second) in enumerate(pairs) if first != second), 0)
+    start = max(0, same - BEFORE_DIFFERENCE) if text.diverges_at is not None else 0
+    before = "…" if start else ""
+    return AnswerRow(
+        compressor,
+        f"text · {place}",
+        "same" if text.diverges_at is None else "different",
+        _cut(text.prompt),
+        "" if text.diverges_at is None else f"differs from token {text.diverges_at:,} on",
+        _cut(before + text.baseline[start:]),
+        _cut(before + text.compressed[start:]),
+        f"{text.baseline_tokens:,} → {text.tokens:,} tokens",
     )
 
 

@@ -16,6 +16,7 @@ from kvbench.report.columns import Cell
 from kvbench.report.columns.quality import BELOW_NOISE, is_above_noise
 from kvbench.report.figure import Figure, file_name
 from kvbench.report.groups import Group, bits, is_baseline
+from kvbench.report.growth_chart import growth
 from kvbench.report.heatmaps import needle_map, task_map
 from kvbench.report.numbers import MISSING
 from kvbench.report.pareto import frontier
@@ -38,6 +39,7 @@ def figures(groups: Sequence[Group]) -> list[list[Figure]]:
             _speed_up(group, f"{name}-speed") or _token_time(group, f"{name}-speed"),
             task_map(group, f"{name}-tasks"),
             needle_map(group, f"{name}-needles"),
+            growth(group, f"{name}-growth"),
         )
         for group, name in zip(groups, names, strict=True)
     ]

@@ -11,6 +11,7 @@ from kvbench.report.capacity_chart import capacities
 from kvbench.report.charts import figures
 from kvbench.report.columns import DETAILS, Cell, Column
 from kvbench.report.crossover import crossovers
+from kvbench.report.domain_map import domain_maps
 from kvbench.report.environments import Environment, environments
 from kvbench.report.figure import Figure
 from kvbench.report.findings import Finding, findings
@@ -98,6 +99,8 @@ class Page:
     """Speed against length, over all workloads of a model."""
     capacities: list[Figure]
     """What a budget of bytes decodes, over all workloads of a model."""
+    domains: list[Figure]
+    """KLD by what was calibrated on and what is scored, over all workloads of a model."""
     sections: list[Section]
     failures: list[Failed]
     environments: list[Environment]
@@ -110,6 +113,7 @@ class Page:
         return [
             *self.capacities,
             *self.crossovers,
+            *self.domains,
             *(figure for section in self.sections for figure in section.figures),
         ]
 
@@ -125,6 +129,7 @@ def page(records: Sequence[Record], status: StoreStatus | None = None) -> Page:
         progress=_progress(status),
         crossovers=crossovers(groups),
         capacities=capacities(groups),
+        domains=domain_maps(groups),
         sections=[_section(index, group, drawn[index]) for index, group in enumerate(groups)],
         failures=[_failed(record) for group in groups for record in group.failed],
         environments=environments(records),

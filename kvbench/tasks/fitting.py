@@ -11,16 +11,18 @@ from transformers import PreTrainedTokenizerBase
 from kvbench.errors import KvbenchError
 from kvbench.tasks.sample import Sample, Task
 
-_MARK = "\u2402"
+_MARK, _ANSWER, _NEXT = "\u2402", "\u2403", "\u2404"
 _MOST = 1 << 22
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """What stands around a user's words: tokens before them, a text behind. ``encode`` makes tokens of text."""
+    """What stands around a user's words: tokens before them, a text behind, and one ``between`` an answer and the
+    user's next words. ``encode`` makes tokens of text."""
 
     before: tuple[int, ...]
     after: str
+    between: str
     encode: Callable[[str], list[int]]
 
     @classmethod
@@ -35,62 +37,105 @@ class PromptTemplate:
             return list(tokenizer(text, add_special_tokens=False).input_ids)
 
         if not chat:
-            return cls(tuple(tokenizer("").input_ids), "", encode)
+            return cls(tuple(tokenizer("").input_ids), "", "\n", encode)
         if not tokenizer.chat_template:
             raise KvbenchError(f"{tokenizer.name_or_path or 'this tokenizer'} has no chat template; set chat to false")
-        turn = [{"role": "user", "content": _MARK}]
-        rendered = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
-        before, mark, after = rendered.partition(_MARK)
-        if not mark:
+        turns = [
+            {"role": "user", "content": _MARK},
+            {"role": "assistant", "content": _ANSWER},
+            {"role": "user", "content": _NEXT},
+        ]
+        first, all_turns = (
+            str(tokenizer.apply_chat_template(turns[:count], tokenize=False, add_generation_prompt=True))
+            for count in (1, 3)
+        )
+        before, mark, after = first.partition(_MARK)
+        between = all_turns.partition(_ANSWER)[2].partition(_NEXT)[0]
+        if not mark or not between:
             raise KvbenchError("the chat template does not keep the user's words as they are; set chat to false")
-        return cls(tuple(encode(before)), after, encode)
+        return cls(tuple(encode(before)), after, between, encode)
 
 
 @dataclass(frozen=True)
 class FittedSample:
-    """``context`` (tokens) is compressed before any of ``questions`` (tokens each) follows it."""
+    """``context`` (tokens) is compressed before any of ``questions`` (tokens each) follows it.
+
+    ``answers``, of a conversation: the right answer to each question and what stands before the next one, in tokens.
+    """
 
     context: tuple[int, ...]
     questions: tuple[tuple[int, ...], ...]
     references: tuple[tuple[str, ...], ...]
+    answers: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """At most ``questions`` are taken of a sample: each put to the context alone, or, in a conversation, after the
+    questions before it and the right answers to them."""
+
+    questions: int = 1
+    conversation: bool = False
+
+
+ONE = Dialogue()
 
 
 def fitted_samples(
-    task: Task, template: PromptTemplate, length: int, count: int, seed: int, questions: int = 1
+    task: Task, template: PromptTemplate, length: int, count: int, seed: int, dialogue: Dialogue = ONE
 ) -> list[FittedSample]:
-    """``count`` samples whose context, longest question and answer take exactly ``length`` tokens together.
+    """``count`` samples whose context, questions and answer take exactly ``length`` tokens together.
 
-    Each is as large as fits; what its unit leaves over are newlines in front of the context and of shorter questions.
-    At most ``questions`` are taken of each.
+    Of questions that are put alone the longest counts, of a conversation all with the answers between them. Each sample
+    is as large as fits; what its unit leaves over are newlines in front of the context, of shorter questions, and
+    behind shorter answers.
 
     Raises:
         KvbenchError: the task does not fit, or its context does not grow to the length.
     """
-    samples = [_largest(task, template, length, f"{seed} {index}", questions) for index in range(count)]
-    longest = max(len(question) for sample in samples for question in sample.questions)
+    samples = [_largest(task, template, length, f"{seed} {index}", dialogue) for index in range(count)]
+    question = max(len(each) for sample in samples for each in sample.questions)
+    answer = max((len(each) for sample in samples for each in sample.answers), default=0)
+    longest = _after_context(max(len(sample.questions) for sample in samples), question, answer, dialogue)
     room = length - task.new_tokens - longest
     newline = template.encode("\n")[-1]
     fitted = []
     for index, sample in enumerate(samples):
-        if len(sample.context) > room:  # another sample's question is longer than its own
-            shorter = length - longest + max(map(len, sample.questions))
-            sample = _largest(task, template, shorter, f"{seed} {index}", questions)
+        if len(sample.context) > room:  # another sample's questions are longer than its own
+            shorter = length - longest + _tail(sample, dialogue)
+            sample = _largest(task, template, shorter, f"{seed} {index}", dialogue)
         filler = (newline,) * (room - len(sample.context))
         head = len(template.before)
-        padded = tuple((newline,) * (longest - len(question)) + question for question in sample.questions)
-        context = sample.context[:head] + filler + sample.context[head:]
-        fitted.append(FittedSample(context, padded, sample.references))
+        fitted.append(
+            FittedSample(
+                sample.context[:head] + filler + sample.context[head:],
+                tuple((newline,) * (question - len(each)) + each for each in sample.questions),
+                sample.references,
+                tuple(each + (newline,) * (answer - len(each)) for each in sample.answers),
+            )
+        )
     return fitted
 
 
-def _largest(task: Task, template: PromptTemplate, length: int, seed: str, questions: int) -> FittedSample:
+def _after_context(questions: int, question: int, answer: int, dialogue: Dialogue) -> int:
+    """Tokens behind the context, of so many questions and answers of these lengths."""
+    return questions * (question + answer) - answer if dialogue.conversation else question
+
+
+def _tail(sample: FittedSample, dialogue: Dialogue) -> int:
+    """Tokens that ``sample`` needs behind its context, padded to its longest question and answer."""
+    answer = max(map(len, sample.answers), default=0)
+    return _after_context(len(sample.questions), max(map(len, sample.questions)), answer, dialogue)
+
+
+def _largest(task: Task, template: PromptTemplate, length: int, seed: str, dialogue: Dialogue) -> FittedSample:
     """The largest sample of a seed within ``length`` tokens, answer included."""
 
     def made(size: int) -> FittedSample:
-        return _encoded(task.sample(Random(seed), size), template, questions)
+        return _encoded(task.sample(Random(seed), size), template, dialogue)
 
     def fits(sample: FittedSample) -> bool:
-        return len(sample.context) + max(map(len, sample.questions)) + task.new_tokens <= length
+        return len(sample.context) + _tail(sample, dialogue) + task.new_tokens <= length
 
     low, high = 1, 2
     if not fits(made(low)):
@@ -105,10 +150,12 @@ def _largest(task: Task, template: PromptTemplate, length: int, seed: str, quest
     return made(low)
 
 
-def _encoded(sample: Sample, template: PromptTemplate, questions: int) -> FittedSample:
-    taken = sample.questions[:questions]
+def _encoded(sample: Sample, template: PromptTemplate, dialogue: Dialogue) -> FittedSample:
+    taken = sample.questions[: dialogue.questions]
+    answers = [", ".join(each.references) + "." + template.between for each in taken] if dialogue.conversation else []
     return FittedSample(
         (*template.before, *template.encode(sample.context)),
         tuple(tuple(template.encode(each.text + template.after + each.answer_prefix)) for each in taken),
         tuple(each.references for each in taken),
+        tuple(tuple(template.encode(" " + each)) for each in answers),
     )

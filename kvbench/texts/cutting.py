@@ -9,12 +9,13 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 
+import datasets
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kvbench.errors import KvbenchError
-from kvbench.texts.splits import Split, documents
+from kvbench.texts.splits import Split, documents, joined_test
 
 SEPARATOR = "\n\n"
 MARGIN = 64
@@ -66,13 +67,34 @@ def cut_joined(text: str, split: Split, tokenizer: PreTrainedTokenizerBase, leng
     Raises:
         KvbenchError: the split has fewer tokens.
     """
+    return _cut_rows(text, f"{split} split", (documents(text, split), SEPARATOR), tokenizer, length, count)
+
+
+def cut_test_file(text: str, tokenizer: PreTrainedTokenizerBase, length: int, count: int) -> Cut:
+    """Windows from the start of the joined test rows, the way published perplexities are measured.
+
+    Raises:
+        KvbenchError: there are fewer tokens.
+    """
+    return _cut_rows(text, "test rows", joined_test(text), tokenizer, length, count)
+
+
+def _cut_rows(
+    text: str,
+    part: str,
+    rows: tuple[datasets.Dataset, str],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    count: int,
+) -> Cut:
+    """``count`` windows of ``length`` tokens from the start of rows, given with what joins them."""
     prefix = _prefix(tokenizer)
     body = length - len(prefix)
-    ids, owners = _read(text, split, tokenizer, body * count)
+    ids, owners = _read(*rows, tokenizer, body * count)
     if len(ids) < body * count:
         raise KvbenchError(
-            f"text {text} has {len(ids)} tokens in its {split} split, {body * count} are needed "
-            f"({count} windows of {body}); lower the count or the length"
+            f"text {text} has {len(ids)} tokens in its {part}, {body * count} are needed ({count} windows of {body}); "
+            "lower the count or the length"
         )
     block = torch.tensor(ids[: body * count]).view(count, body)
     starts = torch.tensor(prefix, dtype=torch.int64).expand(count, -1)
@@ -95,22 +117,25 @@ def _first(text: str, tokenizer: PreTrainedTokenizerBase, needed: int) -> list[i
         characters *= 2
 
 
-def _read(text: str, split: Split, tokenizer: PreTrainedTokenizerBase, needed: int) -> tuple[list[int], list[str]]:
-    """Token ids from the start of a split's joined documents, and the id of the document that each token is of."""
-    rows = documents(text, split)
+def _read(
+    rows: datasets.Dataset, separator: str, tokenizer: PreTrainedTokenizerBase, needed: int
+) -> tuple[list[int], list[str]]:
+    """Token ids from the start of the joined rows, and the id of the row that each token is of."""
     characters = CHARACTERS_PER_TOKEN * (needed + MARGIN)
     while True:
         stops = list(accumulate(len(body) for body in rows["text"]))
         taken = min(bisect_right(stops, characters) + 1, len(rows))
-        ids, owners = _tokenize(rows["id"][:taken], rows["text"][:taken], tokenizer)
+        ids, owners = _tokenize(rows["id"][:taken], rows["text"][:taken], separator, tokenizer)
         if taken == len(rows) or len(ids) >= needed + MARGIN:
             return ids, owners
         characters *= 2
 
 
-def _tokenize(names: list[str], texts: list[str], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[str]]:
-    """Token ids of the joined documents, and the id of the document that each token begins in."""
-    starts = [0, *accumulate(len(text) + len(SEPARATOR) for text in texts)]
-    encoded = tokenizer(SEPARATOR.join(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+def _tokenize(
+    names: list[str], texts: list[str], separator: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[str]]:
+    """Token ids of the joined texts, and the name of the one that each token begins in."""
+    starts = [0, *accumulate(len(text) + len(separator) for text in texts)]
+    encoded = tokenizer(separator.join(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     owners = [names[bisect_right(starts, first) - 1] for first, _ in encoded["offset_mapping"]]
     return list(encoded["input_ids"]), owners

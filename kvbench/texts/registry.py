@@ -38,6 +38,8 @@ class TextEntry:
     a share of the test documents is."""
     heading: str = ""
     """hub: regular expression of a row that begins a new document; empty: each row is one."""
+    joined_by: str = "\n\n"
+    """hub: what stands between rows where published perplexities are measured."""
 
     path: Path | None = None
     """local: a folder whose ``.txt`` files are documents, or one file whose paragraphs are."""

@@ -14,6 +14,7 @@ import datasets
 from kvbench.errors import FetchError
 from kvbench.storage.fetching import fetch_wheel
 from kvbench.texts.docstrings import read_packages
+from kvbench.texts.hub_data import located
 from kvbench.texts.registry import TextEntry
 
 Document = tuple[str, str]
@@ -35,23 +36,30 @@ def read_whole(entry: TextEntry) -> list[Document]:
 
 
 def read_hub(entry: TextEntry, file: str) -> datasets.Dataset:
-    """Documents of one file of a hub data set, columns ``id`` and ``text``.
+    """Documents of one file of a hub data set, columns ``id`` and ``text``; errors as in :func:`read_rows`."""
+    rows = read_rows(entry, file)
+    if not entry.heading:
+        return rows
+    stem = str(rows[0]["id"]).rpartition("#")[0]
+    texts = _articles(rows["text"], re.compile(entry.heading))
+    return as_dataset([(f"{stem}#{index}", text) for index, text in enumerate(texts)])
+
+
+def read_rows(entry: TextEntry, file: str) -> datasets.Dataset:
+    """Rows of one file of a hub data set as it publishes them, empty ones included: columns ``id`` and ``text``.
 
     Raises:
         FetchError: the hub cannot be reached, or does not hold that file.
     """
     try:
         rows = datasets.load_dataset(
-            entry.repo, data_files={"rows": file}, split="rows", revision=entry.revision or None
+            **located(entry.repo, revision=entry.revision), data_files={"rows": file}, split="rows"
         ).select_columns("text")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FetchError(f"cannot fetch text {entry.name} ({file} of {entry.repo}) from the hub: {reason}") from error
     stem = f"{entry.name}/{Path(file).name.split('.')[0]}"
-    if not entry.heading:
-        return rows.add_column("id", [f"{stem}#{index}" for index in range(len(rows))])
-    texts = _articles(rows["text"], re.compile(entry.heading))
-    return as_dataset([(f"{stem}#{index}", text) for index, text in enumerate(texts)])
+    return rows.add_column("id", [f"{stem}#{index}" for index in range(len(rows))])
 
 
 def as_dataset(documents: list[Document]) -> datasets.Dataset:

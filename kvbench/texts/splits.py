@@ -13,7 +13,7 @@ import datasets
 
 from kvbench.errors import KvbenchError
 from kvbench.texts.registry import TextEntry, find
-from kvbench.texts.sources import as_dataset, read_hub, read_whole
+from kvbench.texts.sources import as_dataset, read_hub, read_rows, read_whole
 
 Split = Literal["calibration", "development", "test"]
 """Fits and statistics read calibration, searches and tuning studies development, reported figures test."""
@@ -45,6 +45,19 @@ def documents(text: str, split: Split) -> datasets.Dataset:
             f"text {text} has {len(rows)} documents; {needed} are needed for a {split} split beside the others"
         )
     return _dealt(rows, split, PATTERN)
+
+
+def joined_test(text: str) -> tuple[datasets.Dataset, str]:
+    """What published perplexities are measured on: all rows of the test file, columns ``id`` and ``text``, and what
+    joins them. Of texts without files of their own it is the documents of the test split.
+
+    Raises:
+        KvbenchError: as :func:`documents`.
+    """
+    entry = find(text)
+    if entry.source == "hub":
+        return read_rows(entry, entry.test_file), entry.joined_by
+    return documents(text, "test"), entry.joined_by
 
 
 def _published(entry: TextEntry, split: Split) -> datasets.Dataset:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kvbench.errors import KvbenchError
-from kvbench.texts.cutting import Cut, cut_documents, cut_joined
+from kvbench.texts.cutting import Cut, cut_documents, cut_joined, cut_test_file
 from kvbench.texts.splits import Split
 
 
@@ -57,6 +57,20 @@ def windows(text: str, split: Split, tokenizer: PreTrainedTokenizerBase, length:
     cuts = [cut(name, split, tokenizer, length, share) for name, share in zip(texts, shares, strict=True) if share]
     ids = torch.stack([cuts[i % len(texts)].ids[i // len(texts)] for i in range(count)])
     return Windows(text, split, ids, _names(cuts, split, count), hashlib.sha256(ids.numpy().tobytes()).hexdigest())
+
+
+def joined_windows(text: str, tokenizer: PreTrainedTokenizerBase, length: int, count: int) -> Windows:
+    """``count`` windows of ``length`` tokens cut one after the other from the joined test rows: what published
+    perplexities are measured on. They are not independent of each other.
+
+    Raises:
+        KvbenchError: unknown text, or too few tokens in it.
+    """
+    if length < 2 or count < 1:
+        raise KvbenchError(f"windows need length >= 2, count >= 1; got {length}, {count}")
+    cut = cut_test_file(text, tokenizer, length, count)
+    digest = hashlib.sha256(cut.ids.numpy().tobytes()).hexdigest()
+    return Windows(text, "test", cut.ids, cut.document_ids, digest)
 
 
 def check_disjoint(calibration: Windows, scored: Windows) -> None:

@@ -46,7 +46,9 @@ def test_json_is_the_harness_own(lm_eval: Cli) -> None:
     code, out, _ = lm_eval("--json", "--limit", "2")
     results = json.loads(out)
     assert code == 0 and list(results) == ["none", "int:bits=4"]
-    assert 0 <= results["none"]["local_choice"]["acc,none"] <= 1
+    assert 0 <= results["none"]["results"]["local_choice"]["acc,none"] <= 1
+    judged = results["int:bits=4"]["verdicts"]["local_choice"]["acc,none"]
+    assert judged["verdict"] in ("unharmed", "undecided", "undecidable") and len(judged["interval"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from kvbench.hooks.rotary import RotaryTable, Rotator
 from kvbench.kernels import choice as kernels
 from kvbench.kernels import decode
 from kvbench.kernels.reference import Partial
-from kvbench.measure import memory, quality
+from kvbench.measure import memory, token_statistics
 from kvbench.runs.records import Record
 from kvbench.runs.runner import Runner
 from kvbench.runs.store import RunStore
@@ -265,8 +265,8 @@ def none_scales_its_scores_wrongly(patch: Patch) -> None:
 
 
 def divergence_is_a_hundred_times_its_reverse(patch: Patch) -> None:
-    real = quality.divergence
-    patch.setattr(quality, "divergence", lambda before, after: 100 * real(after, before))
+    real = token_statistics.divergence
+    patch.setattr(token_statistics, "divergence", lambda before, after: 100 * real(after, before))
 
 
 # ---- bytes -----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from fp64 import one_thread
+from kept_kernels import cache_with_kernels
 
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
@@ -24,7 +25,7 @@ INPUTS = Inputs("pydoc", "test", SOURCE)
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelBench:
-    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("KVBENCH_CACHE", cache_with_kernels(tmp_path / "cache"))
     return ModelBench("random:llama")
 
 
@@ -73,7 +74,7 @@ def test_documents_prompts_and_windows_are_shared(bench: ModelBench, monkeypatch
         scored.measure(bench, arm, INPUTS)
         SpeedWorkload(prompt=32, steps=32, rounds=1, warmup=0).measure(bench, arm, INPUTS)
         MemoryWorkload(batch=2, prompt=32, steps=0, peaks=False).measure(bench, arm, INPUTS)
-    assert len(qualities) == len(speeds) == len(prompts) == 1 and len(cuts) == 3
+    assert len(qualities) == len(speeds) == len(prompts) == 1 and len(cuts) == 4
 
 
 def test_speed_knows_the_baselines(bench: ModelBench):

@@ -8,11 +8,13 @@ import pytest
 import torch
 from driving import Subject, calibrated, subject, token_ids
 from fp64 import one_thread
+from kept_kernels import cache_with_kernels
 from torch import Tensor
 
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
-from kvbench.measure import quality
+from kvbench.measure import quality as quality_module
+from kvbench.measure import token_statistics
 from kvbench.measure.arms import Arm
 from kvbench.measure.parts.quality import QualityResult
 from kvbench.measure.quality import QualityBench
@@ -126,7 +128,7 @@ def test_intervals_are_made_of_one_value_a_document():
 def test_baselines_too_large_to_keep_are_computed_again_with_the_same_result(monkeypatch: pytest.MonkeyPatch):
     one = subject("llama", torch.float32)
     kept = score(one, LOSSY)
-    monkeypatch.setattr(quality, "DISTRIBUTION_BYTES", 4 * (LENGTH - PREFIX - 1) * one.model.config.vocab_size)
+    monkeypatch.setattr(quality_module, "DISTRIBUTION_BYTES", 4 * (LENGTH - PREFIX - 1) * one.model.config.vocab_size)
     bench = QualityBench(arm_of(one, "none"), IDS, PREFIX, 32)
     assert bench.score(arm_of(one, LOSSY)) == kept
     assert [document.output is None for document in bench.documents()] == [True, False]
@@ -136,7 +138,7 @@ def test_baselines_too_large_to_keep_are_computed_again_with_the_same_result(mon
 def test_prompts_and_baselines_are_kept_on_disk_under_what_they_depend_on(
     family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("KVBENCH_CACHE", cache_with_kernels(tmp_path / "cache"))
     one = subject(family, torch.float32)  # the logits of gemma2 are capped behind the output layer
     none, arm, passes = arm_of(one, "none"), arm_of(one, LOSSY), []
     fresh = QualityBench(none, IDS, PREFIX, 32).score(arm)
@@ -180,7 +182,7 @@ def test_a_measurement_that_breaks_off_leaves_the_model_stock(monkeypatch: pytes
         raise KeyboardInterrupt
 
     bench = QualityBench(arm_of(one, "none"), IDS, PREFIX, 32)
-    monkeypatch.setattr(quality, "divergence", broken)
+    monkeypatch.setattr(token_statistics, "divergence", broken)
     with pytest.raises(KeyboardInterrupt) as interrupt:
         bench.score(arm_of(one, LOSSY))
     assert interrupt and torch.equal(one.model(IDS[:1]).logits, before)

@@ -8,7 +8,13 @@ from datetime import UTC, datetime, timedelta
 
 from kvbench.compressors.methods.none import IN_16_BIT
 from kvbench.measure.parts.memory import MemoryResult, MemoryWorkload
-from kvbench.measure.parts.quality import DecodedResult, QualityResult, QualityWorkload
+from kvbench.measure.parts.quality import (
+    DecodedResult,
+    KldAtDistance,
+    QualityResult,
+    QualityWorkload,
+    TokenStatistics,
+)
 from kvbench.measure.parts.speed import RooflineResult, SpeedResult, SpeedWorkload
 from kvbench.measure.results import Bytes, Interval
 from kvbench.runs.records import Failure, Provenance, Record
@@ -209,7 +215,26 @@ def quality(outcome: Outcome, workload: QualityWorkload, harder: float = 1.0) ->
         noise_floor_kld=3.4e-11,
         per_document_kld=(0.9 * kld, 1.1 * kld),
         body_bits=outcome.bits if outcome.bits < 32 else None,
+        statistics=statistics(kld),
+        calibration_overlap=0.0012,
         decoded=decoded(outcome, workload, kld) if workload.decode else None,
+    )
+
+
+def statistics(kld: float) -> TokenStatistics:
+    """Two bins of distance; percentiles that rise."""
+    return TokenStatistics(
+        kld_standard_error=0.02 * kld,
+        kld_percentiles=tuple(kld * factor for factor in (0.01, 0.05, 0.1, 0.6, 2, 3, 7.4, 20)),
+        top5_overlap=1 - kld / 3,
+        delta_p_mean=-0.1 * kld,
+        delta_p_rms=0.3 * kld**0.5,
+        delta_p_percentiles=tuple(kld * factor for factor in (-3, -2, -1, 0, 1, 2, 3, 4)),
+        nll_correlation=1 - kld / 9,
+        kld_by_distance=(
+            KldAtDistance(first=1, last=32, tokens=64, kld_mean=1.2 * kld),
+            KldAtDistance(first=33, last=128, tokens=192, kld_mean=0.9 * kld),
+        ),
     )
 
 

@@ -86,7 +86,7 @@ def test_what_got_worse_comes_first() -> None:
     group, _ = grouped(RECORDS)
     table = answer_table(group)
     assert table is not None
-    assert table.counts == {"worse": 1 + 11, "better": 1, "same": 72 - 13}
+    assert table.counts == {"worse": 1 + 11, "better": 1, "different": 0, "same": 72 - 13}
     assert [row.change for row in table.rows[:13]] == ["worse"] * 12 + ["better"]
     assert table.compressors and "none" not in table.compressors
 

@@ -68,7 +68,9 @@ def test_names_are_the_built_in_files():
         "ablation",
         "capacity",
         "ci",
+        "domain-matrix",
         "domains",
+        "fidelity",
         "frontier",
         "full",
         "mla",
@@ -77,6 +79,7 @@ def test_names_are_the_built_in_files():
         "ruler-1k",
         "speed",
         "standard",
+        "wikitext",
     ]
 
 

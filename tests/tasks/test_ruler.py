@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvbench.errors import KvbenchError
-from kvbench.tasks.fitting import PromptTemplate, fitted_samples
+from kvbench.tasks.fitting import Dialogue, PromptTemplate, fitted_samples
 from kvbench.tasks.names import RULER
 from kvbench.tasks.ruler.haystack import hidden_in_essay, hidden_in_lines, noise_lines
 from kvbench.tasks.ruler.ruler import ruler_task
@@ -23,7 +23,10 @@ PIECES = re.compile(r"\n|[A-Za-z]{1,6}|\d|[^\sA-Za-z\d]")
 def template() -> PromptTemplate:
     """A tokenizer of short pieces, and a chat template of a few."""
     return PromptTemplate(
-        (1, 2, 3), " end of turn ", lambda text: [sum(map(ord, piece)) % 997 + 4 for piece in PIECES.findall(text)]
+        (1, 2, 3),
+        " end of turn ",
+        " next turn ",
+        lambda text: [sum(map(ord, piece)) % 997 + 4 for piece in PIECES.findall(text)],
     )
 
 
@@ -51,11 +54,23 @@ def test_the_same_seed_makes_the_same_sample(name: str) -> None:
 def test_samples_have_the_wanted_length_and_little_of_it_is_filler(name: str, length: int) -> None:
     task = ruler_task(name, length, ESSAY)
     newline = template().encode("\n")[-1]
-    for sample in fitted_samples(task, template(), length, 3, seed=1, questions=2):
+    for sample in fitted_samples(task, template(), length, 3, seed=1, dialogue=Dialogue(2)):
         assert all(len(sample.context) + len(each) + task.new_tokens == length for each in sample.questions)
         assert sample.context[:3] == (1, 2, 3)
         filler = next(index for index, token in enumerate(sample.context[3:]) if token != newline)
         assert filler <= 0.02 * length + 12  # other samples' questions may be longer
+
+
+@pytest.mark.parametrize("length", [1024, 1300])
+def test_a_conversation_takes_the_wanted_length_with_all_questions_and_answers_between(length: int) -> None:
+    task = ruler_task("niah_multikey_1", length, ESSAY)
+    for sample in fitted_samples(task, template(), length, 3, seed=1, dialogue=Dialogue(4, conversation=True)):
+        assert len(sample.questions) == len(sample.answers) == 4
+        turns = sum(map(len, sample.questions)) + sum(map(len, sample.answers[:-1]))
+        assert len(sample.context) + turns + task.new_tokens == length
+        for answer, references in zip(sample.answers, sample.references, strict=True):
+            right = template().encode(", ".join(references) + ".")
+            assert list(answer[: len(right)]) == right, "what follows is the right answer"
 
 
 COUNTS = {

@@ -17,7 +17,7 @@ from kvbench.measure.parts.tasks import TaskScore
 from kvbench.measure.quality import QualityBench
 from kvbench.measure.tasks import TaskBench, essay_words
 from kvbench.report.verdicts import judged
-from kvbench.tasks.fitting import PromptTemplate
+from kvbench.tasks.fitting import Dialogue, PromptTemplate
 from kvbench.tasks.names import RULER
 from kvbench.tasks.ruler.needles import Needles
 from kvbench.tasks.ruler.ruler import ruler_task
@@ -31,12 +31,9 @@ ANSWERING = [
     "hf",
     "identity:recent=0",
     "identity:frame=before,recent=0",
-    "int:bits=8,recent=0",
     "int:bits=4,recent=0",
     "kivi:bits=4,recent=0",
     "pca:rank=0.75,recent=0",
-    "palu:rank=0.75,recent=0",
-    "pca:rank=0.9,recent=0+int:bits=4",
     "kvtc:bits=4,recent=0",
     "ftc:bits=4,recent=0",
     "ftc:bits=4,frame=bands,recent=0",
@@ -59,12 +56,29 @@ def test_none_answers_like_stock_letter_by_letter(tiny: ModelBench, name: str) -
 def test_several_questions_are_put_to_one_context(tiny: ModelBench) -> None:
     task = Needles("essay", ["some", "words.", "stand", "here."] * 50, keys=4)
     bench = TaskBench.of(
-        tiny, {"four": (task, 1500)}, PromptTemplate.of(tiny.loaded.tokenizer, chat=False), 2, 1, questions=3
+        tiny, {"four": (task, 1500)}, PromptTemplate.of(tiny.loaded.tokenizer, chat=False), 2, 1, Dialogue(3)
     )
     (score,) = bench.answers(tiny.none())
     assert [answer.sample for answer in score.answers] == [0, 1] * 3
     assert len({(answer.sample, answer.question) for answer in score.answers}) == 6
     assert len(score.by_sample()[0]) == 2, "questions about one context are not independent samples"
+
+
+def test_a_conversation_is_one_text_of_questions_and_right_answers(tiny: ModelBench) -> None:
+    task = Needles("essay", ["some", "words.", "stand", "here."] * 50, keys=3, new_tokens=12)
+    template = PromptTemplate.of(tiny.loaded.tokenizer, chat=False)
+    bench = TaskBench.of(tiny, {"turns": (task, 1200)}, template, 2, 1, Dialogue(3, conversation=True))
+    (score,) = bench.answers(tiny.arm(parse("identity"), SOURCE))
+    assert [answer.turn for answer in score.answers] == [1, 1, 2, 2, 3, 3] and score.identical
+    decode = tiny.loaded.tokenizer.decode
+    for row, sample in enumerate(bench.samples["turns"][1]):
+        text = [*sample.context]
+        for turn, question in enumerate(sample.questions):
+            ids = torch.tensor([[*text, *question]])
+            made = tiny.loaded.model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+            answer = score.answers[2 * turn + row].compressed
+            assert str(decode(made, skip_special_tokens=True)).startswith(answer) and answer
+            text = [*ids[0].tolist(), *sample.answers[turn]]
 
 
 def test_a_model_without_a_chat_template_is_refused(tiny: ModelBench) -> None:
@@ -79,9 +93,9 @@ def bench(smollm2: object) -> ModelBench:  # the fixture skips loudly, or fails 
 
 @pytest.fixture(scope="module")
 def needles(bench: ModelBench) -> TaskBench:
-    """Three needles in the middle of 768 tokens of essays."""
-    task = Needles("essay", essay_words("essays", "test"), depth=0.5, new_tokens=16)
-    return TaskBench.of(bench, {"needle": (task, 768)}, PromptTemplate.of(bench.loaded.tokenizer, chat=True), 3, seed=3)
+    """Three needles in the middle of 512 tokens of essays."""
+    task = Needles("essay", essay_words("essays", "test"), depth=0.5, new_tokens=12)
+    return TaskBench.of(bench, {"needle": (task, 512)}, PromptTemplate.of(bench.loaded.tokenizer, chat=True), 3, seed=3)
 
 
 @pytest.mark.model
@@ -141,10 +155,10 @@ DECISIVE = ("niah_multiquery",)
 
 @pytest.fixture(scope="module")
 def tasks(bench: ModelBench) -> TaskBench:
-    """Eight samples of tasks that the model can do."""
+    """Seven samples of tasks that the model can do: as few as can show harm."""
     essay = essay_words("essays", "test")
-    by_name = {name: (replace(ruler_task(name, 448, essay), new_tokens=40), 448) for name in DECISIVE}
-    return TaskBench.of(bench, by_name, PromptTemplate.of(bench.loaded.tokenizer, chat=True), 8, seed=5)
+    by_name = {name: (replace(ruler_task(name, 384, essay), new_tokens=32), 384) for name in DECISIVE}
+    return TaskBench.of(bench, by_name, PromptTemplate.of(bench.loaded.tokenizer, chat=True), 7, seed=5)
 
 
 def answers(bench: ModelBench, tasks: TaskBench) -> tuple[TaskScore, ...]:
@@ -179,13 +193,16 @@ def test_broken_codecs_are_harmed_in_tasks(
     assert judgement.verdict == "harmed", told
 
 
+@pytest.fixture(scope="module")
+def quality(bench: ModelBench) -> QualityBench:
+    return QualityBench(bench.none(), bench.evaluation_windows("essays", 320, 2).ids, prefix=224, block=95)
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("broken", [*ON_TASKS, sinks_lost])
 def test_broken_codecs_move_distributions(
-    bench: ModelBench, broken: Broken, encode_with: Callable[[Broken], None]
+    bench: ModelBench, quality: QualityBench, broken: Broken, encode_with: Callable[[Broken], None]
 ) -> None:
     encode_with(broken)
-    ids = bench.evaluation_windows("essays", 384, 2).ids
-    quality = QualityBench(bench.none(), ids, prefix=256, block=127)
     result = quality.score(bench.arm(parse("identity:recent=0,sinks=0"), SOURCE))
     assert min(result.per_document_kld) > 0.02 > 1000 * result.noise_floor_kld

@@ -9,9 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvbench.errors import FetchError, KvbenchError
+from kvbench.models.random_models import byte_tokenizer
 from kvbench.texts import splits
 from kvbench.texts.registry import TextEntry
-from kvbench.texts.splits import documents
+from kvbench.texts.splits import documents, joined_test
+from kvbench.texts.windows import joined_windows
 
 SPLITS: tuple[splits.Split, ...] = ("calibration", "development", "test")
 
@@ -120,6 +122,24 @@ def test_hub_text_brings_its_own_splits(hub_text: dict[str, TextEntry]):
 def test_hub_text_without_a_development_file_gives_a_share_of_its_test_documents(hub_text: dict[str, TextEntry]):
     assert [*documents("two", "test")["text"]] == ["beta!!!", "gamma.", "alpha"]
     assert [*documents("two", "development")["text"]] == ["beta"]
+
+
+def test_joined_rows_are_those_of_the_test_file_as_published(hub_text: dict[str, TextEntry]):
+    """GPTQ's perplexity joins the lines of WikiText-2, empty ones included, by two newlines."""
+    rows, separator = joined_test("tiny")
+    assert [*rows["text"]] == ["alpha", "", "beta!!!", "gamma.", "beta", "beta"] and separator == "\n\n"
+    cut = joined_windows("tiny", byte_tokenizer(), length=6, count=3)
+    assert byte_tokenizer().decode(cut.ids.flatten()) == "alpha\n\n\n\nbeta!!!\n\n"
+    assert cut.document_ids == ("tiny/test#0", "tiny/test#1", "tiny/test#2")
+
+
+def test_joined_windows_of_a_text_without_files_are_of_its_test_documents():
+    texts = documents("pydoc", "test")["text"]
+    cut = joined_windows("pydoc", byte_tokenizer(), length=500, count=2)
+    joined = "\n\n".join(texts[:2]).encode()[:1000].decode(errors="ignore")
+    assert byte_tokenizer().decode(cut.ids.flatten()).startswith(joined)
+    with pytest.raises(KvbenchError, match=r"text pydoc has \d+ tokens in its test rows, \d+ are needed"):
+        joined_windows("pydoc", byte_tokenizer(), length=5000, count=1000)
 
 
 def test_missing_hub_file_is_said_in_one_line(hub_text: dict[str, TextEntry], tmp_path: Path):

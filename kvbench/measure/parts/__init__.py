@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import create_model
 
 from kvbench.measure.parts.capacity import CapacityResult, CapacityWorkload
+from kvbench.measure.parts.generation import GenerationResult, GenerationWorkload
 from kvbench.measure.parts.memory import MemoryResult, MemoryWorkload
 from kvbench.measure.parts.needles import NeedlesResult, NeedlesWorkload
 from kvbench.measure.parts.part import HasResults, HasSettings, Inputs, PartSettings, WorkloadPart, fields_of
@@ -32,6 +33,7 @@ class Parts:
     capacity = WorkloadPart(CapacityWorkload, CapacityResult)
     tasks = WorkloadPart(TasksWorkload, TasksResult)
     needles = WorkloadPart(NeedlesWorkload, NeedlesResult)
+    generation = WorkloadPart(GenerationWorkload, GenerationResult)
 
 
 PARTS: dict[str, WorkloadPart[Any, Any]] = {

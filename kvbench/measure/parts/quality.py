@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import math
+import operator
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from kvbench.measure.parts.part import Inputs, PartSettings
 from kvbench.measure.results import Interval
@@ -24,6 +27,10 @@ class QualityWorkload(PartSettings):
     The documents are the ``split``'s: what is quoted comes from "test", what a setting is chosen by from "development".
     ``calibration_windows`` windows of ``calibration_length`` tokens of ``calibration_text`` feed the calibration. The
     first ``decode`` scored tokens of each document are also decoded one by one, through the decode kernels.
+
+    ``joined`` takes windows of the joined test rows for documents, one after the other, as published perplexities do:
+    llama.cpp's with ``length`` 512 and ``prefix`` 256, GPTQ's with 2048 and 1 (without each window's second token).
+    Windows are then not independent, and nothing has an interval.
     """
 
     text: str = "essays"
@@ -36,11 +43,14 @@ class QualityWorkload(PartSettings):
     prefix: PositiveInt = 256
     block: PositiveInt = 256
     decode: NonNegativeInt = 0
+    joined: Annotated[bool, Field(exclude_if=operator.not_)] = False
 
     @model_validator(mode="after")
     def _leaves_tokens_to_score(self) -> QualityWorkload:
         if self.prefix + 1 >= self.length:
             raise ValueError(f"prefix ({self.prefix}) must be at least 2 shorter than length ({self.length})")
+        if self.joined and self.split != "test":
+            raise ValueError("joined windows are of the test split; leave split or joined out")
         scored = self.length - 1 - self.prefix
         if self.decode > scored:
             raise ValueError(f"decode ({self.decode}) must be at most the {scored} scored tokens of a document")
@@ -50,8 +60,9 @@ class QualityWorkload(PartSettings):
     def in_words(self) -> str:
         """Documents, their text, and what was calibrated on."""
         calibration = f"{self.calibration_windows} × {self.calibration_length:,} of {self.calibration_text}"
+        cut = "joined test rows" if self.joined else f"{self.split} split"
         return (
-            f"{self.documents} × {self.length:,} tokens of {self.text} ({self.split} split), "
+            f"{self.documents} × {self.length:,} tokens of {self.text} ({cut}), "
             f"first {self.prefix:,} as prompt; calibrated on {calibration}"
         )
 
@@ -59,14 +70,25 @@ class QualityWorkload(PartSettings):
         """The documents, of which calibration may have seen none."""
         from kvbench.texts.windows import check_disjoint
 
-        scored = bench.evaluation_windows(self.text, self.length, self.documents, self.split)
+        scored = self.windows_of(bench)
         check_disjoint(bench.calibration_windows(inputs.calibration), scored)
         return {f"{self.split} {self.text}": scored}
 
+    def windows_of(self, bench: ModelBench) -> Windows:
+        """What is scored."""
+        if self.joined:
+            return bench.joined_windows(self.text, self.length, self.documents)
+        return bench.evaluation_windows(self.text, self.length, self.documents, self.split)
+
     def measure(self, bench: ModelBench, arm: Arm, inputs: Inputs) -> QualityResult:
         """Score ``arm`` on documents, which workloads share whatever they calibrate on."""
+        from kvbench.texts.overlap import overlap
+
         scored = self.model_dump(exclude={"calibration_text", "calibration_windows", "calibration_length"})
-        return bench.shared(_documents, QualityWorkload(**scored)).score(arm)
+        quality = bench.shared(_documents, QualityWorkload(**scored))
+        shares = overlap(bench.calibration_windows(inputs.calibration).ids, quality.ids)
+        result = quality.score(arm).model_copy(update={"calibration_overlap": fmean(shares)})
+        return result.without_intervals() if self.joined else result
 
 
 class DecodedResult(Frozen):
@@ -82,6 +104,36 @@ class DecodedResult(Frozen):
     """Mean KL(scored in blocks ‖ decoded) of this compressor: what the kernels' rounding amounts to."""
     attention: str
     """The implementation that ran, read back from the live cache."""
+
+
+LEVELS = (1.0, 5.0, 10.0, 50.0, 90.0, 95.0, 99.0, 99.9)
+"""Per cent at which percentiles over tokens are taken."""
+
+
+class KldAtDistance(Frozen):
+    """Mean KLD of the tokens ``first``…``last`` after the prompt, where compression of it ends."""
+
+    first: int
+    last: int
+    tokens: int
+    kld_mean: float
+
+
+class TokenStatistics(Frozen):
+    """Over all scored tokens, as llama.cpp's ``--kl-divergence`` has them; percentiles are those of :data:`LEVELS`."""
+
+    kld_standard_error: float | None
+    """As if tokens were independent of each other, which they are not: ``kld_interval`` is over documents."""
+    kld_percentiles: tuple[float, ...]
+    top5_overlap: float
+    """Mean share of the uncompressed model's five likeliest tokens among the compressed model's."""
+    delta_p_mean: float
+    """Of the probability of the document's next token, compressed less uncompressed."""
+    delta_p_rms: float
+    delta_p_percentiles: tuple[float, ...]
+    nll_correlation: float | None
+    """Pearson's, of the tokens' negative log-likelihoods; None where they do not vary."""
+    kld_by_distance: tuple[KldAtDistance, ...]
 
 
 class QualityResult(Frozen):
@@ -107,15 +159,28 @@ class QualityResult(Frozen):
     document_ids: tuple[str, ...] = ()
     """The documents, in the order of ``per_document_kld``."""
     body_bits: float | None = None
+    statistics: TokenStatistics | None = None
+    """None in records that are older."""
+    calibration_overlap: float | None = None
+    """Share, 0…1, of the scored documents' runs of 13 tokens that the calibration windows have, too."""
     decoded: DecodedResult | None = None
     """None where the workload does not request it."""
+
+    def without_intervals(self) -> QualityResult:
+        """The same, of windows that are not independent of each other."""
+        return self.model_copy(update={"delta_nll_interval": None, "kld_interval": None, "interval_method": ""})
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """Compressed over uncompressed."""
+        return math.exp(self.delta_nll)
 
 
 def _documents(bench: ModelBench, workload: QualityWorkload) -> QualityBench:
     """The documents with what the uncompressed model predicts of them."""
     from kvbench.measure.quality import QualityBench
 
-    documents = bench.evaluation_windows(workload.text, workload.length, workload.documents, workload.split)
+    documents = workload.windows_of(bench)
     ids = documents.ids.to(bench.loaded.model.device)
     none, prefix, block = bench.none(), workload.prefix, workload.block
     return QualityBench(none, ids, prefix, block, documents.document_ids, workload.decode, bench.identity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
@@ -26,7 +27,9 @@ class TasksWorkload(PartSettings):
     """RULER-style ``tasks``, ``samples`` of each, ``length`` tokens with the answer.
 
     Contexts are compressed before any question is seen; ``questions`` of them are put to each, where a task has
-    several. Needles are hidden in ``text``; ``chat`` puts the model's chat template around context and question. A
+    several: each alone, or in a ``conversation``, where the questions before and the right answers to them stay in the
+    cache. ``qa_1`` and ``qa_2`` ask ``questions_of`` invented towns, or of SQuAD and HotpotQA (from the hub, or a local
+    copy). Needles are hidden in ``text``; ``chat`` puts the model's chat template around context and question. A
     compressor is unharmed if it loses less than ``margin`` of score, 0…1.
     """
 
@@ -34,6 +37,8 @@ class TasksWorkload(PartSettings):
     length: PositiveInt = 1024
     samples: PositiveInt = 10
     questions: PositiveInt = 1
+    conversation: bool = False
+    questions_of: Literal["invented towns", "published data"] = "invented towns"
     text: str = "essays"
     split: Literal["test", "development"] = "test"
     chat: bool = True
@@ -54,7 +59,8 @@ class TasksWorkload(PartSettings):
     def in_words(self) -> str:
         """Tasks, samples and length."""
         which = "13 RULER-style tasks" if self.tasks == RULER else ", ".join(self.tasks)
-        return f"{which}, {self.samples} × {self.length:,} tokens each"
+        turns = f", {self.questions} questions in a row" if self.conversation else ""
+        return f"{which}, {self.samples} × {self.length:,} tokens each{turns}"
 
     def windows(self, bench: ModelBench, compressor: Compressor, inputs: Inputs) -> dict[str, Windows]:
         """The contexts and questions, one after the other."""
@@ -79,6 +85,10 @@ class Answer(Frozen):
     compressed: str
     baseline_score: float
     score: float
+    turn: PositiveInt = 1
+    """Which of the questions that were put to the context, from 1 on."""
+    failed: bool = False
+    """Whether one of both answers ended because the model's logits were not finite."""
 
 
 class TaskScore(Frozen):
@@ -118,6 +128,16 @@ class TasksResult(Frozen):
 
     tasks: tuple[TaskScore, ...]
 
+    def by_turn(self) -> list[tuple[float, float]]:
+        """Mean scores of the first questions, the second ones and so on: uncompressed and compressed."""
+        turns: dict[int, list[Answer]] = {}
+        for answer in (answer for task in self.tasks for answer in task.answers):
+            turns.setdefault(answer.turn, []).append(answer)
+        return [
+            (fmean(each.baseline_score for each in answers), fmean(each.score for each in answers))
+            for _, answers in sorted(turns.items())
+        ]
+
     @property
     def score(self) -> float:
         """Mean over tasks."""
@@ -131,10 +151,14 @@ class TasksResult(Frozen):
 
 def _samples(bench: ModelBench, workload: TasksWorkload) -> TaskBench:
     from kvbench.measure.tasks import TaskBench, essay_words
-    from kvbench.tasks.fitting import PromptTemplate
-    from kvbench.tasks.ruler.ruler import ruler_task
+    from kvbench.tasks.fitting import Dialogue, PromptTemplate
+    from kvbench.tasks.ruler.published import CORPORA
+    from kvbench.tasks.ruler.ruler import INVENTED, ruler_task
 
-    essay = essay_words(workload.text, workload.split)
-    tasks = {name: (ruler_task(name, workload.length, essay), workload.length) for name in workload.tasks}
+    essay, corpora = essay_words(workload.text, workload.split), INVENTED
+    if workload.questions_of == "published data":
+        corpora = {name: read() for name, read in CORPORA.items() if name in workload.tasks}
+    tasks = {name: (ruler_task(name, workload.length, essay, corpora), workload.length) for name in workload.tasks}
     template = PromptTemplate.of(bench.loaded.tokenizer, workload.chat)
-    return TaskBench.of(bench, tasks, template, workload.samples, workload.seed, workload.questions)
+    dialogue = Dialogue(workload.questions, workload.conversation)
+    return TaskBench.of(bench, tasks, template, workload.samples, workload.seed, dialogue)

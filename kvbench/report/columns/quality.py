@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from kvbench.measure.parts.quality import DecodedResult, QualityResult
+from kvbench.measure.parts.quality import LEVELS, DecodedResult, QualityResult, TokenStatistics
 from kvbench.measure.results import Interval
 from kvbench.report.columns.column import Cell, Column, plain
 from kvbench.report.numbers import measured, short, spread
@@ -21,6 +21,19 @@ def _quality(show: Callable[[QualityResult], Cell | None]) -> Callable[[Record],
 
 def _decoded(show: Callable[[DecodedResult], Cell | None]) -> Callable[[Record], Cell | None]:
     return _quality(lambda quality: show(quality.decoded) if quality.decoded else None)
+
+
+def _statistics(show: Callable[[TokenStatistics], Cell | None]) -> Callable[[Record], Cell | None]:
+    return _quality(lambda quality: show(quality.statistics) if quality.statistics else None)
+
+
+def _percentiles(values: tuple[float, ...], form: Callable[[float], str]) -> str:
+    return ", ".join(f"{form(value)} at {level:g}" for level, value in zip(LEVELS, values, strict=True))
+
+
+def _distances(statistics: TokenStatistics) -> Cell:
+    bins = [f"{each.first:,}-{each.last:,}: {short(each.kld_mean)}" for each in statistics.kld_by_distance]
+    return Cell("; ".join(bins), None)
 
 
 def is_above_noise(quality: QualityResult) -> bool:
@@ -93,6 +106,68 @@ COLUMNS = (
         importance=21,
     ),
     TOP1,
+    Column(
+        "top-5\noverlap",
+        "Mean share of the uncompressed model's five likeliest next tokens among the compressed model's five.",
+        _statistics(lambda each: plain(each.top5_overlap, lambda share: f"{share:.1%}")),
+        importance=13,
+    ),
+    Column(
+        "PPL\nratio",
+        "Perplexity over that of the same tokens with the uncompressed cache.",
+        _quality(lambda quality: plain(quality.perplexity_ratio, lambda ratio: short(ratio, 5))),
+        importance=8,
+    ),
+    Column(
+        "NLL\ncorrelation",
+        "Pearson's correlation of the tokens' negative log-likelihoods, compressed and uncompressed.",
+        _statistics(lambda each: plain(each.nll_correlation, lambda value: f"{100 * value:.3f} %")),
+        importance=4,
+    ),
+    Column(
+        "Δp mean\npoints",
+        "Mean change of the probability of the document's own next token, in points of 100.",
+        _statistics(lambda each: plain(each.delta_p_mean, lambda share: f"{100 * share:+.3f}")),
+        importance=6,
+    ),
+    Column(
+        "Δp RMS\npoints",
+        "Root of the mean square of the same change.",
+        _statistics(lambda each: plain(each.delta_p_rms, lambda share: f"{100 * share:.3f}")),
+        importance=12,
+    ),
+    Column(
+        "KLD ±\ntokens",
+        "Standard error of the mean KLD as llama.cpp prints it, as if tokens were independent of each other. The "
+        "interval beside the KLD is over documents.",
+        _statistics(lambda each: plain(each.kld_standard_error, lambda error: short(error, 2))),
+        importance=3,
+    ),
+    Column(
+        "KLD\npercentiles",
+        "Of the KLD over tokens, at each per cent.",
+        _statistics(lambda each: Cell(_percentiles(each.kld_percentiles, short), None)),
+        importance=2,
+    ),
+    Column(
+        "Δp\npercentiles",
+        "Of the change of probability over tokens, in points of 100, at each per cent.",
+        _statistics(lambda e: Cell(_percentiles(e.delta_p_percentiles, lambda p: f"{100 * p:+.2f}"), None)),
+        importance=1,
+    ),
+    Column(
+        "overlap\n%",
+        "Share of the scored documents' runs of 13 tokens that the calibration windows have, too: what is there was "
+        "fitted on what it is scored on.",
+        _quality(lambda quality: plain(quality.calibration_overlap, lambda share: f"{100 * share:.2f}")),
+        importance=3,
+    ),
+    Column(
+        "KLD by\ndistance",
+        "Mean KLD of the tokens from one to another distance after the prompt, where its compression ends.",
+        _statistics(_distances),
+        importance=2,
+    ),
     Column(
         "KLD\ndecoded",
         "KLD of the first scored tokens, decoded one by one through the decode kernels, against the uncompressed "

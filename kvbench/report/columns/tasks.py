@@ -38,6 +38,18 @@ def broken(tasks: Iterable[TaskScore]) -> Cell:
     return Cell(f"{lost} of {len(right)}", lost)
 
 
+def _failed(result: TasksResult) -> Cell | None:
+    """None where all went well."""
+    count = sum(answer.failed for task in result.tasks for answer in task.answers)
+    return Cell(str(count), count) if count else None
+
+
+def _by_turn(result: TasksResult) -> Cell | None:
+    turns = result.by_turn()
+    told = ", ".join(f"{percent(score)} ({percent(before)})" for before, score in turns)
+    return Cell(told, None) if len(turns) > 1 else None
+
+
 def _decides(judgement: Judgement) -> Cell:
     count = len(judgement.deciding)
     return Cell(f"{count} of {len(judgement.tasks)}", count)
@@ -87,6 +99,19 @@ COLUMNS = (
         _tasks(lambda result: broken(result.tasks)),
         summary=True,
         importance=4,
+    ),
+    Column(
+        "answers\nfailed",
+        "Answers that ended because the model's logits were not finite; they are scored as far as they came.",
+        _tasks(_failed),
+        summary=True,
+    ),
+    Column(
+        "% by question\n(none)",
+        "Scores of the first questions put to the contexts, the second ones and so on; in brackets those of the "
+        "uncompressed cache.",
+        _tasks(_by_turn),
+        importance=2,
     ),
     Column(
         "tasks that\ndecide",

@@ -1,13 +1,14 @@
 """The thirteen tasks of RULER by name, generated from the authors' specification.
 
 Source: Hsieh et al. 2024 (arXiv 2404.06654) and the settings in their repository (``scripts/synthetic.yaml``). What
-differs: essays are those at hand; without SQuAD and HotpotQA the two ``qa`` tasks ask about invented towns, and are
-RULER-style; every context is filled up to its length, where RULER takes the same haystack for all samples of a task.
+differs: essays are those at hand; without SQuAD and HotpotQA (:mod:`kvbench.tasks.ruler.published`) the two ``qa``
+tasks ask about invented towns, and are RULER-style; every context is filled up to its length, where RULER takes the
+same haystack for all samples of a task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kvbench.errors import unknown
 from kvbench.tasks.names import RULER
@@ -17,17 +18,18 @@ from kvbench.tasks.ruler.questions import Corpus, InventedTowns, QuestionAnsweri
 from kvbench.tasks.ruler.tracing import VariableTracking
 from kvbench.tasks.sample import Task
 
+INVENTED: Mapping[str, Corpus] = {"qa_1": InventedTowns(), "qa_2": InventedTowns(hops=2)}
+"""What is asked without published questions: one fact, and two."""
 
-def ruler_task(name: str, length: int, essay: Sequence[str], corpora: Sequence[Corpus] = ()) -> Task:
+
+def ruler_task(name: str, length: int, essay: Sequence[str], corpora: Mapping[str, Corpus] = INVENTED) -> Task:
     """The task ``name`` for contexts of ``length`` tokens.
 
-    ``essay``: words of the essays that needles are hidden in. ``corpora``: what ``qa_1`` and ``qa_2`` ask about; by
-    default invented towns, with one fact and with two.
+    ``essay``: words of the essays that needles are hidden in. ``corpora``: what ``qa_1`` and ``qa_2`` ask about.
 
     Raises:
         KvbenchError: no such task.
     """
-    single, double = corpora or (InventedTowns(), InventedTowns(hops=2))
     tasks: dict[str, Task] = {
         "niah_single_1": Needles("noise"),
         "niah_single_2": Needles("essay", essay),
@@ -40,8 +42,7 @@ def ruler_task(name: str, length: int, essay: Sequence[str], corpora: Sequence[C
         "vt": VariableTracking(),
         "cwe": CommonWords(length),
         "fwe": FrequentWords(length),
-        "qa_1": QuestionAnswering(single),
-        "qa_2": QuestionAnswering(double),
+        **{each: QuestionAnswering(corpus) for each, corpus in corpora.items()},
     }
     if name not in tasks:
         raise unknown("task", name, RULER)
