@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,18 +12,21 @@ from local_tasks import CHOICE, write_rows, write_task
 
 from kvbench.cli import main as cli
 
-pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install kvbench[lm-eval]")
+tasks = pytest.importorskip("lm_eval.tasks", reason="lm-eval is not installed: pip install kvbench[lm-eval]")
 
 Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def lm_eval(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+def lm_eval(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """``kvbench lm-eval`` on a tiny model, with a folder of tasks: exit code, stdout and stderr."""
     text, choices = "number {} of some words that fill the context", [" one", " two"]
     rows = [{"text": text.format(index), "choices": choices, "answer": index % 2} for index in range(4)]
     write_task(tmp_path, "local_choice", CHOICE, write_rows(tmp_path / "rows.jsonl", rows))
     write_task(tmp_path, "local_broken", CHOICE, tmp_path / "nowhere.jsonl")
+
+    # The harness's own tasks take a quarter of a minute to read.
+    monkeypatch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
 
     def run(
         *arguments: str, task: str = "local_choice", spec: str = "int:bits=4", folder: str = ""

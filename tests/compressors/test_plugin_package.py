@@ -160,18 +160,28 @@ def test_a_run_goes_on_after_broken_ones(site: Path, cache: Path) -> None:
         assert f"failed random:llama | {spec} | w: {reason}" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("command", "reason"),
-    [
-        (("generate", "Hi", "--compressor", "at-fit"), "does not fit: RuntimeError: the moon is in the wrong place"),
-        (("run", "--compressor", "at-import"), "does not load: OSError: no such luck"),
-        (("show", "at-parse:"), "refuses 'at-parse:': TypeError: no settings please"),
-    ],
-)
-def test_alone_a_broken_one_is_one_line(site: Path, cache: Path, command: tuple[str, ...], reason: str) -> None:
-    model = () if command[0] == "show" else ("--model", "random:llama")
-    done = child(site, cache, "kvbench", *command, *model, code=2)
-    assert done.stdout == "" and len(done.stderr.splitlines()) == 1 and reason in done.stderr
+ALONE = {
+    "generate Hi --model random:llama --compressor at-fit": "does not fit: RuntimeError: the moon is in the wrong place",
+    "run --model random:llama --compressor at-import": "does not load: OSError: no such luck",
+    "show at-parse:": "refuses 'at-parse:': TypeError: no settings please",
+}
+ONE_BY_ONE = """
+import sys
+from kvbench.cli.main import main
+for line in sys.argv[1:]:
+    try:
+        main(line.split(" "))
+    except SystemExit as ended:
+        print(ended.code)
+"""
+
+
+def test_alone_a_broken_one_is_one_line(site: Path, cache: Path) -> None:
+    (cache / "one_by_one.py").write_text(ONE_BY_ONE)  # one process: what takes ten seconds is its start
+    done = child(site, cache, "one_by_one", *ALONE)
+    assert done.stdout.split() == ["2"] * 3
+    for line, reason in zip(done.stderr.splitlines(), ALONE.values(), strict=True):
+        assert reason in line
 
 
 def test_the_readme_shows_this_very_class() -> None:

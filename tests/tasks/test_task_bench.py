@@ -49,7 +49,7 @@ def tiny() -> ModelBench:
 def test_none_answers_like_stock_letter_by_letter(tiny: ModelBench, name: str) -> None:
     task = ruler_task(name, 3800, ["some", "words.", "stand", "here."] * 50)
     template = PromptTemplate.of(tiny.loaded.tokenizer, chat=False)
-    (score,) = TaskBench.of(tiny, {name: (task, 3800)}, template, 2, seed=1).answers(tiny.arm(parse("hf"), SOURCE))
+    (score,) = TaskBench.of(tiny, {name: (task, 3800)}, template, 1, seed=1).answers(tiny.arm(parse("hf"), SOURCE))
     assert score.identical and any(answer.baseline for answer in score.answers)
 
 
