@@ -161,7 +161,7 @@ def test_a_run_goes_on_after_broken_ones(site: Path, cache: Path) -> None:
 
 
 ALONE = {
-    "generate Hi --model random:llama --compressor at-fit": "does not fit: RuntimeError: the moon is in the wrong place",
+    "generate Hi --model random:llama --compressor at-fit": "does not fit: RuntimeError: the moon is in the",
     "run --model random:llama --compressor at-import": "does not load: OSError: no such luck",
     "show at-parse:": "refuses 'at-parse:': TypeError: no settings please",
 }

@@ -19,7 +19,7 @@ from kvbench.tasks.ruler.questions import QuestionAnswering
 SQUAD = [
     {
         "title": title,
-        "context": f"{title} has fact {number}. It is told at length, as all facts of this town are. It has clauses. It ends.",
+        "context": f"{title} has fact {number}. It is told at length, as are all facts of this town. It ends.",
         "question": f"Which fact has {title} in paragraph {number}?",
         "answers": {"text": [f"fact {number}", f"fact {number}", f"{title} {number}"], "answer_start": [0, 0, 0]},
     }
