@@ -27,7 +27,7 @@ class Selection:
         str | None,
         Parameter(
             help="quick (default), standard, full, ci, frontier, speed, capacity, ruler-1k, needles, fidelity, "
-            "wikitext or a .toml file."
+            "accuracy, domain-matrix, wikitext or a .toml file."
         ),
     ] = None
     model: Annotated[str | None, Parameter(help="Run this model instead of the suite's.")] = None

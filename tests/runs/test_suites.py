@@ -66,6 +66,7 @@ def test_built_in_suites_parse(name):
 def test_names_are_the_built_in_files():
     assert suite_names() == [
         "ablation",
+        "accuracy",
         "capacity",
         "ci",
         "domain-matrix",

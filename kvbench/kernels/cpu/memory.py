@@ -28,7 +28,9 @@ JIT: dict[str, Any] = {
     "no_cfunc_wrapper": True,
     "pipeline_class": Inner,
 }
-"""Finite arithmetic only in name: flags that assume no infinities would break masks."""
+"""For what other kernels call: it is inlined there, and not compiled by itself.
+
+Finite arithmetic only in name: flags that assume no infinities would break masks."""
 
 VIEW: dict[str, Any] = {"inline": "always", "no_cpython_wrapper": True}
 """For what only says where something lies."""
