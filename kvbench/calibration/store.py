@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -28,8 +29,13 @@ _FILE = "statistics.safetensors"
 
 
 def statistics_folder(loaded: LoadedModel, windows: Windows, fisher: bool) -> Path:
-    """Where the statistics of this model (weights and dtype) over these windows live."""
-    key = [RECIPE, SINKS, loaded.weights_sha256, str(loaded.model.dtype), windows.sha256, fisher]
+    """Where the statistics of this model (weights and dtype) over these windows live.
+
+    Device and threads are part of it: they round differently, which tips bit widths, and what a compressor is fitted on
+    must not depend on what ran before.
+    """
+    computed = [str(loaded.model.dtype), loaded.model.device.type, torch.get_num_threads()]
+    key = [RECIPE, SINKS, loaded.weights_sha256, *computed, windows.sha256, fisher]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return cache_dir() / "calibration" / f"{loaded.name.replace('/', '--').replace(':', '-')[:40]}-{digest}"
 
