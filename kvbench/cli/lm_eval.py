@@ -45,7 +45,9 @@ def lm_eval(
     samples: Samples,
     *,
     compressor: Annotated[list[str], Parameter(help="Specs of compressors; repeatable.")],
-    margin: Annotated[float, Parameter(help="Loss of score, 0…1, below which a compressor is unharmed.")] = 0.05,
+    margin: Annotated[
+        float | None, Parameter(help="Loss of score, 0…1, below which a compressor is unharmed; default: 0.05.")
+    ] = None,
     data_dir: DataDir = None,
     model: Model = DEFAULT_MODEL,
     dtype: Dtype = "float32",
@@ -63,10 +65,12 @@ def lm_eval(
     """
     from kvbench.compressors.compressor import parse
     from kvbench.measure.bench import CalibrationSource, ModelBench
+    from kvbench.measure.parts.tasks import MARGIN
     from kvbench.runs.progress import counted
     from kvbench.storage.data_dir import use_data_dir
 
     samples.check()
+    margin = MARGIN if margin is None else margin
     if not 0 < margin <= 1:
         raise KvbenchError(f"--margin {margin:g} is no loss of score; give a number above 0, at most 1")
     use_data_dir(data_dir)

@@ -83,8 +83,8 @@ def decode_batch(
     for step in range(stop.most):
         logits = arm.forward(ids, cache, logits_to_keep=1)[:, -1]
         finite = logits.isfinite().all(-1).tolist()
-        if not all(finite) and (stop.failed is None or not any(finite)):
-            raise KvbenchError(f"{arm.name}: the model's logits are not finite; check its weights and dtype")
+        if not all(finite) and stop.failed is None:
+            raise _not_finite(arm)
         each_step(step, len(batch))
         new = pick(logits, batch, step)
         for row, token, good in zip(batch, new.tolist(), finite, strict=True):
@@ -105,4 +105,10 @@ def decode_batch(
             cache.batch_select_indices(places)
             batch, new = [batch[place] for place in places.tolist()], new[places]
         ids = new[:, None]
+    if stop.failed is not None and len(stop.failed) == len(texts):
+        raise _not_finite(arm)
     return texts
+
+
+def _not_finite(arm: Arm) -> KvbenchError:
+    return KvbenchError(f"{arm.name}: the model's logits are not finite; check its weights and dtype")

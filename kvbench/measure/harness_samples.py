@@ -42,6 +42,8 @@ def paired(before: HarnessRun, after: HarnessRun) -> dict[str, tuple[TaskScore, 
     first = {(task, metric): rows for task, metric, rows in before.scores()}
     tasks: dict[str, list[TaskScore]] = {}
     for task, metric, rows in after.scores():
+        if (task, metric) not in first:  # a score that is a share here, and by the uncompressed cache is not
+            continue
         pairs = [(document, first[task, metric][document], row) for document, row in rows.items()]
         name = metric.partition(",")[0]
         answers = tuple(_answer(document, name, *pair) for document, *pair in pairs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from rapidfuzz.distance import Levenshtein
@@ -14,7 +14,6 @@ from kvbench.measure.batch_decoding import Pick, SharedNoise, Stop, decode_batch
 from kvbench.measure.bench import ModelBench
 from kvbench.measure.memory import walk
 from kvbench.measure.parts.generation import Generated, GenerationResult, GenerationWorkload, MemoryAt
-from kvbench.measure.parts.quality import QualityResult
 from kvbench.measure.quality import QualityBench
 from kvbench.tasks.fitting import PromptTemplate
 from kvbench.texts.perturbed import perturbed
@@ -49,6 +48,8 @@ class GenerationBench:
     prompts: Tensor
     perturbed: Tensor | None
     _baseline: tuple[_Texts, _Texts | None] | None = None
+    _forced: list[QualityBench] = field(default_factory=list)
+    """Each of the uncompressed cache's texts, to be teacher-forced; of a single token there is nothing to score."""
 
     @classmethod
     def of(cls, bench: ModelBench, workload: GenerationWorkload) -> GenerationBench:
@@ -96,10 +97,12 @@ class GenerationBench:
         none = self.bench.none()
         if self._baseline is None:
             self._baseline = self._generate(none), self._drifted(none)
+            texts = zip(self.prompts, self._baseline[0].tokens, strict=True)
+            self._forced = [self._forced_text(prompt, tokens) for prompt, tokens in texts if len(tokens) > 1]
         before, before_drifted = self._baseline
         is_none = arm.name == none.name and arm.reading == none.reading
         after, drifted = self._baseline if is_none else (self._generate(arm), self._drifted(arm))
-        forced = [self._forced(arm, row, tokens) for row, tokens in enumerate(before.tokens) if len(tokens) > 1]
+        forced = [text.score(arm) for text in self._forced]
         scored = sum(result.tokens for result in forced)
 
         def pooled(name: str) -> float | None:
@@ -110,9 +113,7 @@ class GenerationBench:
             kld_mean=pooled("kld_mean"),
             noise_floor_kld=pooled("noise_floor_kld"),
             memory=tuple(
-                MemoryAt(tokens=self.prompts.shape[1] + step, bytes=size, baseline_bytes=before.bytes_at[step])
-                for step, size in after.bytes_at.items()
-                if step in before.bytes_at
+                MemoryAt(tokens=self.prompts.shape[1] + step, bytes=size) for step, size in after.bytes_at.items()
             ),
             attention=after.attention,
         )
@@ -136,11 +137,10 @@ class GenerationBench:
             tokens = decode_batch(arm, cache, self.prompts if prompts is None else prompts, stop, pick, each_step)
         return _Texts(tokens, bytes_at, arm.attended_by(cache))
 
-    def _forced(self, arm: Arm, row: int, tokens: list[int]) -> QualityResult:
-        """``arm`` along what the uncompressed cache wrote after prompt ``row``."""
-        prompt = self.prompts[row]
+    def _forced_text(self, prompt: Tensor, tokens: list[int]) -> QualityBench:
+        """What was written after ``prompt`` (tokens,), with the uncompressed cache's distributions along it."""
         ids = torch.cat([prompt, prompt.new_tensor(tokens)])[None]
-        return QualityBench(self.bench.none(), ids, len(prompt), BLOCK).score(arm)
+        return QualityBench(self.bench.none(), ids, len(prompt), BLOCK)
 
     def _pair(
         self, row: int, before: _Texts, after: _Texts, before_drifted: _Texts | None, drifted: _Texts | None

@@ -85,6 +85,7 @@ class TaskBench:
         for place, (name, (_, samples)) in enumerate(self.samples.items()):
             self.bench.report(f"{name} through {arm.name}", place, len(self.samples))
             if self._last_prompt is None or self._last_prompt[0] != name:
+                self._last_prompt = None  # released before the next is made
                 self._last_prompt = name, self._prompt(samples)
             prompt = self._last_prompt[1]
             if name not in self._baseline:

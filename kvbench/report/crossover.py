@@ -96,8 +96,8 @@ def _chart(title: str, names: Sequence[str], stops: Sequence[Stop]) -> alt.Layer
     x = Axis.over("tokens in the prompt", [stop.tokens for stop in stops], True, LENGTHS)
     y = Axis.over("decoding speed-up over none", [1.0, *(end for stop in stops for end in (stop.low, stop.high))], True)
     legend = alt.Legend(title=None, orient="bottom", columns=2, labelLimit=WIDTH, labelColor=colour("ink"))
-    tone = alt.Color("name:N", legend=legend, scale=alt.Scale(domain=list(names), range=_cycled(TONES, names)))
-    shape = alt.Shape("name:N", legend=legend, scale=alt.Scale(domain=list(names), range=_cycled(SHAPES, names)))
+    tone = alt.Color("name:N", legend=legend, scale=alt.Scale(domain=list(names), range=cycled(TONES, names)))
+    shape = alt.Shape("name:N", legend=legend, scale=alt.Scale(domain=list(names), range=cycled(SHAPES, names)))
     base = alt.Chart(rows_of([asdict(stop) for stop in stops])).encode(
         x=alt.X("tokens:Q", title=x.title, scale=scale_of(x), axis=axis_of(x)), color=tone
     )
@@ -117,5 +117,6 @@ def _chart(title: str, names: Sequence[str], stops: Sequence[Stop]) -> alt.Layer
     return dressed(chart.properties(width=WIDTH, height=HEIGHT, title=heading, background=colour("paper")))
 
 
-def _cycled(values: Sequence[str], names: Sequence[str]) -> list[str]:
+def cycled(values: Sequence[str], names: Sequence[str]) -> list[str]:
+    """One of ``values`` for each of ``names``, from the start again where they run out."""
     return [values[index % len(values)] for index in range(len(names))]

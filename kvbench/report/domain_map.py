@@ -12,6 +12,7 @@ from kvbench.report.drawing import LIGHT, colour, dressed, rows_of
 from kvbench.report.figure import Figure, file_name
 from kvbench.report.groups import Group, is_baseline
 from kvbench.report.numbers import short
+from kvbench.report.shift import calibrates
 
 CELL_WIDTH, CELL_HEIGHT = 74, 26
 """Pixels."""
@@ -53,8 +54,7 @@ def _pairs(group: Group) -> list[Pair]:
     pairs = []
     for record in group.records:
         settings = record.trial.workload.quality
-        calibrates = any(name.startswith("calibration ") for name in record.trial.text_sha256)
-        if record.quality and settings and calibrates and not is_baseline(record):
+        if record.quality and settings and calibrates(record) and not is_baseline(record):
             pair = Pair(record.trial.compressor, settings.calibration_text, settings.text, record.quality.kld_mean)
             pairs.append(pair)
     return pairs

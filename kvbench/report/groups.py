@@ -207,7 +207,7 @@ def _flags(records: Sequence[Record]) -> list[str]:
 def _missed(records: Sequence[Record]) -> list[str]:
     """Rows that stand at their nearest size, and why."""
     return [
-        f"≠ {record.trial.compressor}: {' and '.join(f'{target:g}' for target in missed)} bits were asked for, its "
+        f"≠ {record.trial.compressor}: {' and '.join(f'{target:g}' for target in missed)} bits were requested, its "
         f"{'smallest' if size > max(missed) else 'nearest'} setting takes {fixed(size, 2)}"
         for record in records
         if (size := bits(record)) is not None

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import altair as alt
 
-from kvbench.report.crossover import TONES
+from kvbench.report.crossover import TONES, cycled
 from kvbench.report.drawing import HEIGHT, LIGHT, WIDTH, colour, dressed, rows_of
 from kvbench.report.figure import Figure
 from kvbench.report.groups import Group
@@ -24,7 +24,7 @@ class CacheSize:
 
 
 def growth(group: Group, name: str) -> Figure | None:
-    """A line for each compressor, and for ``none`` as the others saw it."""
+    """A line for each compressor, ``none`` among them."""
     sizes: list[CacheSize] = []
     for record in group.records:
         memory = record.generation.memory if record.generation else ()
@@ -42,11 +42,10 @@ def growth(group: Group, name: str) -> Figure | None:
 
 def _chart(title: str, names: Sequence[str], sizes: Sequence[CacheSize]) -> alt.LayerChart:
     legend = alt.Legend(title=None, orient="bottom", columns=2, labelLimit=WIDTH, labelColor=colour("ink"))
-    tones = [TONES[index % len(TONES)] for index in range(len(names))]
     base = alt.Chart(rows_of([asdict(each) for each in sizes])).encode(
         x=alt.X("tokens:Q", title="tokens held, prompt and text"),
         y=alt.Y("mebibytes:Q", title="MiB allocated"),
-        color=alt.Color("name:N", legend=legend, scale=alt.Scale(domain=list(names), range=tones)),
+        color=alt.Color("name:N", legend=legend, scale=alt.Scale(domain=list(names), range=cycled(TONES, names))),
         tooltip=["name:N", "tokens:Q", alt.Tooltip("mebibytes:Q", format=".3~r")],
     )
     chart = alt.layer(base.mark_line(strokeWidth=1.5), base.mark_point(size=16, filled=True))

@@ -30,7 +30,7 @@ def shifts(home: Sequence[Record], elsewhere: Iterable[Record]) -> dict[str, Shi
     calibrated on there; length, prompt and block are the same, and the documents are some of the documents here.
     """
     shifts = {}
-    known = {record.trial.compressor: record for record in home if record.quality and _calibrates(record)}
+    known = {record.trial.compressor: record for record in home if record.quality and calibrates(record)}
     for record in elsewhere:
         unshifted = known.get(record.trial.compressor)
         if unshifted is None or record.quality is None or not _is_shift(unshifted, record):
@@ -85,7 +85,8 @@ def _ratio(shift: Shift | None) -> Cell | None:
     return None if shift is None or shift.ratio is None else Cell(fixed(shift.ratio, 2), shift.ratio)
 
 
-def _calibrates(record: Record) -> bool:
+def calibrates(record: Record) -> bool:
+    """Whether a calibration text went into the compressor."""
     return any(name.startswith("calibration ") for name in record.trial.text_sha256)
 
 

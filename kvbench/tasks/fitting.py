@@ -17,8 +17,8 @@ _MOST = 1 << 22
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """What stands around a user's words: tokens before them, a text behind, and one ``between`` an answer and the
-    user's next words. ``encode`` makes tokens of text."""
+    """What stands around a user's words: tokens before them, a text behind, and, for conversations, one ``between`` an
+    answer and the user's next words. ``encode`` makes tokens of text."""
 
     before: tuple[int, ...]
     after: str
@@ -26,32 +26,32 @@ class PromptTemplate:
     encode: Callable[[str], list[int]]
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, chat: bool) -> PromptTemplate:
-        """A turn of the model's chat template; without ``chat`` the tokens alone that any text begins with.
+    def of(cls, tokenizer: PreTrainedTokenizerBase, chat: bool, conversation: bool = False) -> PromptTemplate:
+        """A turn of the model's chat template, or two of a ``conversation``; without ``chat`` the tokens alone that any
+        text begins with.
 
         Raises:
-            KvbenchError: ``chat`` without a chat template.
+            KvbenchError: ``chat`` without a chat template, or one that changes what is said.
         """
 
         def encode(text: str) -> list[int]:
             return list(tokenizer(text, add_special_tokens=False).input_ids)
 
         if not chat:
-            return cls(tuple(tokenizer("").input_ids), "", "\n", encode)
+            return cls(tuple(tokenizer("").input_ids), "", "\n" if conversation else "", encode)
         if not tokenizer.chat_template:
             raise KvbenchError(f"{tokenizer.name_or_path or 'this tokenizer'} has no chat template; set chat to false")
-        turns = [
-            {"role": "user", "content": _MARK},
-            {"role": "assistant", "content": _ANSWER},
-            {"role": "user", "content": _NEXT},
-        ]
-        first, all_turns = (
-            str(tokenizer.apply_chat_template(turns[:count], tokenize=False, add_generation_prompt=True))
-            for count in (1, 3)
-        )
-        before, mark, after = first.partition(_MARK)
-        between = all_turns.partition(_ANSWER)[2].partition(_NEXT)[0]
-        if not mark or not between:
+        turns = [{"role": "user", "content": _MARK}]
+        if conversation:  # not every template has more turns than one
+            turns += [{"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _NEXT}]
+        rendered = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        before, mark, rest = rendered.partition(_MARK)
+        after, between = rest, ""
+        if conversation:
+            told, next_words, after = rest.partition(_NEXT)
+            between = told.partition(_ANSWER)[2]
+            mark = mark and next_words and between
+        if not mark:
             raise KvbenchError("the chat template does not keep the user's words as they are; set chat to false")
         return cls(tuple(encode(before)), after, between, encode)
 

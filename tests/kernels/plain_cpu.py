@@ -28,7 +28,7 @@ WIDE = 1100
 
 def main(vnni: str, sharing: str) -> None:
     assert vectors.has_vnni() == bool(int(vnni)) and unpack_ops.columns_of_a_table() == int(sharing)
-    for widths in (MIXED, UNEVEN, (3,) * 48):  # each is compiled: the other tests have them all
+    for widths in (MIXED, MIXED[::-1], UNEVEN, *((width,) * 48 for width in range(1, 9))):
         for looked_up in (False, True):
             check_unpacking(widths, 8, looked_up)
     torch.manual_seed(0)
@@ -43,12 +43,15 @@ def main(vnni: str, sharing: str) -> None:
             actual = exact_decode(query[..., :rank], *narrow, 0.125).output
             assert (actual - expected.output.view(2, 3, 3, 64)).abs().max() < 3e-6
     for quantizer in (
-        *(IntegerQuantizer(bits, 64) for bits in (8, 3)),
+        *(IntegerQuantizer(bits, 64) for bits in (8, 4, 3)),
+        IntegerQuantizer(4, 16),
         CodebookQuantizer(MIXED, torch.ones(64)),
     ):
         check_attention((quantizer, quantizer), query, keys, values, 0.125)
         check_rebuilt(quantizer, query, keys, values, 0.125)
-    check_attention((IntegerQuantizer(4, 16, "token"), IntegerQuantizer(2, 32)), query, keys, values, 0.125)
+    for bits in (4, 2):
+        per_channel = IntegerQuantizer(bits, 16, "token"), IntegerQuantizer(bits, 32)
+        check_attention(per_channel, query, keys, values, 0.125)
     # All of one sign, so that sums grow as large as they can.
     large = (1 + torch.rand(1, 1, tokens, WIDE) for tokens in (2, 72, 72))
     check_attention((IntegerQuantizer(8, WIDE),) * 2, *large, 0.01)

@@ -29,6 +29,7 @@ class Processor(NamedTuple):
 PROCESSORS = {
     "no AVX2": Processor("ivybridge", AVX, False, 0),  # the code of processors other than x86
     "AVX2": Processor("haswell", AVX2, False, 4),
+    "AVX512": Processor("skylake-avx512", AVX512, False, 4),
     "AVX512 and VNNI": Processor("cascadelake", (*AVX512, "avx512vnni"), True, 4),
 }
 

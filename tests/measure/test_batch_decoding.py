@@ -61,7 +61,7 @@ def test_a_row_whose_logits_are_not_finite_ends_and_the_rest_goes_on(
     def broken(self: Arm, *given: torch.Tensor, **options: int) -> torch.Tensor:
         steps.append(forward(self, *given, **options))  # type: ignore[arg-type]
         if len(steps) == 5:
-            steps[-1][1] = torch.nan
+            steps[-1][min(1, len(steps[-1]) - 1)] = torch.nan
         return steps[-1]
 
     monkeypatch.setattr(type(arm), "forward", broken)
@@ -72,6 +72,10 @@ def test_a_row_whose_logits_are_not_finite_ends_and_the_rest_goes_on(
             whole[1][:4],
             whole[2],
         ]
+        steps.clear()
+        alone = Stop(12, set(), lambda row, tokens: row != 1 and len(tokens) == 2, failed=set())
+        made = decode_batch(arm, arm.new_cache(), ids[:2], alone)
+        assert made == [whole[0][:2], whole[1][:4]] and alone.failed == {1}, "the last row, of one that was done before"
         steps.clear()
         with pytest.raises(KvbenchError, match="logits are not finite"):
             decode_batch(arm, arm.new_cache(), ids, Stop(12, set()))

@@ -53,7 +53,7 @@ def test_statistics_are_collected_once_and_found_on_disk_by_the_next_bench(
 
 def test_a_compressor_without_calibration_reads_no_text(bench: ModelBench, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("kvbench.measure.bench.windows", lambda *_, **__: pytest.fail("read a text"))
-    bench.arm(parse("int:bits=4"), SOURCE)
+    assert bench.arm(parse("int:bits=4"), SOURCE).plan is not None
 
 
 def test_self_test_runs_once_per_frame_of_the_keys(bench: ModelBench, monkeypatch: pytest.MonkeyPatch):

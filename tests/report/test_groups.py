@@ -92,7 +92,7 @@ def test_a_row_at_its_nearest_size_says_what_was_asked_for():
     asked = record.model_copy(update={"solved_for": (2.0, 3.0, 3.97)})
     (group,) = grouped([asked, fake.ok(fake.OUTCOMES[4])])
     assert [remark for remark in group.remarks if remark[0] == "≠"] == [
-        "≠ kivi:bits=2: 2 and 3 bits were asked for, its smallest setting takes 3.97"
+        "≠ kivi:bits=2: 2 and 3 bits were requested, its smallest setting takes 3.97"
     ]
 
 

@@ -36,7 +36,7 @@ def text(diverges_at: int | None, compressed: str, tokens: int) -> Generated:
 
 
 def generation(*texts: Generated, kld: float = 0.02) -> GenerationResult:
-    memory = [MemoryAt(tokens=64 + at, bytes=1000 * (64 + at), baseline_bytes=4000 * (64 + at)) for at in (0, 32, 64)]
+    memory = [MemoryAt(tokens=64 + at, bytes=1000 * (64 + at)) for at in (0, 32, 64)]
     return GenerationResult(
         texts=texts, kld_mean=kld, noise_floor_kld=1e-9, memory=tuple(memory), attention="numba int"
     )

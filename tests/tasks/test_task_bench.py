@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_several_questions_are_put_to_one_context(tiny: ModelBench) -> None:
 
 def test_a_conversation_is_one_text_of_questions_and_right_answers(tiny: ModelBench) -> None:
     task = Needles("essay", ["some", "words.", "stand", "here."] * 50, keys=3, new_tokens=12)
-    template = PromptTemplate.of(tiny.loaded.tokenizer, chat=False)
+    template = PromptTemplate.of(tiny.loaded.tokenizer, chat=False, conversation=True)
     bench = TaskBench.of(tiny, {"turns": (task, 1200)}, template, 2, 1, Dialogue(3, conversation=True))
     (score,) = bench.answers(tiny.arm(parse("identity"), SOURCE))
     assert [answer.turn for answer in score.answers] == [1, 1, 2, 2, 3, 3] and score.identical
@@ -79,6 +80,20 @@ def test_a_conversation_is_one_text_of_questions_and_right_answers(tiny: ModelBe
             answer = score.answers[2 * turn + row].compressed
             assert str(decode(made, skip_special_tokens=True)).startswith(answer) and answer
             text = [*ids[0].tolist(), *sample.answers[turn]]
+
+
+CHAT = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}</>{% endfor %}<assistant>"
+ONE_TURN = "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}" + CHAT
+
+
+def test_several_turns_are_rendered_for_conversations_alone(tiny: ModelBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny.loaded.tokenizer
+    monkeypatch.setattr(tokenizer, "chat_template", CHAT)
+    one, several = (PromptTemplate.of(tokenizer, chat=True, conversation=turns) for turns in (False, True))
+    assert (one.before, one.after, one.between) == (several.before, "</><assistant>", "")
+    assert (several.after, several.between) == (one.after, "</><user>")
+    monkeypatch.setattr(tokenizer, "chat_template", ONE_TURN)
+    assert PromptTemplate.of(tokenizer, chat=True) == one.__class__(one.before, one.after, "", ANY)
 
 
 def test_a_model_without_a_chat_template_is_refused(tiny: ModelBench) -> None:

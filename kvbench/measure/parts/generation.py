@@ -84,7 +84,6 @@ class MemoryAt(Frozen):
 
     tokens: int
     bytes: float
-    baseline_bytes: float
 
 
 class GenerationResult(Frozen):

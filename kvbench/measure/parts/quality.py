@@ -183,4 +183,5 @@ def _documents(bench: ModelBench, workload: QualityWorkload) -> QualityBench:
     documents = workload.windows_of(bench)
     ids = documents.ids.to(bench.loaded.model.device)
     none, prefix, block = bench.none(), workload.prefix, workload.block
-    return QualityBench(none, ids, prefix, block, documents.document_ids, workload.decode, bench.identity)
+    names = () if workload.joined else documents.document_ids  # a window of joined rows is of no one document
+    return QualityBench(none, ids, prefix, block, names, workload.decode, bench.identity)

@@ -159,6 +159,6 @@ def _samples(bench: ModelBench, workload: TasksWorkload) -> TaskBench:
     if workload.questions_of == "published data":
         corpora = {name: read() for name, read in CORPORA.items() if name in workload.tasks}
     tasks = {name: (ruler_task(name, workload.length, essay, corpora), workload.length) for name in workload.tasks}
-    template = PromptTemplate.of(bench.loaded.tokenizer, workload.chat)
+    template = PromptTemplate.of(bench.loaded.tokenizer, workload.chat, workload.conversation)
     dialogue = Dialogue(workload.questions, workload.conversation)
     return TaskBench.of(bench, tasks, template, workload.samples, workload.seed, dialogue)
