@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import ExactLayer, KVLayer
+from kvbench.cache.one_step import CachesOfOneStep, OneStepContext
 from kvbench.cache.shared import MemberCodec, SharedLayer
 from kvbench.cache.spans import Spans
 from kvbench.cache.static_cache import StaticCompressedCache
@@ -165,6 +166,8 @@ class CompressedModel:
         """Handler of the interception: take over layers of our caches, leave the rest to stock attention."""
         if isinstance(cache, StaticCompressedCache) and cache.owner is self:
             return cache.takeover(layer, rotation)
+        if isinstance(cache, CachesOfOneStep) and cache.owner is self:
+            return Takeover(self._context_of_step(layer, cache, rotation, positions))
         if not isinstance(cache, CompressedCache) or cache.owner is not self:
             return None
         kv_layer = cache.layers[layer]
@@ -175,6 +178,21 @@ class CompressedModel:
             self.record(layer, cache, kv_layer.seen, rotation, positions)
         kv_layer.expected = True
         return Takeover(_LayerContext(kv_layer, rotator))
+
+    def _context_of_step(
+        self, layer: int, step: CachesOfOneStep, rotation: Rotation | None, positions: Tensor | None
+    ) -> OneStepContext:
+        """The contexts of one step's caches; the rows of each stand at one position."""
+        contexts = []
+        for cache, rows in zip(step.caches, step.rows, strict=True):
+            row = slice(rows.start, rows.start + 1)
+            of_row = rotation
+            if rotation is not None and len(rotation[0]) > 1:
+                of_row = rotation[0][row], rotation[1][row]
+            takeover = self.prepare(layer, cache, of_row, None if positions is None else positions[row])
+            assert takeover is not None
+            contexts.append(takeover.context)
+        return OneStepContext(contexts, step.rows)
 
 
 def identity_plan(geometry: ModelGeometry, frame: Frame, spans: Spans | None = None) -> Plan:

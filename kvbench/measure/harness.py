@@ -18,7 +18,7 @@ from transformers import Cache
 
 from kvbench.errors import KvbenchError
 from kvbench.measure.arms import Arm
-from kvbench.measure.batch_decoding import Stop, decode_batch, last_tokens
+from kvbench.measure.batch_decoding import Batch, Stop, decode_batch, last_tokens
 from kvbench.measure.bench import ModelBench
 from kvbench.measure.generation import body_tokens
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
@@ -185,7 +185,7 @@ class CompressedLM(TemplateLM):
         with self._arm.entered():
             cache = self._cache(tokens[:-1], teacher_forced=False)
             fed = torch.tensor([tokens[-1:]], device=self._device)
-            (made,) = decode_batch(self._arm, cache, fed, Stop(most, last_tokens(self._bench.loaded), stopped))
+            (made,) = decode_batch(self._arm, Batch(cache, fed, Stop(most, last_tokens(self._bench.loaded), stopped)))
         self.most_compressed = max(self.most_compressed, body_tokens(cache))
         text = self._text(made)
         for stop in until:

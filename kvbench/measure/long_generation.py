@@ -10,11 +10,12 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from kvbench.measure.arms import Arm
-from kvbench.measure.batch_decoding import Pick, SharedNoise, Stop, decode_batch, last_tokens, likeliest
+from kvbench.measure.batch_decoding import Batch, Stop, decode_batch, last_tokens
 from kvbench.measure.bench import ModelBench
 from kvbench.measure.memory import walk
 from kvbench.measure.parts.generation import Generated, GenerationResult, GenerationWorkload, MemoryAt
 from kvbench.measure.quality import QualityBench
+from kvbench.measure.sampling import Pick, SharedNoise, likeliest
 from kvbench.tasks.fitting import PromptTemplate
 from kvbench.texts.perturbed import perturbed
 from kvbench.texts.windows import Windows
@@ -134,7 +135,8 @@ class GenerationBench:
                     self.bench.report(f"writing through {arm.name}", step, workload.tokens)
                     bytes_at[step] = walk(cache).total / rows
 
-            tokens = decode_batch(arm, cache, self.prompts if prompts is None else prompts, stop, pick, each_step)
+            ids = self.prompts if prompts is None else prompts
+            tokens = decode_batch(arm, Batch(cache, ids, stop, pick, each_step))
         return _Texts(tokens, bytes_at, arm.attended_by(cache))
 
     def _forced_text(self, prompt: Tensor, tokens: list[int]) -> QualityBench:

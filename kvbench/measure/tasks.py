@@ -2,21 +2,22 @@
 
 Contexts of a task have one length and are prefilled together, once for all compressors; every compressor takes them in
 from there, once for all questions. In a conversation the questions before, with the right answers to them, follow the
-context in the same cache. Answers are greedy, all samples of a task at a time, and end when the model ends them, after
-the task's number of tokens, or once they contain all that they are scored by.
+context in the same cache. Answers are greedy, of the samples of several tasks at a time, and end when the model ends
+them, after the task's number of tokens, or once they contain all that they are scored by.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from kvbench.measure.arms import Arm
-from kvbench.measure.batch_decoding import Stop, decode_batch, last_tokens
+from kvbench.measure.batch_decoding import Batch, Stop, decode_batches, last_tokens
 from kvbench.measure.bench import ModelBench
 from kvbench.measure.parts.tasks import Answer, TaskScore
 from kvbench.measure.prompt import ExactPrompt, exact_prompt
@@ -36,12 +37,12 @@ def essay_words(text: str, split: Split) -> list[str]:
 
 @dataclass(frozen=True)
 class _Answers:
-    """Texts and scores, question by question: the first of every sample, then the second of each, and so on."""
+    """One answer of every sample, to its first question or a later one."""
 
     texts: tuple[str, ...]
     scores: tuple[float, ...]
     failed: frozenset[int]
-    """Those that ended because the model's logits were not finite."""
+    """Samples whose answer ended because the model's logits were not finite."""
     attention: str
 
 
@@ -51,9 +52,7 @@ class TaskBench:
 
     bench: ModelBench
     samples: dict[str, tuple[Task, list[FittedSample]]]
-    _baseline: dict[str, _Answers] = field(default_factory=dict)
-    _last_prompt: tuple[str, ExactPrompt] | None = None
-    """Of the last task only: prompts are large."""
+    _baseline: dict[str, list[_Answers]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -80,41 +79,34 @@ class TaskBench:
 
     def answers(self, arm: Arm) -> tuple[TaskScore, ...]:
         """Of ``arm``, beside those of ``none``, a task after the other."""
-        scores, none = [], self.bench.none()
+        none = self.bench.none()
+        if not self._baseline:
+            self._baseline = self._answers(none)
         is_none = arm.name == none.name and arm.reading == none.reading
-        for place, (name, (_, samples)) in enumerate(self.samples.items()):
-            self.bench.report(f"{name} through {arm.name}", place, len(self.samples))
-            if self._last_prompt is None or self._last_prompt[0] != name:
-                self._last_prompt = None  # released before the next is made
-                self._last_prompt = name, self._prompt(samples)
-            prompt = self._last_prompt[1]
-            if name not in self._baseline:
-                self._baseline[name] = self._answers(none, name, prompt)
-            answers = self._baseline[name] if is_none else self._answers(arm, name, prompt)
-            scores.append(self._score(name, answers))
-        return tuple(scores)
+        answers = self._baseline if is_none else self._answers(arm)
+        return tuple(self._score(name, answers[name]) for name in self.samples)
 
-    def _score(self, name: str, answers: _Answers) -> TaskScore:
+    def _score(self, name: str, turns: list[_Answers]) -> TaskScore:
         _, samples = self.samples[name]
-        decode, baseline = self.bench.loaded.tokenizer.decode, self._baseline[name]
-        order = [(index, place) for place in range(len(samples[0].questions)) for index in range(len(samples))]
+        decode = self.bench.loaded.tokenizer.decode
         return TaskScore(
             task=name,
             answers=tuple(
                 Answer(
                     sample=index,
-                    question=str(decode([*samples[index].questions[place]], skip_special_tokens=True)).strip(),
-                    references=samples[index].references[place],
-                    baseline=baseline.texts[row],
-                    compressed=answers.texts[row],
+                    question=str(decode([*sample.questions[place]], skip_special_tokens=True)).strip(),
+                    references=sample.references[place],
+                    baseline=before.texts[index],
+                    compressed=after.texts[index],
                     turn=place + 1,
-                    failed=row in answers.failed or row in baseline.failed,
-                    baseline_score=baseline.scores[row],
-                    score=answers.scores[row],
+                    failed=index in before.failed | after.failed,
+                    baseline_score=before.scores[index],
+                    score=after.scores[index],
                 )
-                for row, (index, place) in enumerate(order)
+                for place, (before, after) in enumerate(zip(self._baseline[name], turns, strict=True))
+                for index, sample in enumerate(samples)
             ),
-            attention=answers.attention,
+            attention=turns[-1].attention,
         )
 
     def _prompt(self, samples: list[FittedSample]) -> ExactPrompt:
@@ -126,30 +118,48 @@ class TaskBench:
         key = [bench.identity, "contexts", hashlib.sha256(ids.cpu().numpy().tobytes()).hexdigest()]
         return prompt_from(*kept(key, lambda: prompt_tensors(exact_prompt(bench.loaded.model, bench.geometry, ids))))
 
-    def _answers(self, arm: Arm, name: str, prompt: ExactPrompt) -> _Answers:
-        task, samples = self.samples[name]
-        tokenizer, metric = self.bench.loaded.tokenizer, METRICS[task.metric]
-        texts, scores, attention, last = list[str](), list[float](), "", last_tokens(self.bench.loaded)
-        failed = set[int]()
+    def _answers(self, arm: Arm) -> dict[str, list[_Answers]]:
+        """Those of ``arm`` to all questions; tasks are answered together, as many as there is memory for."""
+        answers: dict[tuple[str, int], _Answers] = {}
         with arm.entered():
-            context, turns = arm.fill(prompt), len(samples[0].questions)
-        for place in range(turns):
-            references = [sample.references[place] for sample in samples]
+            batches = (batch for place in range(len(self.samples)) for batch in self._batches(arm, place))
+            for batch in decode_batches(arm, batches):
+                answers[batch.label] = self._scored(batch, arm.attended_by(batch.cache))
+        return {
+            name: [answers[name, place] for place in range(len(samples[0].questions))]
+            for name, (_, samples) in self.samples.items()
+        }
 
-            def right(row: int, tokens: list[int], references: list[tuple[str, ...]] = references) -> bool:
-                return metric(str(tokenizer.decode(tokens, skip_special_tokens=True)), references[row]) == 1
+    def _batches(self, arm: Arm, task_place: int) -> Iterator[Batch]:
+        """The questions of one task: the first of every sample, then the second, each on top of the context."""
+        name, (task, samples) = list(self.samples.items())[task_place]
+        self.bench.report(f"{name} through {arm.name}", task_place, len(self.samples))
+        context, last = arm.fill(self._prompt(samples)), last_tokens(self.bench.loaded)
+        for place in range(len(samples[0].questions)):
+            ids = self._ids([sample.questions[place] for sample in samples])
+            is_last = place == len(samples[0].questions) - 1
+            cache = context if is_last else deepcopy(context)
+            if samples[0].answers and not is_last:
+                told = self._ids([sample.answers[place] for sample in samples])
+                arm.forward(torch.cat([ids, told], 1), context, logits_to_keep=1)
+            right = partial(self._is_right, name, place)
+            yield Batch(cache, ids, Stop(task.new_tokens, last, right, failed=set()), label=(name, place))
 
-            questions = torch.tensor([sample.questions[place] for sample in samples], device=prompt.logits.device)
-            cache = context if place == turns - 1 else deepcopy(context)
-            not_finite = set[int]()
-            with arm.entered():
-                answers = decode_batch(arm, cache, questions, Stop(task.new_tokens, last, right, not_finite))
-                if samples[0].answers and place < turns - 1:
-                    told = questions.new_tensor([sample.answers[place] for sample in samples])
-                    arm.forward(torch.cat([questions, told], 1), context, logits_to_keep=1)
-            attention = arm.attended_by(cache)
-            failed |= {len(texts) + row for row in not_finite}
-            for row, tokens in enumerate(answers):
-                texts.append(str(tokenizer.decode(tokens, skip_special_tokens=True)))
-                scores.append(metric(texts[-1], references[row]))
-        return _Answers(tuple(texts), tuple(scores), frozenset(failed), attention)
+    def _scored(self, batch: Batch, attention: str) -> _Answers:
+        name, place = batch.label
+        task, samples = self.samples[name]
+        texts = tuple(self._text(tokens) for tokens in batch.texts)
+        references = [sample.references[place] for sample in samples]
+        scores = tuple(METRICS[task.metric](text, right) for text, right in zip(texts, references, strict=True))
+        return _Answers(texts, scores, frozenset(batch.stop.failed or ()), attention)
+
+    def _is_right(self, name: str, place: int, row: int, tokens: list[int]) -> bool:
+        """Whether an answer already contains all that it is scored by."""
+        task, samples = self.samples[name]
+        return METRICS[task.metric](self._text(tokens), samples[row].references[place]) == 1
+
+    def _text(self, tokens: list[int]) -> str:
+        return str(self.bench.loaded.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _ids(self, rows: list[tuple[int, ...]]) -> torch.Tensor:
+        return torch.tensor(rows, device=self.bench.loaded.model.device)
