@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kvbench.api import compress, run
     from kvbench.cache.compiled import compiled_decode
+    from kvbench.compressors.cache_file import load_cache, save_cache
     from kvbench.errors import KvbenchError
     from kvbench.models.loading import load
 
-__all__ = ["KvbenchError", "compiled_decode", "compress", "load", "run"]
+__all__ = ["KvbenchError", "compiled_decode", "compress", "load", "load_cache", "run", "save_cache"]
 
 _PLACES = {
     "KvbenchError": "kvbench.errors",
     "compiled_decode": "kvbench.cache.compiled",
     "compress": "kvbench.api",
     "load": "kvbench.models.loading",
+    "load_cache": "kvbench.compressors.cache_file",
     "run": "kvbench.api",
+    "save_cache": "kvbench.compressors.cache_file",
 }
 
 

@@ -77,6 +77,7 @@ class _LayerContext:
     layer: KVLayer
     rotator: Rotator | None
 
+    @torch.compiler.disable
     def attend(self, call: AttentionCall) -> Tensor:
         return self.layer.attend(call, self.rotator)
 
@@ -137,6 +138,20 @@ class CompressedModel:
         """Bytes of the model-level cos and sin tables, filled where stored keys are rotated when they are read."""
         return sum(table.nbytes for table in self._tables.values())
 
+    def rotations(self, positions: Tensor) -> dict[str, Tensor]:
+        """cos and sin of ``positions`` (rows, tokens) by name, of all tables in use: part of a saved cache."""
+        tensors: dict[str, Tensor] = {}
+        for group, table in self._tables.items():
+            if table.cos is not None:
+                tensors |= dict(zip((f"rope.{group}.cos", f"rope.{group}.sin"), table.lookup(positions), strict=True))
+        return tensors
+
+    def learn_rotations(self, positions: Tensor, tensors: Mapping[str, Tensor]) -> None:
+        """Take in what :meth:`rotations` gave; errors as in :meth:`RotaryTable.fill`."""
+        for group, table in self._tables.items():
+            if f"rope.{group}.cos" in tensors:
+                table.fill(positions, (tensors[f"rope.{group}.cos"], tensors[f"rope.{group}.sin"]))
+
     def rotator(self, layer: int, cache: CompressedCache) -> Rotator | None:
         """The rotation of ``layer``'s stored keys in ``cache``; None without RoPE or with keys stored after it."""
         geometry, plan = self._by_layer[layer], self.plan.layers.get(layer)
@@ -166,10 +181,16 @@ class CompressedModel:
         """Handler of the interception: take over layers of our caches, leave the rest to stock attention."""
         if isinstance(cache, StaticCompressedCache) and cache.owner is self:
             return cache.takeover(layer, rotation)
-        if isinstance(cache, CachesOfOneStep) and cache.owner is self:
+        if isinstance(cache, CompressedCache | CachesOfOneStep) and cache.owner is self:
+            return self._takeover(layer, cache, rotation, positions)
+        return None
+
+    @torch.compiler.disable  # kernels take addresses, which no graph can hold
+    def _takeover(
+        self, layer: int, cache: CompressedCache | CachesOfOneStep, rotation: Rotation | None, positions: Tensor | None
+    ) -> Takeover | None:
+        if isinstance(cache, CachesOfOneStep):
             return Takeover(self._context_of_step(layer, cache, rotation, positions))
-        if not isinstance(cache, CompressedCache) or cache.owner is not self:
-            return None
         kv_layer = cache.layers[layer]
         if not isinstance(kv_layer, KVLayer):
             return None

@@ -16,6 +16,7 @@ from kvbench.cache.buffers import GrowingTensor
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import KVLayer
 from kvbench.codecs.codec import Codec
+from kvbench.errors import KvbenchError
 from kvbench.hooks.rotary import Positions, RotaryTable
 from kvbench.selectors.base import Selector
 
@@ -79,6 +80,11 @@ class CompressedCache(Cache):
         """What attended to the stored tokens in the last step, read back from the layers; several are listed."""
         return " | ".join(sorted({layer.attended_by for layer in self.kv_layers if layer.attended_by}))
 
+    @property
+    def is_initialized(self) -> bool:
+        """Whether it has taken in tokens."""
+        return all(layer.is_initialized for layer in self.kv_layers)
+
     def nbytes(self) -> CacheBytes:
         """Walk the storages that this cache holds on to."""
         return cache_bytes(self)
@@ -107,6 +113,12 @@ class CompressedCache(Cache):
         """Keep the rows ``indices``."""
         super().batch_select_indices(indices)
         self.positions.map_rows(lambda index: index[indices])
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refused: what pickle would take along is the model."""
+        raise KvbenchError(
+            "a compressed cache is neither pickled nor copied shallowly; use copy.deepcopy or kvbench.save_cache"
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompressedCache:
         """Copies every token's tensors; codecs and the attachment stay shared."""

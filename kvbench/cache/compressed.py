@@ -45,6 +45,7 @@ class CompressedLayer(KVLayer):
         stride = codec.block if selector is None else selector.budget.leaving(codec.block)
         block = -(-spans.block // stride) * stride
         self.codec, self.selector = codec, selector
+        self.is_croppable = selector is None  # what had to leave for a token that is removed does not come back
         self.spans = replace(spans, block=block)
         self.as_decoded = False
         self.most_at_once: int | None = None

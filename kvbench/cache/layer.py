@@ -55,13 +55,15 @@ class KVLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
+    @torch.compiler.disable
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Append new tokens (batch, kv heads, tokens, ·) exactly; returns them unchanged.
 
         Raises:
-            KvbenchError: called by stock attention, which would see nothing but the new tokens.
+            KvbenchError: called by stock attention, which would see nothing but the new tokens; gradients are wanted;
+                or the model's dtype or device is another than that of the tokens before.
         """
         if not self.expected:
             raise KvbenchError(
@@ -69,6 +71,15 @@ class KVLayer(CacheLayerMixin):
                 "use it inside its own `with compress(...)` block"
             )
         self.expected = False
+        if key_states.requires_grad or value_states.requires_grad:
+            raise KvbenchError(
+                "a compressed cache keeps no gradients: run the model under torch.no_grad(), as generate() does"
+            )
+        if self.is_initialized and (key_states.dtype, key_states.device) != (self.dtype, self.device):
+            raise KvbenchError(
+                f"this cache holds tokens of a model in {self.dtype} on {self.device}, and the model is in "
+                f"{key_states.dtype} on {key_states.device} now; begin a new cache"
+            )
         self.append(key_states, value_states)
         return key_states, value_states
 
@@ -146,8 +157,14 @@ class KVLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last ``-tokens_to_remove`` tokens (transformers hands in a negative count)."""
-        length = self.seen + tokens_to_remove if tokens_to_remove <= 0 else tokens_to_remove
+        """Remove the last ``-tokens_to_remove`` tokens: a negative number, as transformers has it.
+
+        Raises:
+            KvbenchError: it is positive, or there are fewer tokens.
+        """
+        if tokens_to_remove > 0:
+            raise KvbenchError(f"crop takes the negative number of tokens to remove, not {tokens_to_remove}")
+        length = self.seen + tokens_to_remove
         if length < 0:
             raise KvbenchError(f"cannot crop {-tokens_to_remove} tokens from a cache of {self.seen}")
         if length == 0:
@@ -157,6 +174,12 @@ class KVLayer(CacheLayerMixin):
 
     def activate_past_recording(self) -> None:
         """Assisted generation announces itself; croppable layers need no preparation."""
+
+    def offload(self) -> None:
+        """Refused: a compressed cache stays where it is."""
+        raise KvbenchError("kvbench's caches are not offloaded: they are small, and kernels read them where they are")
+
+    prefetch = offload
 
     def reset(self) -> None:
         """Forget everything."""

@@ -19,10 +19,10 @@ from kvbench.calibration.statistics import Statistics
 from kvbench.errors import KvbenchError
 from kvbench.hooks.geometry import ModelGeometry
 from kvbench.models.loading import LoadedModel
-from kvbench.storage.folders import build_folder, cache_dir
+from kvbench.storage.folders import build_folder, cache_dir, check_folder
 from kvbench.texts.windows import Windows
 
-RECIPE = 7
+RECIPE = 8
 """Raised whenever what is collected changes; older files are then left alone and never read."""
 
 _FILE = "statistics.safetensors"
@@ -63,7 +63,7 @@ def calibrate(
             {name: tensor.contiguous() for name, tensor in collected.tensors().items()}, unfinished / _FILE, names
         )
 
-    statistics = read_statistics(build_folder(folder, build))
+    statistics = read_statistics(check_folder(build_folder(folder, build)))
     statistics.measure_across = partial(_across, loaded, geometry, windows, folder)
     return statistics
 
@@ -78,7 +78,7 @@ def _across(
 
     digest = hashlib.sha256(json.dumps(groups).encode()).hexdigest()[:8]
     beside = build_folder(folder.with_name(f"{folder.name}-across-{digest}"), build)
-    return AcrossLayers.from_tensors(load_file(beside / _FILE))
+    return AcrossLayers.from_tensors(load_file(check_folder(beside) / _FILE))
 
 
 def read_statistics(folder: Path) -> Statistics:

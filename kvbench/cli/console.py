@@ -10,8 +10,9 @@ from rich.console import Console
 PIPE_WIDTH = 120
 """Columns of tables that go to a file or a pipe, where ``COLUMNS`` does not say."""
 
-out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH)
-err = Console(stderr=True)
+# Names come from users: brackets in them are brackets, not markup.
+out = Console(markup=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH)
+err = Console(markup=False, stderr=True)
 
 
 def say(line: str, style: str = "") -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvbench.cli.console import err, out, say
-from kvbench.cli.options import DEFAULT_MODEL, Device, Dtype, Json, Model
+from kvbench.cli.options import DEFAULT_MODEL, Device, Dtype, Json, Model, Whole
 from kvbench.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 class Search:
     """What a setting is searched on."""
 
-    tokens: Annotated[int, Parameter(help="Length that bytes are counted at and KLD is measured on.")] = 1024
+    tokens: Annotated[Whole, Parameter(help="Length that bytes are counted at and KLD is measured on.")] = 1024
     text: Annotated[str, Parameter(help="Text to calibrate on, and to search a KLD on (other documents).")] = "essays"
-    windows: Annotated[int, Parameter(help="Calibration windows.")] = 8
-    length: Annotated[int, Parameter(help="Tokens per calibration window.")] = 1024
-    documents: Annotated[int, Parameter(help="Documents that KLD is measured on.")] = 2
+    windows: Annotated[Whole, Parameter(help="Calibration windows.")] = 8
+    length: Annotated[Whole, Parameter(help="Tokens per calibration window.")] = 1024
+    documents: Annotated[Whole, Parameter(help="Documents that KLD is measured on.")] = 2
 
 
 def calibrate(
     *,
     model: Model = DEFAULT_MODEL,
     text: Annotated[str, Parameter(help="Calibration text; essays+pydoc alternates two.")] = "essays",
-    windows: Annotated[int, Parameter(help="Windows of the calibration split.")] = 8,
-    length: Annotated[int, Parameter(help="Tokens per window.")] = 1024,
+    windows: Annotated[Whole, Parameter(help="Windows of the calibration split.")] = 8,
+    length: Annotated[Whole, Parameter(help="Tokens per window.")] = 1024,
     dtype: Dtype = "float32",
     device: Device = "cpu",
 ) -> int:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvbench.cli.console import err, out
-from kvbench.cli.options import DEFAULT_MODEL, Device, Dtype, Json, Model
+from kvbench.cli.options import DEFAULT_MODEL, Device, Dtype, Json, Model, Whole
 from kvbench.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def generate(
     *,
     model: Model = DEFAULT_MODEL,
     compressor: Annotated[str, Parameter(help="Spec of the compressor.")] = "kvtc:bits=4",
-    tokens: Annotated[int, Parameter(help="New tokens.")] = 64,
+    tokens: Annotated[Whole, Parameter(help="New tokens.")] = 64,
     chat: Annotated[bool, Parameter(help="Wrap the prompt in the model's chat template.")] = False,
     dtype: Dtype = "float32",
     device: Device = "cpu",

@@ -9,7 +9,8 @@ from cyclopts import Parameter
 
 from kvbench.cli.console import out, say
 from kvbench.cli.options import Json, Results
-from kvbench.errors import EXIT_OK
+from kvbench.cli.results import some_records
+from kvbench.errors import EXIT_OK, KvbenchError
 
 
 def gate(
@@ -29,6 +30,8 @@ def gate(
     from kvbench.runs.store import read_records
 
     records = read_records(results)
+    if update and baseline.is_dir():
+        raise KvbenchError(f"{baseline} is a folder; name the file to write, as in {baseline}/baseline.json")
     if update:
         write_baseline(records, baseline)
         say(f"baseline written: {baseline} ({len(records)} records)")
@@ -44,8 +47,7 @@ def compare(
     """Two results folders side by side: bytes, KLD, perplexity and speed with a verdict each."""
     from kvbench.gate.compare import compare as judge
     from kvbench.gate.table import verdict_table
-    from kvbench.runs.store import read_records
 
-    rows = judge(read_records(a), read_records(b))
+    rows = judge(some_records(a), some_records(b))
     out.print(verdict_table(rows, hide_same=not same))
     return EXIT_OK

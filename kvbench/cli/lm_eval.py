@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from kvbench.cli.console import err, out
-from kvbench.cli.options import DEFAULT_MODEL, DataDir, Device, Dtype, Json, Model
+from kvbench.cli.options import DEFAULT_MODEL, DataDir, Device, Dtype, Json, Model, Whole
 from kvbench.errors import EXIT_OK, KvbenchError
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class Samples:
 
     tasks: Annotated[str, Parameter(help="Tasks of the harness, separated by commas.")]
     include_path: Annotated[Path | None, Parameter(help="Folder with tasks of your own (.yaml).")] = None
-    limit: Annotated[int | None, Parameter(help="Samples of each task; default: all.")] = None
-    num_fewshot: Annotated[int | None, Parameter(help="Solved examples before each; default: the task's.")] = None
+    limit: Annotated[Whole | None, Parameter(help="Samples of each task; default: all.")] = None
+    num_fewshot: Annotated[Whole | None, Parameter(help="Solved examples before each; default: the task's.")] = None
     chat: Annotated[bool, Parameter(help="Wrap contexts in the model's chat template.")] = False
 
     def check(self) -> None:

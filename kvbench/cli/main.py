@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _exit_code(given: list[str]) -> int:
     try:
+        _refuse_empty_values(given)
         code = app(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()  # a reader that went away is noticed here and not when Python shuts down
     except KvbenchError as error:
@@ -68,9 +69,19 @@ def _exit_code(given: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except RecursionError:
+        return _refuse("a file that was read is nested too deeply to be one of kvbench's", EXIT_USAGE)
     except OSError as error:  # full disks, folders that cannot be written: the machine's fault, not the program's
         return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error), EXIT_USAGE)
     return code if isinstance(code, int) else EXIT_OK
+
+
+def _refuse_empty_values(given: list[str]) -> None:
+    """An empty value is a variable that was not set, and never what was meant."""
+    for option, value in zip(given, [*given[1:], "-"], strict=True):
+        name, equals, attached = option.partition("=")
+        if name.startswith("--") and (not value if not equals else not attached):
+            raise KvbenchError(f"{name} is given without a value")
 
 
 def _refuse(reason: str, code: int) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from kvbench.cli.results import some_records
 from kvbench.errors import EXIT_OK
 
 
@@ -27,9 +28,9 @@ def report(
         print(markdown(read_benchmarks(results)), end="")
         return EXIT_OK
     from kvbench.report.html import write_report
-    from kvbench.runs.store import RunStore, read_records
+    from kvbench.runs.store import RunStore
 
-    records = read_records(results)
+    records = some_records(results)
     if commands:
         from kvbench.report.reproduce import recipes
 

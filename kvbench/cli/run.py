@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from kvbench.cli.console import err, out, say
-from kvbench.cli.options import DataDir, Device
-from kvbench.errors import EXIT_OK, EXIT_SOME_FAILED
+from kvbench.cli.options import DataDir, Device, Whole
+from kvbench.errors import EXIT_OK, EXIT_SOME_FAILED, KvbenchError
 
 if TYPE_CHECKING:
     from kvbench.runs.trials import Trial
@@ -44,7 +44,7 @@ class EqualBytes:
     """Settings that are solved for, so that methods meet at the same size."""
 
     at: Annotated[str | None, Parameter(help="Equal bytes: solve methods for these bits, as in bits=2,3,4.")] = None
-    methods: Annotated[str, Parameter(help="With --at: all, or names separated by commas.")] = "all"
+    methods: Annotated[str | None, Parameter(help="With --at: all (the default), or names separated by commas.")] = None
     exact: Annotated[
         Literal["model", "float16", "bfloat16"] | None,
         Parameter(help="With --at: dtype of every method's exact tokens; default: the suite's."),
@@ -57,7 +57,7 @@ class Execution:
     """Where and by what the model runs."""
 
     device: Device = "cpu"
-    threads: Annotated[int, Parameter(help="Torch threads; 0 takes torch's own choice.")] = 0
+    threads: Annotated[Whole, Parameter(help="Torch threads; 0 takes torch's own choice.")] = 0
     attention: Annotated[
         Literal["auto", "reference"], Parameter(help="Decode by the best kernel there is, or in plain torch.")
     ] = "auto"
@@ -86,7 +86,10 @@ def run(
     from kvbench.storage.data_dir import use_data_dir
 
     use_data_dir(selection.data_dir)
-    suite = load_suite(selection.suite or ("frontier" if equal_bytes.at else "quick")).narrowed(
+    if equal_bytes.at is None and (equal_bytes.methods or equal_bytes.exact):
+        raise KvbenchError("--methods and --exact say what is solved for equal bytes; add --at, as in --at bits=2,3,4")
+    chosen = selection.suite if selection.suite is not None else "quick" if equal_bytes.at is None else "frontier"
+    suite = load_suite(chosen).narrowed(
         model=selection.model, compressors=selection.compressor, dtype=selection.dtype, exact=equal_bytes.exact
     )
     from kvbench.kernels.reading import Reading
@@ -101,7 +104,7 @@ def run(
         reading = Reading(execution.attention, execution.read)
         runner = Runner(RunStore(folder), progress, execution.device, execution.threads, reading=reading)
         if equal_bytes.at is not None:
-            suite, left_out = solve_suite(runner, suite, equal_bytes.methods, equal_bytes.at)
+            suite, left_out = solve_suite(runner, suite, equal_bytes.methods or "all", equal_bytes.at)
             for reason in left_out:
                 say(f"left out: {reason}")
         if dry_run:

@@ -40,6 +40,6 @@ def checks_table(spec: str, checks: list[Check]) -> Table:
     """The verdicts of the conformance kit on one compressor."""
     table = Table(title=spec, title_justify="left", box=None, pad_edge=False, show_header=False)
     for check in checks:
-        mark = "[green]✓[/green]" if check.passed else "[bold red]✗ FAILED[/bold red]"
+        mark = Text("✓", "green") if check.passed else Text("✗ FAILED", "bold red")
         table.add_row(mark, check.name, Text(check.detail))
     return table

@@ -7,6 +7,7 @@ it in a module of your own and name the class under the entry-point group ``kvbe
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -78,6 +79,11 @@ class Part(ABC):
             raise KvbenchError(f"{self.name}: {what}")
 
 
+MOST = 2**31 - 1
+"""Of whole numbers in specs."""
+_NUMBERS = {int: re.compile(r"[+-]?[0-9]+"), float: re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")}
+
+
 def convert(name: str, text: str, hint: Any) -> Any:
     """A spec value as the annotated type: int, float, str, bool, a Literal, or one of these or None."""
     options = [option for option in get_args(hint) if option is not type(None)]
@@ -91,9 +97,13 @@ def convert(name: str, text: str, hint: Any) -> Any:
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
+        if kind in _NUMBERS and not _NUMBERS[kind].fullmatch(text):  # int("1_0") is 10
+            raise ValueError(text)
         value = kind(text)
         if kind is float and not math.isfinite(value):
             raise ValueError(text)
+        if kind is int and abs(value) > MOST:
+            raise KvbenchError(f"{name}={text} is beyond {MOST:,}")
         return value
     except (ValueError, KeyError):
         raise KvbenchError(f"{name}={text!r} is not {_article(kind)}") from None

@@ -6,6 +6,7 @@ dataclasses of kvbench itself and of installed compressor plug-ins; nothing else
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from kvbench.compressors import registry
 from kvbench.errors import KvbenchError
 from kvbench.hooks.geometry import ModelGeometry
 
-FORMAT = "2"
+FORMAT = "3"
 """Raised whenever a file of the old kind could be misread."""
 
 
@@ -36,6 +37,8 @@ class PlanFile:
     model: str
     weights_sha256: str
     geometry: Any
+    content: str
+    """Digest of its tensors."""
 
     @property
     def spans(self) -> Any:
@@ -59,7 +62,10 @@ class PlanFile:
                 f"has ({str(geometry.dtype).removeprefix('torch.')}); run `kvbench fit` for this one"
             )
         with _readable(self.path) as file:
-            tensors = {name: file.get_tensor(name).to(geometry.device) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if tensors_digest(tensors) != self.content:
+            raise KvbenchError(f"{self.path} is damaged: a number in it was changed; run `kvbench fit` again")
+        tensors = {name: tensor.to(geometry.device) for name, tensor in tensors.items()}
         try:
             return _Reader(tensors).value(self.tree)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -76,8 +82,25 @@ def dump_plan(plan: Plan, geometry: ModelGeometry, model: str, weights_sha256: s
     writer = _Writer()
     tree = writer.node(plan)
     names = {"model": model, "weights_sha256": weights_sha256, "format": FORMAT}
+    names["content"] = tensors_digest(writer.tensors)
     texts = {"plan": json.dumps(tree), "geometry": json.dumps(fingerprint(geometry))}
     return save(writer.tensors, names | texts)
+
+
+def plan_digest(plan: Plan) -> str:
+    """sha256 of all that the plan is made of; errors as in :func:`dump_plan`."""
+    writer = _Writer()
+    tree = json.dumps(writer.node(plan))
+    return hashlib.sha256(f"{tree} {tensors_digest(writer.tensors)}".encode()).hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of names, shapes, dtypes and contents."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def open_plan(path: Path) -> PlanFile:
@@ -92,7 +115,7 @@ def open_plan(path: Path) -> PlanFile:
         raise KvbenchError(f"{path} is no plan that this kvbench can read; run `kvbench fit` again")
     try:
         tree, geometry = json.loads(names["plan"]), json.loads(names["geometry"])
-        return PlanFile(path, tree, names["model"], names["weights_sha256"], geometry)
+        return PlanFile(path, tree, names["model"], names["weights_sha256"], geometry, names["content"])
     except (KeyError, ValueError) as error:
         raise KvbenchError(f"{path} is damaged ({error}); run `kvbench fit` again") from error
 

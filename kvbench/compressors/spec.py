@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -41,9 +42,11 @@ def read(text: str) -> Spec:
     """
     if not text.strip():
         raise KvbenchError(f"empty compressor spec; known: {', '.join(registry.names())}")
+    if re.search(r"[^!-~]", text):
+        raise KvbenchError(f"compressor {text!r} holds spaces or characters that no spec has; write name:key=value")
     parts, spans = [], {}
-    for part in text.strip().split("+"):
-        name, _, rest = part.strip().partition(":")
+    for part in text.split("+"):
+        name, _, rest = part.partition(":")
         settings = _settings(part, rest)
         cls = registry.find(name)
         for key in _SPANS:
@@ -52,14 +55,14 @@ def read(text: str) -> Spec:
                     raise KvbenchError(f"{text}: sets {key} twice; it holds for all parts together")
                 value = settings.pop(key)
                 spans[key] = convert(f"{name}:{key}", _SHORT.get(value, value), _SPANS[key])
-        parts.append(WrittenPart(part.strip(), cls, settings))
+        parts.append(WrittenPart(part, cls, settings))
     return Spec(text, tuple(parts), spans)
 
 
 def _settings(text: str, rest: str) -> dict[str, str]:
     settings: dict[str, str] = {}
     for item in filter(None, rest.split(",")):
-        key, equals, value = (piece.strip() for piece in item.partition("="))
+        key, equals, value = item.partition("=")
         if not equals or not key or not value:
             raise KvbenchError(f"cannot read {item!r} in compressor {text!r}; write name:key=value,key=value")
         if key in settings:

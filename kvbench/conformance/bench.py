@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,12 +10,11 @@ from transformers import PreTrainedModel
 
 from kvbench.cache.attach import CompressedModel
 from kvbench.cache.cache import CompressedCache
-from kvbench.calibration.collect import collect
 from kvbench.calibration.statistics import Statistics
 from kvbench.compressors.compressor import Compressor
 from kvbench.hooks.geometry import ModelGeometry
 from kvbench.measure.arm_factory import ArmFactory
-from kvbench.measure.sensitivity import measure_sensitivity
+from kvbench.measure.sensitivity import collected
 from kvbench.models.random_models import build
 
 TOKENS = 1024
@@ -50,9 +48,7 @@ class Bench:
         factory = ArmFactory(model)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(3, model.config.vocab_size, (3, TOKENS + 64), generator=generator)
-        statistics = collect(model, factory.geometry, ids[:2, :512])
-        statistics.measure_sensitivity = partial(measure_sensitivity, model, factory.geometry, statistics, ids)
-        return cls(compressor, factory, statistics, ids)
+        return cls(compressor, factory, collected(model, factory.geometry, ids[:2, :512]), ids)
 
     def attached(self, compressor: Compressor | None = None) -> CompressedModel:
         """The compressor under test, or another, fitted and ready to be attached."""

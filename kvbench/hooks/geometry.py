@@ -107,7 +107,11 @@ def probe_geometry(model: PreTrainedModel) -> ModelGeometry:
     probe = _Probe()
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     with Interception(model, probe):
-        model(ids, use_cache=False)
+        output = model(ids, use_cache=False)
+    if not hasattr(output, "logits"):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} gives no logits: it has no language-model head; load it by AutoModelForCausalLM"
+        )
     stock = DynamicCache(config=model.config).layers
     layers = tuple(_layer(index, *probe.seen[index], stock) for index in sorted(probe.seen))
     if not layers:

@@ -22,10 +22,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from kvbench.errors import UnsupportedModelError
-
-IMPLEMENTATION = "kvbench"
-"""Name of the registered attention function and mask; free of the substrings that transformers reacts to."""
+from kvbench.errors import KvbenchError, UnsupportedModelError
+from kvbench.hooks.implementation import IMPLEMENTATION, check_switched, switch, switch_back
 
 Rotation = tuple[Tensor, Tensor]
 """cos and sin, each (1 or batch, tokens, rotary dims)."""
@@ -78,7 +76,8 @@ class Handler(Protocol):
 class Interception:
     """Context manager: while it is open, ``handler`` sees every attention layer of ``model``.
 
-    Closing restores the model bit for bit: hooks gone, the previous attention implementation back.
+    Closing restores the model bit for bit: hooks gone, and the previous attention implementation back once no other
+    interception of the model is open, in whatever order they close.
 
     Raises:
         UnsupportedModelError: the model has no attention interface, or its layers are not numbered.
@@ -87,17 +86,10 @@ class Interception:
     model: PreTrainedModel
     handler: Handler
     _hooks: list[Any] = field(default_factory=list)
-    _previous: str = ""
 
     def __enter__(self) -> Interception:
         modules = attention_modules(self.model)
-        self._previous = self.model.config._attn_implementation
-        self.model.set_attn_implementation(IMPLEMENTATION)
-        if self.model.config._attn_implementation != IMPLEMENTATION:
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__} has no attention interface: its attention is written out in the model "
-                "code, so no cache can be attached; use a family with one (Llama, Qwen, Mistral, Gemma, Phi, GPT-NeoX…)"
-            )
+        switch(self.model, self)
         for layer, module in modules.items():
             hook = _pre_hook(layer, self.handler)
             self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
@@ -112,7 +104,7 @@ class Interception:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self.model.set_attn_implementation(self._previous)
+        switch_back(self.model, self)
 
 
 def attention_modules(model: nn.Module) -> dict[int, nn.Module]:
@@ -166,6 +158,11 @@ def _pre_hook(layer: int, handler: Handler) -> Callable[[nn.Module, tuple, dict]
         takeover = handler.prepare(layer, cache, rotation, kwargs.get("position_ids"))
         if takeover is None:
             return None
+        check_switched(getattr(module, "config", None))
+        if kwargs.get("output_attentions"):
+            raise KvbenchError(
+                "a compressed cache gives no attention weights; leave output_attentions out, or run without the cache"
+            )
         real = None
         if rotation is not None and takeover.before_rope:
             real = rotation
@@ -193,11 +190,28 @@ def _attention(
     if kvbench is None:
         return _stock(module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, **kwargs)
     context, rotation = kvbench
+    if kwargs.get("dropout"):
+        raise KvbenchError("the model drops attention weights at random, as in training; call model.eval()")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention_mask is not None and attention_mask.dtype != torch.bool:
-        attention_mask = attention_mask == 0  # a caller's own additive mask
+        attention_mask = _as_boolean(attention_mask)
     call = AttentionCall(module, query, key, value, attention_mask, scaling, softcap, rotation)
     return context.attend(call).to(query.dtype).transpose(1, 2).contiguous(), None
+
+
+def _as_boolean(mask: Tensor) -> Tensor:
+    """A caller's additive mask (0: attend, very negative: do not) as a boolean one.
+
+    Raises:
+        KvbenchError: it holds anything else, such as a bias.
+    """
+    attend, blocked = mask == 0, mask <= torch.finfo(mask.dtype).min / 2
+    if not bool((attend | blocked).all()):
+        raise KvbenchError(
+            "the attention mask adds a bias to scores, which compressed caches do not take: it may hold 0 and the "
+            "dtype's lowest number (or -inf) alone"
+        )
+    return attend
 
 
 def _stock(

@@ -7,6 +7,7 @@ of its tokens, one row for the whole batch unless rows differ (left padding).
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from copy import copy, deepcopy
@@ -15,32 +16,54 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kvbench.errors import UnsupportedModelError
 from kvbench.hooks.geometry import LayerGeometry
 from kvbench.hooks.interception import Rotation, rotate
 from kvbench.hooks.turns import Rotary, Turn
 
+SAME_TURN = 0.02
+"""Cosines and sines of one position agree within this, in 16 bit too; those of the next position do not."""
+
 
 class RotaryTable:
-    """cos and sin by position for one RoPE group; model-level, shared by all caches of an attached model."""
+    """cos and sin by position for one RoPE group; model-level, shared by all caches of an attached model.
+
+    Several threads may fill it. A position has one rotation: models that turn one position in several ways, such as
+    those of image patches, are refused.
+    """
 
     def __init__(self) -> None:
         self.cos: Tensor | None = None
         self.sin: Tensor | None = None
         self._latest: Callable[[], Tensor | None] = lambda: None
+        self._lock = threading.Lock()
 
     def fill(self, positions: Tensor, rotation: Rotation) -> None:
-        """Record the rotation of ``positions`` (rows, tokens); ``rotation`` is (rows or 1, tokens, dims) each."""
+        """Record the rotation of ``positions`` (rows, tokens); ``rotation`` is (rows or 1, tokens, dims) each.
+
+        Raises:
+            UnsupportedModelError: a position has another rotation already.
+        """
         cos, sin = rotation
-        if cos is self._latest():  # every layer of a forward pass hands in the same tensor
-            return
-        self._latest = weakref.ref(cos)  # a strong one would keep a whole prompt's table alive, uncounted
-        needed = int(positions.max()) + 1
-        if self.cos is None or self.sin is None or needed > self.cos.shape[0]:
-            self._grow(needed, cos)
-        assert self.cos is not None and self.sin is not None
-        rows = positions.expand(cos.shape[0], -1)
-        self.cos[rows] = cos
-        self.sin[rows] = sin
+        with self._lock:
+            if cos is self._latest():  # every layer of a forward pass hands in the same tensor
+                return
+            needed = int(positions.max()) + 1
+            if self.cos is None or self.sin is None or needed > self.cos.shape[0]:
+                self._grow(needed, cos)
+            assert self.cos is not None and self.sin is not None
+            rows = positions.expand(cos.shape[0], -1)
+            tables = (self.cos, cos), (self.sin, sin)
+            differs = [((table[rows] - turn).abs() > SAME_TURN).any() for table, turn in tables]  # not where it is NaN
+            for table, turn in tables:
+                table[rows] = turn
+            differs += [((table[rows] - turn).abs() > SAME_TURN).any() for table, turn in tables]
+            if bool(torch.stack(differs).any()):
+                raise UnsupportedModelError(
+                    "this model turns keys of one position in several ways (positions of images beside those of "
+                    "text?), so keys stored before RoPE cannot be rotated again; choose a compressor with keys after it"
+                )
+            self._latest = weakref.ref(cos)  # a strong one would keep a whole prompt's table alive, uncounted
 
     def lookup(self, positions: Tensor) -> Rotation:
         """cos and sin (rows, tokens, dims) at ``positions`` (rows, tokens)."""
@@ -56,7 +79,8 @@ class RotaryTable:
     def _grow(self, needed: int, like: Tensor) -> None:
         for name in ("cos", "sin"):
             old = getattr(self, name)
-            grown = torch.zeros(needed + needed // 16, like.shape[-1], dtype=like.dtype, device=like.device)
+            shape = needed + needed // 16, like.shape[-1]
+            grown = torch.full(shape, torch.nan, dtype=like.dtype, device=like.device)
             if old is not None:
                 grown[: old.shape[0]] = old
             setattr(self, name, grown)

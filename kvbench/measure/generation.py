@@ -13,6 +13,7 @@ from kvbench.cache.compressed import CompressedLayer
 from kvbench.errors import KvbenchError
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import walk
+from kvbench.models.chat import rendered_chat
 from kvbench.models.loading import LoadedModel
 
 
@@ -59,11 +60,12 @@ def prompt_ids(loaded: LoadedModel, prompt: str, tokens: int, chat: bool = False
         raise KvbenchError(f"at least 1 new token is needed, got {tokens}")
     if not prompt.strip():
         raise KvbenchError("the prompt is empty; give some text to continue")
+    if not _is_unicode(prompt):
+        raise KvbenchError("the prompt is no valid UTF-8 text")
     if chat:
         if not loaded.tokenizer.chat_template:
             raise KvbenchError(f"{loaded.name} has no chat template; leave out --chat")
-        turn = [{"role": "user", "content": prompt}]
-        prompt = str(loaded.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        prompt = rendered_chat(loaded.tokenizer, [{"role": "user", "content": prompt}])
     ids = loaded.tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat).input_ids
     if ids.shape[1] + tokens > loaded.context_length:
         raise KvbenchError(
@@ -71,6 +73,14 @@ def prompt_ids(loaded: LoadedModel, prompt: str, tokens: int, chat: bool = False
             f"({loaded.context_length} tokens); shorten one of them"
         )
     return ids.to(loaded.model.device)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of a command line that were none
+        return False
+    return True
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ the weak ones dropped.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvbench.cache.attach import LayerPlan, Plan
+from kvbench.calibration.collect import collect
 from kvbench.calibration.moments import SINKS
 from kvbench.calibration.sensitivity import Sensitivity, SideSensitivity
 from kvbench.calibration.statistics import Statistics
@@ -29,7 +31,7 @@ from kvbench.measure.arms import Arm
 from kvbench.measure.prompt import LayerPrompt
 from kvbench.measure.quality import QualityBench
 from kvbench.models.loading import LoadedModel
-from kvbench.storage.folders import build_folder
+from kvbench.storage.folders import build_folder, check_folder
 from kvbench.texts.windows import Windows
 
 PROBE = "kvtc:bits=2,recent=0,block=8"
@@ -61,9 +63,16 @@ def calibrated(
             measured = measure_sensitivity(loaded.model, geometry, statistics, windows.ids, progress)
             (partial / _FILE).write_text(measured.to_json(), "utf-8")
 
-        return _read(build_folder(beside.with_name(f"{beside.name}-sensitivity-{_RECIPE}"), build))
+        return _read(check_folder(build_folder(beside.with_name(f"{beside.name}-sensitivity-{_RECIPE}"), build)))
 
     statistics.measure_sensitivity = measure
+    return statistics
+
+
+def collected(model: PreTrainedModel, geometry: ModelGeometry, ids: Tensor) -> Statistics:
+    """Statistics over windows ``ids`` (count, length), kept in memory, that can measure sensitivity on request."""
+    statistics = collect(model, geometry, ids)
+    statistics.measure_sensitivity = partial(measure_sensitivity, model, geometry, statistics, ids)
     return statistics
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import torch
 
 from kvbench.cache.attach import Plan
 from kvbench.cache.attends import attends
 from kvbench.cache.way import STOCK
-from kvbench.calibration.collect import collect
 from kvbench.calibration.statistics import Statistics
 from kvbench.compressors.compressor import Compressor, parse
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
 from kvbench.hooks.geometry import ModelGeometry, probe_geometry
-from kvbench.measure.sensitivity import measure_sensitivity
+from kvbench.measure.sensitivity import collected
 from kvbench.models.random_models import build
 
 _SIZES = {"layers": 2, "hidden": 128, "heads": 4, "kv_heads": 4, "head_dim": 32, "context": 512}
@@ -65,6 +64,4 @@ def _calibrated() -> tuple[ModelGeometry, Statistics]:
     model = build("llama", torch.float32, 0, **_SIZES)
     geometry = probe_geometry(model)
     ids = torch.randint(3, model.config.vocab_size, (1, _TOKENS), generator=torch.Generator().manual_seed(0))
-    statistics = collect(model, geometry, ids)
-    statistics.measure_sensitivity = partial(measure_sensitivity, model, geometry, statistics, ids)
-    return geometry, statistics
+    return geometry, collected(model, geometry, ids)

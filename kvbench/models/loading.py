@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,6 +44,7 @@ def load(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu", fet
     _check_device(device)
     model, tokenizer, sha256 = _SOURCES[entry.source](entry, dtype, fetch)
     _check_finite(model, name)
+    _check_vocabulary(model, tokenizer, name)
     model.requires_grad_(False).eval().to(device)
     configured = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # absent with ALiBi
     context_length = int(entry.context_length or configured or tokenizer.model_max_length)
@@ -84,11 +86,21 @@ _SOURCES: dict[Source, Callable[[ModelEntry, torch.dtype, bool], Parts]] = {
 
 
 def _check_device(device: str) -> None:
+    if device == "meta" or re.fullmatch("cpu:.*", device):
+        raise KvbenchError(f"device {device!r} cannot be used: write cpu, cuda or cuda:1")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without the device
         reason = str(error).splitlines()[0]
         raise KvbenchError(f"device {device!r} cannot be used: {reason}") from error
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    rows = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    if len(tokenizer) > rows:
+        raise KvbenchError(
+            f"{name}: its tokenizer has {len(tokenizer)} tokens, the model embeds {rows}; they do not belong together"
+        )
 
 
 def _check_finite(model: PreTrainedModel, name: str) -> None:

@@ -7,6 +7,7 @@ weights in every dtype and on every machine. Any geometry can be requested, such
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,7 +93,7 @@ def parse(name: str) -> tuple[str, dict[str, int]]:
     overrides = {}
     for part in filter(None, query.split(",")):
         key, _, value = part.partition("=")
-        if not value.isdecimal() or (int(value) == 0 and key != "seed"):
+        if not re.fullmatch("[0-9]{1,9}", value) or (int(value) == 0 and key != "seed"):
             raise KvbenchError(f"{name}: {part!r} is not <key>=<positive integer>")
         overrides[key] = int(value)
     _check(family, overrides)

@@ -55,7 +55,7 @@ def find(name: str) -> ModelEntry:
     if name.startswith("random:"):
         return ModelEntry(name, "random", family=name.removeprefix("random:").partition("?")[0], licence="none")
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return _folder(name, path)
     raise unknown("model", name, [*entries, "random:<family>", "<path of a save_pretrained folder>"])
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from kvbench.errors import KvbenchError
-from kvbench.storage.fetching import file_sha256
+from kvbench.storage.files import file_sha256
 
 
 def read_folder(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -23,6 +22,10 @@ def read_folder(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
     Raises:
         KvbenchError: a file is missing, corrupt or truncated, or a weight is missing. Pickled weights are not read.
     """
+    if (folder / "adapter_config.json").is_file():
+        raise KvbenchError(
+            f"folder {folder} holds an adapter; merge it into its base model, save that, and give its folder"
+        )
     if not list(folder.glob("*.safetensors")):
         raise KvbenchError(f"folder {folder} holds no .safetensors weights (pickled weights are never read)")
     with _readable(folder, "model"), _quiet():
@@ -53,7 +56,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel,
 def _readable(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # a config may hold anything, and what transformers makes of it raises anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise KvbenchError(f"cannot read the {what} in folder {folder}: {reason}") from error
 

@@ -46,6 +46,9 @@ class Listener(Protocol):
         """A trial has its record."""
 
 
+MOST_THREADS = 1024
+
+
 @dataclass
 class Runner:
     """Runs a suite into a store. Models are loaded one at a time, in the suite's order."""
@@ -58,8 +61,8 @@ class Runner:
     reading: Reading = DEFAULT
 
     def __post_init__(self) -> None:
-        if self.threads < 0:
-            raise KvbenchError(f"threads must be at least 1, or 0 for torch's own choice; got {self.threads}")
+        if not 0 <= self.threads <= MOST_THREADS:
+            raise KvbenchError(f"threads must be 1 to {MOST_THREADS}, or 0 for torch's own choice; got {self.threads}")
         self.threads = self.threads or torch.get_num_threads()
         torch.set_num_threads(self.threads)
         self._bench: ModelBench | None = None

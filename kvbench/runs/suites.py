@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -47,11 +48,11 @@ class Suite(Frozen):
     per element that such specs stand for.
     """
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
     models: tuple[str, ...] = Field(min_length=1)
     compressors: tuple[str, ...] = Field(min_length=1)
     dtype: str = "float32"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     quoted: bool = False
     exact: ExactDtype = "model"
     solved_for: dict[str, tuple[float, ...]] = Field(default_factory=dict)

@@ -23,8 +23,8 @@ class Workload(PartsOfWorkload):
 
     @model_validator(mode="after")
     def _measures_something(self) -> Workload:
-        if not self.name or "|" in self.name:
-            raise ValueError(f"workload name {self.name!r} must not be empty nor contain '|'")
+        if not self.name or not self.name.isprintable() or "|" in self.name:
+            raise ValueError(f"workload name {self.name!r} must be one line of text without '|'")
         if not self.parts:
             raise ValueError(f"workload {self.name!r} measures nothing: give it {', '.join(PARTS)}")
         return self

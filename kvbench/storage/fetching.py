@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from kvbench.errors import FetchError
+from kvbench.storage.files import file_sha256
 from kvbench.storage.folders import build_folder, cache_dir
 
 POLL_SECONDS = 0.1
@@ -55,12 +56,6 @@ def fetch_wheel(requirement: str, sha256: str, members: tuple[str, ...], fetch: 
             _unpack(wheel, members, partial)
 
     return build_folder(target, build)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(requirement: str, scratch: Path) -> Path:

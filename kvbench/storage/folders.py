@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kvbench.errors import FetchError
+from kvbench.errors import FetchError, KvbenchError
 
 
 def cache_dir() -> Path:
@@ -24,6 +26,10 @@ def cache_dir() -> Path:
     if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
         return Path(local) / "kvbench"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvbench"
+
+
+SUMS = "crc32.json"
+"""In every built folder: a checksum of each of its files, against damage and not against forgery."""
 
 
 def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
@@ -51,10 +57,45 @@ def _build(target: Path, build: Callable[[Path], None]) -> None:
     partial.mkdir()
     try:
         build(partial)
+        (partial / SUMS).write_text(json.dumps(_checksums(partial)), "utf-8")
         _flush_tree(partial)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_folder(folder: Path) -> Path:
+    """``folder``, whose files are what :func:`build_folder` left.
+
+    Raises:
+        KvbenchError: a file was changed, added or removed since; the message names it.
+    """
+    try:
+        expected = json.loads((folder / SUMS).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise KvbenchError(f"{folder / SUMS} cannot be read; delete {folder} to have it made anew") from error
+    actual = _checksums(folder)
+    changed = sorted(name for name in {*expected, *actual} if expected.get(name) != actual.get(name))
+    if changed:
+        raise KvbenchError(f"{folder / changed[0]} is not what was written there; delete {folder} to have it made anew")
+    return folder
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of every file but the list of them itself."""
+    return {
+        path.relative_to(folder).as_posix(): _crc32(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / SUMS
+    }
+
+
+def _crc32(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum
 
 
 def _flush_tree(folder: Path) -> None:

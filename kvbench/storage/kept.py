@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kvbench.errors import FetchError, KvbenchError
-from kvbench.storage.folders import build_folder, cache_dir
+from kvbench.storage.folders import build_folder, cache_dir, check_folder
 
 BUDGET = 12 << 30
 """Bytes of all entries together; ``KVBENCH_KEPT_GIB`` changes it, 0 keeps nothing. The prompts of a suite of tasks take
@@ -68,10 +68,11 @@ def _read(folder: Path) -> Contents | None:
     if not folder.is_dir():
         return None
     try:
+        check_folder(folder)
         with safe_open(folder / _FILE, framework="pt") as file:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
             return tensors, dict(file.metadata() or {})
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, KvbenchError):
         shutil.rmtree(folder, ignore_errors=True)
         return None
 

@@ -9,6 +9,7 @@ from random import Random
 from transformers import PreTrainedTokenizerBase
 
 from kvbench.errors import KvbenchError
+from kvbench.models.chat import rendered_chat
 from kvbench.tasks.sample import Sample, Task
 
 _MARK, _ANSWER, _NEXT = "\u2402", "\u2403", "\u2404"
@@ -44,7 +45,7 @@ class PromptTemplate:
         turns = [{"role": "user", "content": _MARK}]
         if conversation:  # not every template has more turns than one
             turns += [{"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _NEXT}]
-        rendered = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        rendered = rendered_chat(tokenizer, turns)
         before, mark, rest = rendered.partition(_MARK)
         after, between = rest, ""
         if conversation:

@@ -79,6 +79,22 @@ def cut_test_file(text: str, tokenizer: PreTrainedTokenizerBase, length: int, co
     return _cut_rows(text, "test rows", joined_test(text), tokenizer, length, count)
 
 
+def cut_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int, most: int) -> Tensor:
+    """Up to ``most`` windows (count, ``length``) from the start of joined texts; fewer tokens make one shorter window.
+
+    Raises:
+        KvbenchError: there is no token.
+    """
+    prefix = _prefix(tokenizer)
+    body = length - len(prefix)
+    ids, _ = _tokenize([""] * len(texts), texts, SEPARATOR, tokenizer)
+    if not ids:
+        raise KvbenchError("the texts hold no token")
+    body = min(body, len(ids))
+    count = min(len(ids) // body, most)
+    return _with_prefix(prefix, torch.tensor(ids[: body * count]).view(count, body))
+
+
 def _cut_rows(
     text: str,
     part: str,
@@ -97,8 +113,12 @@ def _cut_rows(
             "lower the count or the length"
         )
     block = torch.tensor(ids[: body * count]).view(count, body)
-    starts = torch.tensor(prefix, dtype=torch.int64).expand(count, -1)
-    return Cut(torch.cat([starts, block], dim=1), tuple(dict.fromkeys(owners[: body * count])))
+    return Cut(_with_prefix(prefix, block), tuple(dict.fromkeys(owners[: body * count])))
+
+
+def _with_prefix(prefix: list[int], block: Tensor) -> Tensor:
+    """``block`` (count, tokens) behind the tokens that begin every window."""
+    return torch.cat([torch.tensor(prefix, dtype=torch.int64).expand(len(block), -1), block], dim=1)
 
 
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -8,6 +8,7 @@ is how much is read. A tokenizer that begins every text with a special token get
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kvbench.errors import KvbenchError
-from kvbench.texts.cutting import Cut, cut_documents, cut_joined, cut_test_file
+from kvbench.texts.cutting import Cut, cut_documents, cut_joined, cut_test_file, cut_texts
 from kvbench.texts.splits import Split
 
 
@@ -71,6 +72,18 @@ def joined_windows(text: str, tokenizer: PreTrainedTokenizerBase, length: int, c
     cut = cut_test_file(text, tokenizer, length, count)
     digest = hashlib.sha256(cut.ids.numpy().tobytes()).hexdigest()
     return Windows(text, "test", cut.ids, cut.document_ids, digest)
+
+
+def windows_of_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, most: int) -> Tensor:
+    """Token ids (count, length) of ``texts``, joined by a blank line and cut into up to ``most`` windows; one shorter
+    window where there are fewer than ``length`` tokens.
+
+    Raises:
+        KvbenchError: no text, or nothing in it.
+    """
+    if not texts or not all(isinstance(each, str) for each in texts):
+        raise KvbenchError("texts must be one or more strings")
+    return cut_texts(list(texts), tokenizer, length, most)
 
 
 def check_disjoint(calibration: Windows, scored: Windows) -> None:

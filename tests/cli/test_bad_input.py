@@ -97,7 +97,7 @@ def folder(tmp_path: Path) -> Path:
     [
         ("frobnicate", 'Unknown command "frobnicate"'),
         ("run --sutie quick", "Unknown option: --sutie. Did you mean --suite? Help: kvbench run --help"),
-        ("run --threads many", 'Invalid value for --threads: unable to convert "many" into int'),
+        ("run --threads many", "--threads: 'many' is not a whole number"),
         ("run quick", "Unused Tokens: ['quick']"),
         ("run --suite", "--suite requires an argument"),
         ("gate", "parameter RESULTS requires an argument. Help: kvbench gate --help"),
@@ -129,7 +129,7 @@ def test_usage(refuse: Refuse, command: str, told: str):
         ("run --compressor int:bits=4,recent=-1", "recent must be at least 0"),
         ("run --model random:llama --device abacus", "device 'abacus' cannot be used"),
         ("run --model random:llama --dtype int8", "unknown dtype 'int8'; known: float32"),
-        ("run --threads -3", "threads must be at least 1, or 0 for torch's own choice; got -3"),
+        ("run --threads -3", "threads must be 1 to 1024, or 0 for torch's own choice; got -3"),
         ("ls modles", "unknown list 'modles'; did you mean 'models'?"),
         ("show pcaa", "unknown compressor 'pcaa'"),
         ("calibrate --model random:llama --text essey", "unknown text 'essey'; did you mean 'essays'?"),

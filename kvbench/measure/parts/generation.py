@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 
 from kvbench.measure.parts.part import Inputs, PartSettings
 from kvbench.storage.frozen import Frozen
@@ -36,7 +36,7 @@ class GenerationWorkload(PartSettings):
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     drift: bool = True
     perturbed: Annotated[float, Field(gt=0, le=1)] = 0.1
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @property
     def in_words(self) -> str:

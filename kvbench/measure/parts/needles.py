@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from kvbench.measure.parts.part import Inputs, PartSettings
 from kvbench.measure.parts.tasks import TaskScore
@@ -34,7 +34,7 @@ class NeedlesWorkload(PartSettings):
     text: str = "essays"
     split: Literal["test", "development"] = "test"
     chat: bool = True
-    seed: NonNegativeInt = 42
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
 
     @field_validator("lengths", "depths")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from kvbench.errors import unknown
 from kvbench.measure.parts.part import Inputs, PartSettings
@@ -42,7 +42,7 @@ class TasksWorkload(PartSettings):
     text: str = "essays"
     split: Literal["test", "development"] = "test"
     chat: bool = True
-    seed: NonNegativeInt = 42
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     margin: Annotated[float, Field(gt=0, le=1)] = MARGIN
 
     @field_validator("tasks")
