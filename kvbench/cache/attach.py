@@ -58,6 +58,11 @@ class Plan:
         """Whether any layer's stored keys are rotated when they are read."""
         return self.frame != "after"
 
+    def compresses(self, layer: int) -> bool:
+        """Whether ``layer`` has a codec."""
+        plan = self.layers.get(layer)
+        return plan is not None and plan.codec is not None
+
     def model_level_bytes(self) -> int:
         """Bytes of bases, codebooks, static scales and what selectors know, each storage once."""
         storages = {

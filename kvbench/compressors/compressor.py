@@ -19,7 +19,7 @@ from kvbench.compressors.methods.saved import Saved
 from kvbench.compressors.part import Part, Role
 from kvbench.compressors.spec import Spec, read
 from kvbench.compressors.stock import StockPart
-from kvbench.errors import KvbenchError
+from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.hooks.geometry import ModelGeometry
 
 _ROLES = get_args(Role)
@@ -72,10 +72,16 @@ class Compressor:
 
         Raises:
             KvbenchError: statistics are missing or belong to another geometry, or a rank or width does not fit.
+            UnsupportedModelError: no layer of the model is compressed.
             PluginError: a part of another package fails, or its codecs give back other shapes than they got.
         """
         if self.baseline:
             return Plan({}, self.spans)
+        if not geometry.compressible:
+            raise UnsupportedModelError(
+                f"{self} has nothing to compress: all {len(geometry.layers)} attention layers of this model keep a "
+                "sliding window, which stays exact"
+            )
         draft = Draft(geometry, self._statistics(geometry, statistics))
         for part in self.parts:
             with blaming(type(part), "does not fit"):

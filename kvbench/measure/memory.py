@@ -7,7 +7,7 @@ against 16-bit keys and values, whatever dtype the run used.
 from __future__ import annotations
 
 import inspect
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -174,9 +174,20 @@ def _summary(arm: Arm, allocated: CacheBytes, batch: int, tokens: int, **measure
         bits_with_bases=8 * (allocated.total + bases) / elements,
         break_even_tokens=_break_even(arm),
         body_bits_per_element=body,
+        layers=len(arm.geometry.layers),
+        **_compressed(arm, tokens),
         flagged=abs(error) > FLAG,
         **measured,
     )
+
+
+def _compressed(arm: Arm, tokens: int) -> dict[str, Any]:
+    """How many layers are compressed, and what share of the uncompressed cache they hold; nothing for baselines."""
+    if arm.plan is None or not arm.plan.layers:
+        return {}
+    compressed = [layer for layer in arm.geometry.layers if arm.plan.compresses(layer.layer)]
+    share = sum(layer.elements_per_token for layer in compressed) * tokens / arm.geometry.elements(tokens)
+    return {"compressed_layers": len(compressed), "compressed_share": share}
 
 
 def _break_even(arm: Arm) -> int | None:

@@ -12,7 +12,7 @@ from driving import calibrated, feed, subject, token_ids
 from kvbench.calibration.collect import collect
 from kvbench.compressors.compressor import parse
 from kvbench.compressors.draft import Draft
-from kvbench.errors import KvbenchError
+from kvbench.errors import KvbenchError, UnsupportedModelError
 
 pytestmark = pytest.mark.usefixtures("fp64")
 PROMPT, NEW = 96, 12
@@ -105,7 +105,9 @@ def test_fitting_is_deterministic_and_leaves_the_statistics_alone(spec: str) -> 
 
 def test_sliding_layers_get_no_plan() -> None:
     assert list(parse("int:bits=4").fit(subject("gemma3", layers=4).geometry).layers) == [1, 3]
-    assert parse("int:bits=4").fit(subject("mistral").geometry).layers == {}
+    with pytest.raises(UnsupportedModelError, match="int:bits=4 has nothing to compress: all 2 attention layers"):
+        parse("int:bits=4").fit(subject("mistral").geometry)
+    assert parse("none").fit(subject("mistral").geometry).layers == {}
     assert parse("none").fit(subject("llama").geometry).layers == {}
 
 

@@ -68,6 +68,15 @@ def test_a_body_that_keeps_nothing_claims_no_ratio():
     assert memory.ratio_claimed is None and memory.body_bits_per_element == 0
 
 
+def test_layers_that_stay_exact_are_counted():
+    one = subject("gemma3", torch.float32, layers=4)
+    memory = measure_memory(arm_of(one, "int:bits=4"), token_ids(1, TOKENS), steps=0)
+    full, windowed = 2 * TOKENS, 2 * 8
+    assert (memory.layers, memory.compressed_layers) == (4, 2)
+    assert memory.compressed_share == pytest.approx(full / (full + windowed)), "alike layers, a window of 8 tokens"
+    assert measure_memory(arm_of(one, "none"), token_ids(1, TOKENS), steps=0).compressed_layers is None
+
+
 def test_bases_are_model_level_and_not_in_the_cache():
     one = subject("llama", torch.float32)
     memory = measure_memory(arm_of(one, "pca:rank=0.5,frame=before"), token_ids(1, TOKENS), steps=0)

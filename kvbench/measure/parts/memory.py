@@ -81,6 +81,12 @@ class MemoryResult(Frozen):
     """The shortest sequence that, like every longer one, takes fewer bytes with its bases than 16-bit K and V; None if
     there is none (:func:`kvbench.cache.break_even.break_even_tokens`)."""
     body_bits_per_element: float | None = None
+    layers: int | None = None
+    """Attention layers of the model."""
+    compressed_layers: int | None = None
+    """Those that are compressed; None for baselines. The others keep a sliding window, or stay exact by the plan."""
+    compressed_share: float | None = None
+    """Share, 0…1, of an uncompressed cache of these tokens that the compressed layers' keys and values are."""
     largest_bytes: int | None = None
     """The most that the cache held while tokens were decoded after the prompt; None where none were."""
     peak_prefill_bytes: int | None = None

@@ -26,6 +26,14 @@ def _break_even(tokens: int | None) -> Cell:
     return Cell("never", None) if tokens is None else Cell(f"{tokens:,}", tokens)
 
 
+def _layers(memory: MemoryResult) -> Cell | None:
+    """Only where some layers are not compressed."""
+    if memory.compressed_layers is None or memory.compressed_layers == memory.layers:
+        return None
+    share = memory.compressed_share or 0
+    return Cell(f"{memory.compressed_layers} of {memory.layers}, {share:.0%}", share)
+
+
 def _parts(memory: MemoryResult) -> Cell | None:
     """Shares of the allocated bytes, in per cent."""
     stored = memory.allocated
@@ -71,6 +79,14 @@ COLUMNS = (
         importance=7,
     ),
     BODY_BITS,
+    Column(
+        "layers\ncompressed",
+        "Attention layers that are compressed, of all, and the share of an uncompressed cache of this length that is "
+        "theirs. The others keep a sliding window, or are left exact by the method.",
+        _memory(_layers),
+        summary=True,
+        importance=4,
+    ),
     Column(
         "ratio\nclaimed",
         "The ratio that the method's own description leads to, usually without scales, exact tokens and workspace.",
