@@ -183,10 +183,8 @@ def test_an_adapter_is_no_model(refuse: Refuse, folder: Path) -> None:
 
 
 def test_a_tokenizer_of_another_model(refuse: Refuse, folder: Path) -> None:
-    tokenizer = byte_tokenizer()
-    tokenizer.add_tokens(["<one>", "<two>"])
-    tokenizer.save_pretrained(folder)
-    assert "its tokenizer has 261 tokens, the model embeds 259" in refuse("run", "--model", folder)
+    build("llama", vocab=200).save_pretrained(folder)
+    assert "its tokenizer has 259 tokens, the model embeds 200" in refuse("run", "--model", folder)
 
 
 @pytest.mark.parametrize("template", ["{{ messages.__class__.__mro__ }}", "{% for x in %}", "{{ 1 / 0 }}"])
