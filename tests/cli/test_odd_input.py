@@ -183,8 +183,11 @@ def test_an_adapter_is_no_model(refuse: Refuse, folder: Path) -> None:
 
 
 def test_a_tokenizer_of_another_model(refuse: Refuse, folder: Path) -> None:
-    build("llama", vocab=200).save_pretrained(folder)
-    assert "its tokenizer has 259 tokens, the model embeds 200" in refuse("run", "--model", folder)
+    build("llama", vocab=300).save_pretrained(folder)
+    config = json.loads((folder / "tokenizer.json").read_text())
+    config["model"]["vocab"] |= {f"word{index}": 259 + index for index in range(60)}
+    (folder / "tokenizer.json").write_text(json.dumps(config))
+    assert "its tokenizer has 319 tokens, the model embeds 300" in refuse("run", "--model", folder)
 
 
 @pytest.mark.parametrize("template", ["{{ messages.__class__.__mro__ }}", "{% for x in %}", "{{ 1 / 0 }}"])

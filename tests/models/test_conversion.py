@@ -1,6 +1,5 @@
 """A tiny GGUF, written here, becomes safetensors without a change in what the model computes."""
 
-import json
 from pathlib import Path
 
 import gguf
@@ -124,19 +123,23 @@ def test_wrong_part_is_refused_and_nothing_kept(entry: ModelEntry, tmp_path: Pat
     assert not [path for path in (tmp_path / "cache" / "converted").iterdir() if path.is_dir()]
 
 
-def test_tokenizer_that_reads_the_probe_otherwise_is_refused(entry: ModelEntry, tmp_path: Path):
+def test_tokenizer_that_reads_the_probe_otherwise_is_refused(entry: ModelEntry, monkeypatch: pytest.MonkeyPatch):
     load("tiny")
-    origin = converted(tmp_path) / ORIGIN
-    recorded = json.loads(origin.read_text())
-    origin.write_text(json.dumps(recorded | {"probe_ids": [0, *recorded["probe_ids"]]}))
+    monkeypatch.setattr(conversion, "PROBE", "as if another version read it")
     with pytest.raises(KvbenchError, match=r"loads wrong: .* delete that folder"):
         load("tiny")
 
 
 def test_damaged_copy_is_refused(entry: ModelEntry, tmp_path: Path):
     load("tiny")
+    weights = converted(tmp_path) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(KvbenchError, match=r"model\.safetensors is not what was written there; delete"):
+        load("tiny")
     (converted(tmp_path) / ORIGIN).unlink()
-    with pytest.raises(KvbenchError, match="is damaged"):
+    with pytest.raises(KvbenchError, match="is not what was written there; delete"):
         load("tiny")
 
 
