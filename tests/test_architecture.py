@@ -17,7 +17,7 @@ FLOORS = (
     ("api", "cli", "testing"),
     ("conformance", "gate", "report"),
     ("runs",),
-    ("measure",),
+    ("measure", "projection"),
     ("tasks",),
     ("compressors",),
     ("cache", "calibration"),

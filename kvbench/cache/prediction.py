@@ -38,6 +38,17 @@ def body_bits_per_element(plan: Plan, geometry: ModelGeometry) -> float | None:
     return bits / elements if elements else None
 
 
+def split(layer_plan: LayerPlan | None, spans: Spans, tokens: int) -> tuple[int, int]:
+    """Of one row's ``tokens`` after a prefill: those a full-attention layer keeps exactly, and its body's entries."""
+    if layer_plan is None or layer_plan.codec is None:
+        return tokens, 0
+    spans = CompressedLayer(layer_plan.codec, spans, layer_plan.selector).spans
+    boundary = spans.boundary(tokens)
+    body = max(0, boundary - spans.sinks)
+    kept = body if layer_plan.selector is None else layer_plan.selector.budget.kept(body, layer_plan.codec.block)
+    return tokens - body, kept
+
+
 def _layer_bytes(plan: Plan, layer: LayerGeometry, dtype: torch.dtype, tokens: int) -> float:
     exact = layer.elements_per_token * exact_dtype(plan.spans.exact, dtype).itemsize
     layer_plan = plan.layers.get(layer.layer)

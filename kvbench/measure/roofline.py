@@ -6,19 +6,17 @@ its tokens; it takes at least as long as the slower of the two (the roofline of 
 
 from __future__ import annotations
 
-import math
-
-from torch import Tensor, nn
+from torch import nn
 from transformers import Cache, PreTrainedModel
 
 from kvbench.cache.attends import codec_way
 from kvbench.cache.buffers import GrowingTensor
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.compressed import CompressedLayer
+from kvbench.cache.work import bases_read, over_body, over_heads
 from kvbench.codecs.codec import Codec
-from kvbench.codecs.frame import Bands
 from kvbench.hardware.peaks import Peaks, peaks
-from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
+from kvbench.hooks.geometry import ModelGeometry
 from kvbench.measure.arms import Arm
 from kvbench.measure.memory import walk
 from kvbench.measure.parts.speed import RooflineResult
@@ -38,7 +36,7 @@ def roofline(arm: Arm, cache: Cache, batch: int, step_s: float) -> RooflineResul
     tokens = cache.get_seq_length()
     limits = peaks(model.device, model.dtype)
     weights, weight_bytes = weights_read(model)
-    cache_bytes, basis_bytes = bytes_read(cache), bases_read(cache)
+    cache_bytes, basis_bytes = bytes_read(cache), bases_read(codecs_in_use(cache))
     none_bytes = batch * geometry.elements(tokens) * geometry.dtype.itemsize
     operations, none_operations = (
         2 * batch * (weights + attention) for attention in (_attention(arm, cache, tokens), _exact(geometry, tokens))
@@ -83,26 +81,11 @@ def bytes_read(cache: Cache) -> int:
     return sum(tensors.values())
 
 
-def bases_read(cache: Cache) -> int:
-    """Bytes of decoders, means and tables that a step reads, each once, however many rows and heads share it.
-
-    Encoders are left out: they are read once in a block of steps.
-    """
+def codecs_in_use(cache: Cache) -> list[Codec]:
+    """Of every layer that has encoded tokens."""
     if not isinstance(cache, CompressedCache):
-        return 0
-    sides = [
-        side
-        for layer in cache.kv_layers
-        if isinstance(layer, CompressedLayer) and layer.body.entries
-        for side in layer.codec.sides.values()
-    ]
-    tensors = [tensor for side in sides for tensor in side.decoding_tensors()]
-    return sum({tensor.data_ptr(): _distinct(tensor) * tensor.itemsize for tensor in tensors}.values())
-
-
-def _distinct(tensor: Tensor) -> int:
-    """Elements of ``tensor``, those of a repeated slice once."""
-    return math.prod(size for size, step in zip(tensor.shape, tensor.stride(), strict=True) if step)
+        return []
+    return [layer.codec for layer in cache.kv_layers if isinstance(layer, CompressedLayer) and layer.body.entries]
 
 
 def _least(limits: Peaks, bytes_read: float, operations: float) -> float:
@@ -111,7 +94,7 @@ def _least(limits: Peaks, bytes_read: float, operations: float) -> float:
 
 def _exact(geometry: ModelGeometry, tokens: int) -> int:
     """Multiplications of one row's attention over all tokens in the heads' own dimensions."""
-    return sum(_over(layer, min(tokens, layer.sliding_window or tokens)) for layer in geometry.layers)
+    return sum(over_heads(layer, min(tokens, layer.sliding_window or tokens)) for layer in geometry.layers)
 
 
 def _attention(arm: Arm, cache: Cache, tokens: int) -> int:
@@ -121,46 +104,9 @@ def _attention(arm: Arm, cache: Cache, tokens: int) -> int:
     for layer in arm.geometry.layers:
         cached = cache.layers[layer.layer]
         if not isinstance(cached, CompressedLayer):
-            total += _over(layer, min(tokens, layer.sliding_window or tokens))
+            total += over_heads(layer, min(tokens, layer.sliding_window or tokens))
             continue
         exact = cached.seen - cached.tail_start + (cached.spans.sinks if cached.tail_start else 0)
-        total += _over(layer, exact) + _body(arm, layer, cached)
+        chosen = codec_way(cached.codec, layer, arm.geometry, cached.reading)
+        total += over_heads(layer, exact) + over_body(cached.codec, layer, chosen, cached.body.entries)
     return total
-
-
-def _body(arm: Arm, layer: LayerGeometry, cached: CompressedLayer) -> int:
-    """Multiplications of one row's attention over the body of ``cached``."""
-    codec, entries = cached.codec, cached.body.entries
-    chosen = codec_way(codec, layer, arm.geometry, cached.reading)
-    if chosen.in_latents:
-        into = sum(
-            layer.heads * side.head_dim * side.rank for side in codec.sides.values() if side.transform is not None
-        )
-        return layer.heads * entries * (codec.keys.rank + codec.values.rank) + into
-    bases = [side for side in codec.sides.values() if side.transform is not None or side.online is not None]
-    rotates = codec.rotates and layer.rotary_dims > 0
-    rotation = 2 * layer.kv_heads * layer.rotary_dims if rotates else 0
-    if chosen.reads == "rebuilt":
-        keys, values = codec.latents["keys"], codec.latents["values"]
-        rebuilt = keys.side.rank * layer.kv_heads * keys.width if keys.side.transform is not None else 0
-        out_of = layer.heads * values.side.rank * values.width if values.side.transform is not None else 0
-        return entries * (rebuilt + rotation + layer.heads * (layer.head_dim + values.side.rank)) + out_of
-    if chosen.reads == "bands" and codec.bands is not None:
-        return _in_bands(layer, codec, codec.bands, entries)
-    rebuilt = sum(side.rank * side.kv_heads * side.head_dim for side in bases)
-    return _over(layer, entries) + entries * (rebuilt + rotation)
-
-
-def _in_bands(layer: LayerGeometry, codec: Codec, bands: Bands, entries: int) -> int:
-    """Fast dimensions rebuilt, rotated and scored; the others absorbed by queries that are taken into the latents once
-    a block; sums of latents, brought back once."""
-    keys, values, fast = codec.latents["keys"].side, codec.latents["values"], len(bands.fast)
-    rank = keys.leading or keys.rank  # all that fast dimensions are rebuilt from
-    rebuilt = layer.kv_heads * fast * (rank + 2)
-    token = rebuilt + layer.heads * (fast + keys.rank + values.side.rank)
-    blocks = -(-entries // bands.block)
-    return entries * token + layer.heads * (blocks * keys.rank * len(bands.slow) + values.side.rank * values.width)
-
-
-def _over(layer: LayerGeometry, tokens: int) -> int:
-    return layer.heads * tokens * (layer.head_dim + layer.value_dim)

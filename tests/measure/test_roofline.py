@@ -141,6 +141,6 @@ def test_encoders_are_not_read_while_decoding():
     arm = Arm.of("ftc", one.model, one.geometry, plan)
     with arm.entered():
         cache = arm.fill(exact_prompt(one.model, one.geometry, token_ids(1, TOKENS)))
-        read = floor.bases_read(cache)
-        assert floor.bases_read(arm.new_cache()) == 0, "nothing is stored yet"
+        read = floor.bases_read(floor.codecs_in_use(cache))
+        assert floor.bases_read(floor.codecs_in_use(arm.new_cache())) == 0, "nothing is stored yet"
     assert 0.4 < read / plan.model_level_bytes() < 0.7
