@@ -16,19 +16,16 @@ from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 
 
 def random_statistics(geometry: ModelGeometry, hidden: int, decays: Sequence[float]) -> Statistics:
-    """Statistics of more tokens than there are channels, the same at every call.
+    """Statistics of more tokens than there are channels, the same for equal layers with equal decays.
 
     In each layer the variance of the i-th principal component falls as i to minus its entry of ``decays``.
     """
-    generator = torch.Generator().manual_seed(0)
-    known = {
-        layer.layer: _of_layer(layer, hidden, decay, generator)
-        for layer, decay in zip(geometry.layers, decays, strict=True)
-    }
+    known = {layer.layer: _of_layer(layer, hidden, decay) for layer, decay in zip(geometry.layers, decays, strict=True)}
     return Statistics(known, "", "", "")
 
 
-def _of_layer(layer: LayerGeometry, hidden: int, decay: float, generator: torch.Generator) -> LayerStatistics:
+def _of_layer(layer: LayerGeometry, hidden: int, decay: float) -> LayerStatistics:
+    generator = torch.Generator().manual_seed(0)
     key_width, value_width = layer.kv_heads * layer.head_dim, layer.kv_heads * layer.value_dim
     tokens = max(512, 2 * max(key_width, value_width))
     keys, values = (_states(tokens, width, decay, generator) for width in (key_width, value_width))
@@ -73,10 +70,10 @@ def _rotated(keys: Tensor, layer: LayerGeometry) -> Tensor:
     if layer.turn is None or not layer.angles:
         return keys
     heads = keys.view(len(keys), layer.kv_heads, layer.head_dim)
-    turning, rest = heads.split([layer.rotary_dims, layer.head_dim - layer.rotary_dims], -1)
+    rotating, rest = heads.split([layer.rotary_dims, layer.head_dim - layer.rotary_dims], -1)
     angles = torch.outer(torch.arange(len(keys)).double(), torch.tensor(layer.angles, dtype=torch.float64))[:, None]
     signs = torch.tensor(layer.turn.signs, dtype=torch.float64)
-    turned = turning * angles.cos() + signs * turning[..., list(layer.turn.partners)] * angles.sin()
+    turned = rotating * angles.cos() + signs * rotating[..., list(layer.turn.partners)] * angles.sin()
     return torch.cat([turned, rest], -1).flatten(1)
 
 

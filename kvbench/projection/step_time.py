@@ -51,9 +51,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Phase:
-    """What one device reads and computes in a part of a step, and how long each takes at least."""
+    """What one device ``reads`` and computes in a part of a step, and how long each takes at least."""
 
     name: str
+    reads: str
     read_bytes: float
     operations: float
     memory_s: float
@@ -91,7 +92,10 @@ class Step:
     @property
     def binds(self) -> tuple[str, str, float]:
         """The limit that takes most of the step ("memory", "compute" or "interconnect"), of what, and its share."""
-        parts = [(phase.limit, phase.name, phase.seconds) for phase in self.phases]
+        parts = [
+            (phase.limit, phase.reads if phase.limit == "memory" else phase.name, phase.seconds)
+            for phase in self.phases
+        ]
         parts += [("interconnect", name, seconds) for name, seconds in self.messages.items()]
         limit, name, seconds = max(parts, key=lambda part: part[2])
         return limit, name, seconds / self.seconds
@@ -116,7 +120,7 @@ def _weights(setting: Setting, batch: int) -> Phase:
     peak, peak_wide = setting.device.peak(setting.precision), setting.device.peak(setting.activations)
     return _phase(
         setting,
-        "weights",
+        ("projections", "weights"),
         width * part.matrices + wide * part.wide,
         2 * rows * (part.matrices + part.wide),
         2 * rows * (part.matrices / peak + part.wide / peak_wide),
@@ -127,10 +131,11 @@ def _experts(setting: Setting, batch: int) -> Phase:
     """Routed experts: those that any row of all groups goes to are read, each row is multiplied with its own."""
     experts, part = setting.shape.weights.experts, share(setting.shape, setting.parallel)
     if experts is None:
-        return Phase("experts", 0.0, 0.0, 0.0, 0.0)
+        return Phase("experts", "experts", 0.0, 0.0, 0.0, 0.0)
     read = WIDTH[setting.precision] * part.expert_layers * part.experts * experts_hit(experts, batch)
     operations = 2 * batch * part.expert_layers * part.experts * experts.active / experts.count
-    return _phase(setting, "experts", read, operations, operations / setting.device.peak(setting.precision))
+    names = "experts", "experts"
+    return _phase(setting, names, read, operations, operations / setting.device.peak(setting.precision))
 
 
 def _attention(setting: Setting, cost: CacheCost, tokens: int, batch: int) -> Phase:
@@ -138,10 +143,12 @@ def _attention(setting: Setting, cost: CacheCost, tokens: int, batch: int) -> Ph
     rows = setting.parallel.rows(batch)
     operations = rows * cost.operations(tokens)
     read = cost.size(tokens, rows) + cost.basis_read
-    return _phase(setting, "cache", read, operations, operations / setting.device.peak(setting.activations))
+    names = "attention", "cache"
+    return _phase(setting, names, read, operations, operations / setting.device.peak(setting.activations))
 
 
-def _phase(setting: Setting, name: str, read: float, operations: float, at_peak_s: float) -> Phase:
+def _phase(setting: Setting, names: tuple[str, str], read: float, operations: float, at_peak_s: float) -> Phase:
+    """``names`` are those of the phase and of what it reads."""
     limits, device = setting.limits, setting.device
     memory_s = read / (device.bandwidth * limits.memory)
-    return Phase(name, read, operations, memory_s, at_peak_s / limits.compute)
+    return Phase(*names, read, operations, memory_s, at_peak_s / limits.compute)

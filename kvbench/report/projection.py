@@ -25,12 +25,12 @@ def cells(row: Projection) -> tuple[str, ...]:
     if row.step is None:
         return (*sizes, "–", "–", "does not fit")
     limit, of, part = row.step.binds
-    return (*sizes, _milliseconds(row.step.seconds), f"{row.step.tokens_per_s:,.0f}", f"{limit}: {of}, {part:.0%}")
+    return (*sizes, _rounded(1e3 * row.step.seconds), _rounded(row.step.tokens_per_s), f"{limit}: {of}, {part:.0%}")
 
 
-def _milliseconds(seconds: float) -> str:
+def _rounded(value: float) -> str:
     """With three significant digits, or all before the point."""
-    return f"{1e3 * seconds:,.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def heading(setting: Setting) -> str:
