@@ -15,6 +15,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from kvbench.errors import FetchError, KvbenchError, unknown
 from kvbench.models import registry
 
+_LATENT = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+"""What a config of multi-head latent attention has to state."""
+
 _FOLDER = Path(__file__).with_name("public")
 
 
@@ -63,6 +66,13 @@ def _parsed(path: Path) -> PreTrainedConfig:
     kind = fields.get("model_type") if isinstance(fields, dict) else None
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise KvbenchError(f"{path} names no model_type that transformers knows, but {kind!r}: it is no model's config")
+    missing = (
+        [name for name in _LATENT if fields.get(name) is None] if hasattr(CONFIG_MAPPING[kind], _LATENT[0]) else []
+    )
+    if missing:  # transformers would take those of another model
+        raise KvbenchError(
+            f"{path}: a {kind} has multi-head latent attention, but its config lacks {', '.join(missing)}"
+        )
     return _of_kind(CONFIG_MAPPING[kind], fields, path)
 
 

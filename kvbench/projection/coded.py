@@ -21,7 +21,10 @@ from kvbench.projection.random_statistics import random_statistics
 from kvbench.projection.shape import Latent, Shape
 
 SPECTRA = ((0.6, 1.4), (0.6, 0.6))
-"""Decays of the spectra of two layers: methods are fitted to layers that are unlike, and to layers that are alike."""
+"""Decays of the spectra of two layers: methods are fitted to layers that are unlike, and to layers that are alike.
+
+Those that are alike are what is projected. They decay so slowly that few components are dropped.
+"""
 LENGTH = 8192
 """Tokens at which both fits must agree in size, up to ``TOLERANCE``."""
 TOLERANCE = 0.01
@@ -44,7 +47,7 @@ class CodedCache:
 
     @property
     def basis_bytes(self) -> int:
-        """Bytes of bases and codebooks of all layers."""
+        """Bytes of bases and codebooks of all layers; at the most where a method drops components, see SPECTRA."""
         return round(self.copies * self.plan.model_level_bytes())
 
     @property

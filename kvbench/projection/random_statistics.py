@@ -30,7 +30,7 @@ def _of_layer(layer: LayerGeometry, hidden: int, decay: float) -> LayerStatistic
     tokens = max(512, 2 * max(key_width, value_width))
     keys, values = (_states(tokens, width, decay, generator) for width in (key_width, value_width))
     rotated = _rotated(keys, layer)
-    queries, rotated_queries = (_by_head(states, layer) for states in (keys, rotated))
+    queries, rotated_queries = (_by_head(states, layer.kv_heads) for states in (keys, rotated))
     inputs = min(hidden, key_width)
     key_weight, value_weight = (_states(inputs, width, decay, generator).T for width in (key_width, value_width))
     return LayerStatistics(
@@ -52,7 +52,7 @@ def _of_layer(layer: LayerGeometry, hidden: int, decay: float) -> LayerStatistic
         key_bias=torch.zeros(key_width, dtype=torch.float64),
         value_weight=value_weight,
         value_bias=torch.zeros(value_width, dtype=torch.float64),
-        output_gram=torch.eye(layer.value_dim, dtype=torch.float64).expand(layer.kv_heads, -1, -1).clone(),
+        output_gram=_by_head(values, layer.kv_heads),
         rotated_query_sum=torch.zeros(layer.heads, layer.head_dim, dtype=torch.float64),
     )
 
@@ -77,7 +77,7 @@ def _rotated(keys: Tensor, layer: LayerGeometry) -> Tensor:
     return torch.cat([turned, rest], -1).flatten(1)
 
 
-def _by_head(states: Tensor, layer: LayerGeometry) -> Tensor:
-    """Second moments (kv_heads, head_dim, head_dim) over the queries of a group."""
-    heads = states.view(len(states), layer.kv_heads, layer.head_dim).transpose(0, 1)
-    return layer.group_size * heads.mT @ heads
+def _by_head(states: Tensor, kv_heads: int) -> Tensor:
+    """Second moments (kv_heads, channels, channels) of every head's channels."""
+    heads = states.unflatten(1, (kv_heads, -1)).transpose(0, 1)
+    return heads.mT @ heads

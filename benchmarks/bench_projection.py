@@ -1,0 +1,88 @@
+"""Decode steps of a small model on this processor beside what ``kvbench project --device cpu`` says of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from models import ARMS, arm, bench, speed_bench
+from racing import Race, replayed
+
+from kvbench.hardware.devices import Accelerator, processor
+from kvbench.measure.speed import Times
+from kvbench.measure.statistics import percentiles
+from kvbench.projection.caches import cache_cost
+from kvbench.projection.parallel import Parallel
+from kvbench.projection.shape import shape_of
+from kvbench.projection.step_time import Setting, step
+
+pytestmark = pytest.mark.benchmark(timer=replayed)
+COMPARED = ("none", "int4", "3-bit latents, bands")
+
+
+@dataclass(frozen=True)
+class Case:
+    """``rounds`` of ``steps`` in each of ``batch`` rows, of which the last ends at ``tokens``."""
+
+    batch: int
+    tokens: int
+    steps: int
+    rounds: int
+    tiny: bool = False
+
+    @property
+    def prompt(self) -> int:
+        """Tokens before the steps, of which one round is for warming up."""
+        return self.tokens - (self.rounds + 1) * self.steps
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.tokens}"
+
+
+CASES = {
+    "tiny": [Case(2, 256, 1, 2, tiny=True)],
+    "quick": [Case(1, 1024, 4, 5), Case(1, 8192, 4, 5), Case(8, 4096, 2, 5)],
+    "full": [Case(1, 1024, 8, 15), Case(1, 8192, 8, 15), Case(8, 4096, 4, 15)],
+}
+
+
+@pytest.fixture(scope="module")
+def this_processor() -> Accelerator:
+    """Its bandwidth and peak, measured in this process."""
+    return processor(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def race(case: Case, this_processor: Accelerator) -> Race:
+    """All arms on one prompt, a few steps at a time."""
+    speed = speed_bench(case.prompt, case.tiny, case.batch, case.steps, case.rounds)
+    times = speed.interleave({name: arm(name, case.tiny) for name in COMPARED})
+    facts = {name: _facts(case, times, name, this_processor) for name in COMPARED}
+    title = f"projected and measured step of {bench(case.tiny).name}, {case.batch} × {case.tokens:,} tokens"
+    return Race(title, {name: times.rounds(name) for name in COMPARED}, ("none",), facts)
+
+
+@pytest.mark.parametrize("arm", COMPARED)
+def test_projection(benchmark: Any, race: Race, arm: str) -> None:
+    race.report(benchmark, arm)
+
+
+def _facts(case: Case, times: Times, name: str, device: Accelerator) -> dict[str, Any]:
+    """The projected step, and its share of the median one that was measured."""
+    model = bench(case.tiny).model
+    setting = Setting(shape_of("model", model.config), Parallel(), "fp32", device)
+    assert model.dtype == torch.float32
+    cost = cache_cost(ARMS[name][0], setting.shape, 1, setting.width)
+    projected = step(setting, cost, case.tokens, case.batch)
+    measured_s = percentiles([taken for turn in times.steps[name] for taken in turn]).p50
+    limit, of, _ = projected.binds
+    print(f"\n{case} {name}: {projected.seconds / measured_s:.2f} of the measured step, bound by {limit}: {of}")
+    return {
+        "spec": ARMS[name][0],
+        "attention": times.attention(name),
+        "projected_s": projected.seconds,
+        "projected_over_measured": projected.seconds / measured_s,
+        "bound_by": f"{limit}: {of}",
+    }
