@@ -15,17 +15,18 @@ from kvbench.errors import EXIT_OK, PluginError, unknown
 
 if TYPE_CHECKING:
     from kvbench.compressors.part import Part
+    from kvbench.hardware.devices import Accelerator
 
 Rows = list[dict[str, str]]
 
 
 def ls(
-    what: Annotated[str, Parameter(help="compressors, models, texts or suites.")] = "compressors",
+    what: Annotated[str, Parameter(help="compressors, models, texts, suites or devices.")] = "compressors",
     /,
     *,
     json_: Json = False,
 ) -> int:
-    """List what exists: compressors, models, texts or suites."""
+    """List what exists: compressors, models, texts, suites or devices."""
     if what not in LISTS:
         raise unknown("list", what, LISTS)
     rows = LISTS[what]()
@@ -95,11 +96,29 @@ def _suites() -> Rows:
     ]
 
 
+def _devices() -> Rows:
+    from kvbench.hardware.devices import CPU, accelerator, accelerator_names
+
+    return [_device(accelerator(name)) for name in accelerator_names() if name != CPU]
+
+
+def _device(device: Accelerator) -> dict[str, str]:
+    return {
+        "name": device.key,
+        "GB": f"{device.memory / 1e9:g}",
+        "GB/s": f"{device.bandwidth / 1e9:g}",
+        "TFLOP/s": ", ".join(f"{rate / 1e12:g} {precision}" for precision, rate in device.operations.items()),
+        "link GB/s": f"{2 * device.link / 1e9:g}",
+        "source": device.source,
+    }
+
+
 LISTS: dict[str, Callable[[], Rows]] = {
     "compressors": _compressors,
     "models": _models,
     "texts": _texts,
     "suites": _suites,
+    "devices": _devices,
 }
 
 

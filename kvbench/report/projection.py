@@ -58,6 +58,8 @@ def notes(setting: Setting, usable: float) -> list[str]:
         f"Efficiency: {limits.compute:g} of peak arithmetic, {limits.memory:g} of memory bandwidth, {limits.link:g} of "
         "links. Phases follow one another, messages are not hidden, latency is left out; nothing was run."
     )
+    if setting.parallel.devices > 1:
+        told.append("Bytes are those of one device; rows and tokens a second those of all devices together.")
     return told
 
 

@@ -87,7 +87,7 @@ def test_a_config_tells_the_geometry_that_is_measured(family: str):
         assert [getattr(projected, name) for name in same] == [getattr(probed, name) for name in same]
 
 
-@pytest.mark.parametrize("spec", ["none", "int:bits=4,group=32", "kvtc:bits=4"])
+@pytest.mark.parametrize("spec", ["none", "int:bits=4,group=32"])
 def test_devices_share_kv_heads_and_each_has_at_least_one(spec: str):
     shape = public("llama-3.1-8b")
     whole, quarter, sixteenth = (cache_cost(spec, shape, devices, 2) for devices in (1, 4, 16))
