@@ -71,7 +71,7 @@ def test_projection(benchmark: Any, race: Race, arm: str) -> None:
 
 def _facts(case: Case, times: Times, name: str, device: Accelerator) -> dict[str, Any]:
     """The projected step, and its share of the median one that was measured."""
-    model = bench(case.tiny).model
+    model = bench(case.tiny).loaded.model
     setting = Setting(shape_of("model", model.config), Parallel(), "fp32", device)
     assert model.dtype == torch.float32
     cost = cache_cost(ARMS[name][0], setting.shape, 1, setting.width)

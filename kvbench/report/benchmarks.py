@@ -148,6 +148,8 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("bandwidth", "GB/s", lambda speed: short(speed / 1e9)),
     ("share_of_read", "% of read", _percent),
     ("share_of_copy", "% of copy", _percent),
+    ("projected_s", "projected ms", lambda seconds: short(1e3 * seconds)),
+    ("projected_over_measured", "% projected", _percent),
     ("error", "error", lambda error: short(error, 2)),
     ("tokens_per_s", "tokens/s", lambda rate: f"{rate:,.0f}"),
     ("per_decoded_token_s", "ms per decoded token, all layers", lambda seconds: short(1e3 * seconds)),

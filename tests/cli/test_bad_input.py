@@ -132,7 +132,7 @@ def test_usage(refuse: Refuse, command: str, told: str):
         ("run --threads -3", "threads must be 1 to 1024, or 0 for torch's own choice; got -3"),
         ("project --model deepseek-v4", "unknown config 'deepseek-v4'; did you mean 'deepseek-v3'?"),
         ("project --model deepseek-v3 --device h1000", "unknown device 'h1000'; did you mean 'h100'?"),
-        ("project --model deepseek-v3 --weights fp16", "unknown precision of weights 'fp16'; did you mean 'fp8'?"),
+        ("project --model deepseek-v3 --weights fp16", "unknown precision of weights 'fp16'; did you mean 'bf16'?"),
         ("project --model deepseek-v3", "weights of deepseek-v3 in bf16 take 1,342 GB a device, and h100 has 80 GB"),
         ("project --model deepseek-v3 --tp 3", "tp=3 does not divide the 128 heads of deepseek-v3"),
         ("project --model llama-3.1-8b --tp 16 --ep 2", "llama-3.1-8b has no routed experts"),
