@@ -37,7 +37,13 @@ def test_every_benchmark_runs_and_its_json_becomes_tables(tmp_path):
     assert len(groups) == 10
     text = markdown(read_benchmarks(out))
     assert all(f"### {group}" in text.replace("\\", "") for group in groups)
-    assert "% of read" in text and "× folded" in text and "× hf" in text and "% of roofline" in text and "% projected" in text
+    assert (
+        "% of read" in text
+        and "× folded" in text
+        and "× hf" in text
+        and "% of roofline" in text
+        and "% projected" in text
+    )
 
 
 def test_arms_take_turns_in_a_shuffled_order():

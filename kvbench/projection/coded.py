@@ -85,7 +85,7 @@ def coded_cache(spec: str, shape: Shape, tensor_parallel: int, width: int) -> Co
     compressor = parse(spec)
     if compressor.stock is not None or compressor.saved is not None:
         raise KvbenchError(f"{spec}: only what kvbench fits by itself can be projected; measure it with kvbench run")
-    if shape.latent is not None and (compressor.baseline or compressor.parts[0].name == "mla"):
+    if shape.latent is not None and (compressor.baseline or any(part.name == "mla" for part in compressor.parts)):
         raise KvbenchError(
             f"{spec}: {shape.name} has a latent of its own; use mla, none, or what compresses the latent"
         )

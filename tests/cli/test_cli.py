@@ -120,11 +120,11 @@ def test_lists_of_names_need_no_torch():
     script = """
 import sys
 from kvbench.cli.main import _exit_code
-codes = [_exit_code(["ls", what]) for what in ("suites", "models", "texts")]
+codes = [_exit_code(["ls", what]) for what in ("suites", "models", "texts", "devices")]
 print("codes:", codes, "torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "codes: [0, 0, 0] False"
+    assert done.stdout.splitlines()[-1] == "codes: [0, 0, 0, 0] False"
 
 
 def test_version_is_the_packages(kvbench: Cli):
