@@ -79,7 +79,7 @@ def _exit_code(given: list[str]) -> int:
 
 def _refuse_empty_values(given: list[str]) -> None:
     """An empty value is a variable that was not set, and never what was meant."""
-    for option, value in zip(given, [*given[1:], "-"], strict=True):
+    for option, value in zip(given, [*given, "-"][1:], strict=True):
         name, equals, attached = option.partition("=")
         if name.startswith("--") and (not value if not equals else not attached):
             raise KvbenchError(f"{name} is given without a value")
