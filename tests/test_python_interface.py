@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 import torch
 from driving import subject, token_ids
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import kvbench
 from kvbench.cache.cache import CompressedCache
@@ -36,6 +36,23 @@ def filled(model: PreTrainedModel, attached: object, tokens: int = 60) -> Compre
 @torch.no_grad()
 def step(model: PreTrainedModel, cache: CompressedCache, tokens: int = 1) -> torch.Tensor:
     return model(token_ids(2, tokens, seed=9), past_key_values=cache).logits
+
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_example_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands, but for the hub: the names that it loads are those of a random model and its tokenizer."""
+    example = README.read_text("utf-8").partition("## In Python\n\n```python\n")[2].partition("```")[0]
+    assert "AutoModelForCausalLM.from_pretrained(name)" in example
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda name: build("llama", layers=2))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda name: byte_tokenizer())
+    exec(example, {})
+    assert "payload=" in capsys.readouterr().out
+    assert (tmp_path / "prompt.cache").stat().st_size > 0
 
 
 # ---- any model, any calibration ----------------------------------------------------------------------------------
