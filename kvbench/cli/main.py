@@ -16,6 +16,7 @@ from kvbench.cli.judge import compare, gate
 from kvbench.cli.lm_eval import lm_eval
 from kvbench.cli.ls import ls
 from kvbench.cli.project import project
+from kvbench.cli.records import merge, records
 from kvbench.cli.report import report
 from kvbench.cli.run import run
 from kvbench.cli.show import show
@@ -43,7 +44,11 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-for verb in (run, gate, compare, report, ls, show, calibrate, fit, generate, lm_eval, validate, project, doctor):
+VERBS = (
+    *(run, gate, compare, report, records, merge, ls, show),
+    *(calibrate, fit, generate, lm_eval, validate, project, doctor),
+)
+for verb in VERBS:
     app.command(verb)
 
 

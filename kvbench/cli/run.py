@@ -56,6 +56,10 @@ class EqualBytes:
 class Execution:
     """Where and by what the model runs."""
 
+    shard: Annotated[
+        str | None, Parameter(help="Only every n-th trial, from the i-th on, as in 2/4; kvbench merge joins the parts.")
+    ] = None
+
     device: Device = "cpu"
     threads: Annotated[Whole, Parameter(help="Torch threads; 0 takes torch's own choice.")] = 0
     attention: Annotated[
@@ -97,6 +101,7 @@ def run(
     from kvbench.runs.frontier import solve_suite
     from kvbench.runs.progress import RunProgress  # torch comes with these: a misspelt suite need not wait for it
     from kvbench.runs.runner import Runner
+    from kvbench.runs.shards import Shard
     from kvbench.runs.store import RunStore
 
     folder = out_dir or Path("runs") / suite.name
@@ -107,9 +112,10 @@ def run(
             suite, left_out = solve_suite(runner, suite, equal_bytes.methods or "all", equal_bytes.at)
             for reason in left_out:
                 say(f"left out: {reason}")
+        shard = Shard.parse(execution.shard)
         if dry_run:
-            return _print_plan(runner.plan(suite), RunStore(folder).finished_ids(), json_)
-        records = runner.run(suite)
+            return _print_plan(shard.of(runner.plan(suite)), RunStore(folder).finished_ids(), json_)
+        records = runner.run(suite, shard)
     if json_:
         for record in records:
             print(record.to_json())

@@ -21,6 +21,7 @@ from kvbench.runs.canonical import digest
 from kvbench.runs.code_identity import code_sha256, packages
 from kvbench.runs.records import Failure, Provenance, Record, Status
 from kvbench.runs.resolve import inputs_of, resolve
+from kvbench.runs.shards import WHOLE, Shard
 from kvbench.runs.store import RunStore
 from kvbench.runs.suites import Suite, expand
 from kvbench.runs.trials import Trial
@@ -84,14 +85,14 @@ class Runner:
         ]
         return list({trial.id: trial for trial in trials}.values())  # two spellings of a spec are one trial
 
-    def run(self, suite: Suite) -> list[Record]:
-        """Run what the store does not have yet; the records of this suite's trials in the suite's order.
+    def run(self, suite: Suite, shard: Shard = WHOLE) -> list[Record]:
+        """Run what the store does not have yet of a ``shard``; the records of its trials in the suite's order.
 
         Raises:
             KvbenchError: a spec, model or text that no trial could run with, or a results folder that cannot be used.
             KeyboardInterrupt: passed on after the trial at hand has its record.
         """
-        trials = self.plan(suite)
+        trials = shard.of(self.plan(suite))
         self.store.plan(trials, suite.name)
         with self.store.writing():
             finished = self.store.finished_ids()
