@@ -15,6 +15,7 @@ from kvbench.cli.options import DataDir, Device, Whole
 from kvbench.errors import EXIT_OK, EXIT_SOME_FAILED, KvbenchError
 
 if TYPE_CHECKING:
+    from kvbench.runs.records import Record
     from kvbench.runs.trials import Trial
 
 
@@ -77,7 +78,7 @@ def run(
     equal_bytes: EqualBytes = EqualBytes(),
     execution: Execution = Execution(),
     out_dir: Annotated[Path | None, Parameter(name="--out", help="Results folder; default runs/<suite>.")] = None,
-    dry_run: Annotated[bool, Parameter(help="Print the trials and stop.")] = False,
+    dry_run: Annotated[bool, Parameter(help="Print the trials, and how long they may take, and stop.")] = False,
     json_: Annotated[bool, Parameter(name="--json", help="One JSON record per trial on stdout.")] = False,
     quiet: Annotated[bool, Parameter(help="No progress on stderr.")] = False,
 ) -> int:
@@ -114,7 +115,7 @@ def run(
                 say(f"left out: {reason}")
         shard = Shard.parse(execution.shard)
         if dry_run:
-            return _print_plan(shard.of(runner.plan(suite)), RunStore(folder).finished_ids(), json_)
+            return _print_plan(shard.of(runner.plan(suite)), RunStore(folder).records(), json_)
         records = runner.run(suite, shard)
     if json_:
         for record in records:
@@ -125,9 +126,16 @@ def run(
     return EXIT_SOME_FAILED if any(record.status != "ok" for record in records) else EXIT_OK
 
 
-def _print_plan(trials: list[Trial], finished: set[str], as_json: bool) -> int:
+def _print_plan(trials: list[Trial], earlier: list[Record], as_json: bool) -> int:
+    from kvbench.runs.estimate import estimate
+
+    finished = {record.id for record in earlier if record.status == "ok"}
     for trial in trials:
         state = "done" if trial.id in finished else "to do"
         as_text = f"{trial.id}  {state:5}  {trial.key}"
         print(json.dumps({"id": trial.id, "key": trial.key, "state": state}) if as_json else as_text)
+    to_do = [trial for trial in trials if trial.id not in finished]
+    expected = estimate(to_do, earlier)
+    minutes = f": about {expected.seconds / 60:.1f} min for {expected.known} of them, by earlier records"
+    say(f"{len(to_do)} of {len(trials)} trials to do{minutes if expected.known else ''}")
     return EXIT_OK
