@@ -23,8 +23,9 @@ from kvbench.codecs.frame import Frame, bands_of
 from kvbench.codecs.quantizers.base import Passthrough
 from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
-from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover, attention_modules
+from kvbench.hooks.interception import AttentionCall, Interception, Takeover, attention_modules
 from kvbench.hooks.rotary import RotaryTable, Rotator
+from kvbench.hooks.rotations import Rotation
 from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.selectors.base import Selector
 
@@ -84,7 +85,10 @@ class _LayerContext:
 
     @torch.compiler.disable
     def attend(self, call: AttentionCall) -> Tensor:
-        return self.layer.attend(call, self.rotator)
+        new = call.query.shape[2]
+        if call.form is not None and call.form.attention.absorbs(new, self.layer.seen + new):
+            call = call.absorbed()
+        return call.finished(self.layer.attend(call, self.rotator))
 
 
 class CompressedModel:

@@ -6,7 +6,7 @@ import torch
 
 from kvbench.cache.attach import LayerPlan, Plan
 from kvbench.cache.shared import MemberCodec
-from kvbench.cache.way import DECODED, Way, way
+from kvbench.cache.way import DECODED, LATENT, Way, way
 from kvbench.codecs.codec import Codec
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 from kvbench.kernels.decode import kernels_taking
@@ -30,7 +30,8 @@ def _layer_way(
 ) -> Way:
     if layer.sliding_window is not None or plan is None or plan.codec is None:
         fast = reading.kernels and softcap is None
-        return Way(kernels_taking(geometry.dtype, geometry.device) if fast else None, "exact")
+        kernels = kernels_taking(geometry.dtype, geometry.device) if fast else None
+        return Way(kernels, "latents" if layer.latent else "exact")
     return codec_way(plan.codec, layer, geometry, reading, softcap)
 
 
@@ -42,6 +43,8 @@ def codec_way(
     softcap: float | None = None,
 ) -> Way:
     """How what ``codec`` stores of a layer is read while decoding."""
+    if layer.latent:
+        return LATENT
     if not codec.rebuildable:
         return DECODED
     rotates = codec.rotates and layer.rotary_dims > 0

@@ -9,11 +9,12 @@ from torch import Tensor
 from kvbench.cache.absorb import Prepared, attend_absorbed, prepare_absorbed
 from kvbench.cache.body import Body
 from kvbench.cache.rebuild import attend_rebuilt, prepare_rebuilt
-from kvbench.cache.way import Way, way
+from kvbench.cache.way import DECODED, LATENT, Way, way
 from kvbench.codecs.codec import Codec, Rotate
 from kvbench.codecs.kernel_view import Coded
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import span, tiles
+from kvbench.hooks.latent_attention import Form
 from kvbench.hooks.rotary import EntryRotation
 from kvbench.hooks.turns import Turn
 from kvbench.kernels.reading import DEFAULT, Reading
@@ -26,6 +27,8 @@ class BodyAttention:
 
     codec: Codec
     reading: Reading = DEFAULT
+    form: Form | None = None
+    """How queries meet RoPE keys and latents; None where they meet keys and values as they are."""
 
     def attend(
         self,
@@ -45,6 +48,9 @@ class BodyAttention:
         boolean, broadcastable to (batch, kv heads or 1, queries, tokens). A ``decoupled`` codec takes the query with
         and without RoPE, side by side: (batch, heads, queries, 2 · head_dim).
         """
+        if self.form is not None:
+            part = self._in_tiles(query, stored, tokens, rotate, scaling, mask, softcap)
+            return Partial(part.output, part.lse, str(LATENT if self.form.absorbed else DECODED))
         chosen = self._way(query, stored, rotate, softcap)
         prepared = self._prepared(query, tokens, rotate, scaling, chosen)
         if prepared is not None:
@@ -54,15 +60,28 @@ class BodyAttention:
             return attend_absorbed(self.codec, query, stored, tokens, scaling, mask, chosen)
         if chosen.reads in ("rebuilt", "bands"):
             return attend_rebuilt(self.codec, query, stored, tokens, rotate, scaling, mask)
+        part = self._in_tiles(query, stored, tokens, rotate, scaling, mask, softcap)
+        return Partial(part.output, part.lse, str(chosen))
+
+    def _in_tiles(
+        self,
+        query: Tensor,
+        stored: Stored,
+        tokens: int,
+        rotate: Rotate | None,
+        scaling: float,
+        mask: Tensor | None,
+        softcap: float | None,
+    ) -> Partial:
         parts = []
         for start, stop in tiles(tokens, self.codec.block):
             keys, values = self.codec.tile(span(stored, tokens, start, stop), rotate, start, stop, query.dtype)
+            keys, values = (keys, values) if self.form is None else self.form.met(keys, values)
             tile_mask = None if mask is None else mask[..., start:stop]
             if tile_mask is not None and query.shape[2] > 1 and bool(tile_mask.all()):
                 tile_mask = None  # most tiles of a long body are seen whole by a whole block of queries
             parts.append(attention_in_slices(query, keys, values, scaling, tile_mask, softcap, TILE_SCORES))
-        part = merge(parts)
-        return Partial(part.output, part.lse, str(chosen))
+        return merge(parts)
 
     def prepare(
         self, query: Tensor, stored: Stored, tokens: int, rotate: Rotate | None, scaling: float, softcap: float | None
@@ -72,6 +91,8 @@ class BodyAttention:
         Working out what a kernel is told takes longer than a short attention. None where no kernel attends, or where it
         reads what was made of ``stored`` for it.
         """
+        if self.form is not None:
+            return None
         chosen = self._way(query, stored, rotate, softcap)
         sides = chosen.keys, chosen.values
         if not all(isinstance(coded, Coded) and coded.lies_in(stored) for coded in sides):

@@ -72,6 +72,7 @@ class CompressedLayer(KVLayer):
 
     def attend(self, call: AttentionCall, rotator: Rotator | None) -> Tensor:
         """Attend over sinks, body and tail; then encode what has left the window."""
+        self.append(call.keys, call.values)
         self._set_frame(rotator)
         query = call.query
         past = self.seen - query.shape[AXIS]
@@ -104,9 +105,9 @@ class CompressedLayer(KVLayer):
         keys, values = self._tail()
         if query.shape[AXIS] == 1:
             part = self.attend_exact(query, keys, values, call, call.mask)
-            self.attended_by = f"{part.by} exact"
+            self.attended_by = f"{part.by} {call.reads}"
             return part.output
-        return exact_attention(query, keys, values, call.scaling, call.mask, call.softcap)
+        return exact_attention(query, *call.met(keys, values), call.scaling, call.mask, call.softcap)
 
     def _parts(
         self,
@@ -123,7 +124,7 @@ class CompressedLayer(KVLayer):
         parts = [self._attend_exact_spans(query, call, tail, tail_start, mask, limits)]
         if self.body.entries:
             parts.append(self._attend_body(query, call, mask, limits))
-        self.attended_by = parts[-1].by if self.body.entries else f"{parts[0].by} exact"
+        self.attended_by = parts[-1].by if self.body.entries else f"{parts[0].by} {call.reads}"
         return parts
 
     def _attend_exact_spans(
@@ -164,7 +165,7 @@ class CompressedLayer(KVLayer):
         rotation = self._rotation()
         if self.codec.decoupled:
             query = torch.cat([query, self._before_rope(query)], -1)
-        attention = BodyAttention(self._bound, self.reading)
+        attention = BodyAttention(self._bound, self.reading, call.form)
         return self.reader.attend(attention, self.body, query, rotation, call.scaling, mask, call.softcap)
 
     def _rotation(self) -> EntryRotation | None:

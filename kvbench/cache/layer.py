@@ -1,7 +1,7 @@
 """What every kvbench cache layer is to transformers, and the layer that keeps everything exact.
 
 transformers sees a :class:`CacheLayerMixin`; the attention context of :mod:`kvbench.cache.attach` sees ``attend``.
-``update`` only appends: what the layer keeps is decided after attention has run, when masks and queries are known.
+``update`` only hands through: the attention that follows takes the new tokens in, with masks and queries at hand.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TensorsByKind = Iterator[tuple[str, GrowingTensor | Tensor]]
 
 
 class KVLayer(CacheLayerMixin):
-    """Common ground of exact and compressed layers: token count, and an exact tail that ``update`` appends to.
+    """Common ground of exact and compressed layers: token count, and an exact tail that new tokens are appended to.
 
     Exact tokens are stored in the dtype that ``exact`` names. A prompt attends to itself as it was computed, and what
     stays of it is rounded afterwards; every later token is rounded as it is appended, before anything attends to it. So
@@ -59,7 +59,7 @@ class KVLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append new tokens (batch, kv heads, tokens, ·) exactly; returns them unchanged.
+        """Hand the new tokens (batch, kv heads, tokens, ·) through to :meth:`attend`, which stores them.
 
         Raises:
             KvbenchError: called by stock attention, which would see nothing but the new tokens; gradients are wanted;
@@ -80,7 +80,6 @@ class KVLayer(CacheLayerMixin):
                 f"this cache holds tokens of a model in {self.dtype} on {self.device}, and the model is in "
                 f"{key_states.dtype} on {key_states.device} now; begin a new cache"
             )
-        self.append(key_states, value_states)
         return key_states, value_states
 
     @property
@@ -117,6 +116,8 @@ class KVLayer(CacheLayerMixin):
         before: tuple[Tensor, Tensor] | None = None,
     ) -> Part:
         """Attention over exact tensors, and those ``before`` them, by kernel where one fits and may run."""
+        keys, values = call.met(keys, values)
+        before = None if before is None else call.met(*before)
         return attend_exact(query, keys, values, call.scaling, mask, call.softcap, self.reading.kernels, before)
 
     @abstractmethod
@@ -128,7 +129,7 @@ class KVLayer(CacheLayerMixin):
 
     @abstractmethod
     def attend(self, call: AttentionCall, rotator: Rotator | None) -> Tensor:
-        """Attention output (batch, heads, new tokens, value_dim); may compress afterwards."""
+        """Store the new tokens and attend: (batch, heads, new tokens, value_dim); may compress afterwards."""
 
     @abstractmethod
     def tensors_by_kind(self) -> TensorsByKind:
@@ -218,16 +219,17 @@ class ExactLayer(KVLayer):
 
     def attend(self, call: AttentionCall, rotator: Rotator | None) -> Tensor:
         """Exact attention over the whole tail."""
+        self.append(call.keys, call.values)
         assert self.tail_keys is not None and self.tail_values is not None
         keys, values = self.tail_keys.view, self.tail_values.view
         mask = None if call.mask is None else call.mask[..., -keys.shape[AXIS] :]
         if self.reading.kernels and fitting_kernels(call.query, call.softcap) is not None:
             part = self.attend_exact(call.query, keys, values, call, mask)
-            output, self.attended_by = part.output, f"{part.by} exact"
+            output, self.attended_by = part.output, f"{part.by} {call.reads}"
         else:
-            output = exact_attention(call.query, keys, values, call.scaling, mask, call.softcap)
+            output = exact_attention(call.query, *call.met(keys, values), call.scaling, mask, call.softcap)
             if call.query.shape[AXIS] == 1:
-                self.attended_by = "torch exact"
+                self.attended_by = f"torch {call.reads}"
         if not self.record_past:
             self._trim()
         self.round_prompt()

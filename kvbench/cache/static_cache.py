@@ -11,8 +11,9 @@ from transformers.cache_utils import Cache
 from kvbench.cache.cache import CacheBytes, count_bytes
 from kvbench.cache.static import StaticCompressedLayer, StaticLayer
 from kvbench.errors import KvbenchError
-from kvbench.hooks.interception import Rotation, Takeover
+from kvbench.hooks.interception import Takeover
 from kvbench.hooks.rotary import StaticTable
+from kvbench.hooks.rotations import Rotation
 
 
 class StaticCompressedCache(Cache):

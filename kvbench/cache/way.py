@@ -53,6 +53,8 @@ class Way:
 
 
 REBUILT, DECODED = Way(None, "rebuilt"), Way(None, "decoded")
+LATENT = Way(None, "absorbed")
+"""How the compressed tokens of multi-head latent attention are read."""
 
 
 def way(

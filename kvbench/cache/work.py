@@ -14,8 +14,8 @@ from kvbench.hooks.geometry import LayerGeometry
 
 
 def over_heads(layer: LayerGeometry, tokens: int) -> int:
-    """Of one row's attention over ``tokens`` in the heads' own dimensions: scores, and the sum of values."""
-    return layer.heads * tokens * (layer.head_dim + layer.value_dim)
+    """Of one row's attention over ``tokens`` as they are cached without compression: scores, and the sum of values."""
+    return layer.heads * tokens * layer.scored_and_summed
 
 
 def over_body(codec: Codec, layer: LayerGeometry, chosen: Way, entries: int) -> int:
@@ -23,7 +23,9 @@ def over_body(codec: Codec, layer: LayerGeometry, chosen: Way, entries: int) -> 
 
     Rebuilding keys and values counts where it is done; unpacking codes does not.
     """
-    if chosen.in_latents:
+    if layer.latent and codec.absorbable:
+        return _over_latents(layer, codec, entries)
+    if chosen.in_latents and not layer.latent:
         into = sum(
             layer.heads * side.head_dim * side.rank for side in codec.sides.values() if side.transform is not None
         )
@@ -40,6 +42,15 @@ def over_body(codec: Codec, layer: LayerGeometry, chosen: Way, entries: int) -> 
         return _in_bands(layer, codec, codec.bands, entries)
     rebuilt = sum(side.rank * side.kv_heads * side.head_dim for side in bases)
     return over_heads(layer, entries) + entries * (rebuilt + rotation)
+
+
+def _over_latents(layer: LayerGeometry, codec: Codec, entries: int) -> int:
+    """RoPE keys rebuilt and rotated; latents met in the codec's own, which queries are taken into and sums out of."""
+    keys, values = codec.keys, codec.values
+    rotated = 2 * layer.rotary_dims if codec.rotates else 0
+    rebuilt = keys.rank * keys.head_dim if keys.transform is not None else 0
+    through = 2 * layer.heads * values.head_dim * values.rank if values.transform is not None else 0
+    return entries * (rebuilt + rotated + layer.heads * (keys.head_dim + 2 * values.rank)) + through
 
 
 def _in_bands(layer: LayerGeometry, codec: Codec, bands: Bands, entries: int) -> int:

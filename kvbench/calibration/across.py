@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from kvbench.calibration.moments import SINKS, second_moment, token_rows
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
-from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover, rotate
+from kvbench.hooks.interception import AttentionCall, Interception, Takeover, rotate
+from kvbench.hooks.rotations import Rotation
 from kvbench.kernels.reference import exact_attention
 
 Group = tuple[int, ...]
@@ -67,7 +68,7 @@ class _Keeper:
             query, keys = (
                 rotate(call.module, states, call.rotation, self.geometry.rotary_dims) for states in (query, keys)
             )
-        return exact_attention(query, keys, call.values, call.scaling, call.mask, call.softcap)
+        return exact_attention(query, *call.met(keys, call.values), call.scaling, call.mask, call.softcap)
 
 
 class _Keepers:

@@ -21,7 +21,8 @@ from kvbench.calibration.projections import hidden_states, measure_projections
 from kvbench.calibration.statistics import LayerStatistics, Statistics
 from kvbench.errors import KvbenchError
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
-from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover, rotate
+from kvbench.hooks.interception import AttentionCall, Interception, Takeover, rotate
+from kvbench.hooks.rotations import Rotation
 from kvbench.kernels.reference import exact_attention
 
 
@@ -50,9 +51,9 @@ class _LayerCollector:
             self._add("key_value_second", second_moment(token_rows(keys), token_rows(values)))
             self._add("query_second", self._query_second(query))
             self._add("rotated_query_second", self._query_second(rotated_query))
-            self._add("rotated_query_sum", rotated_query[:, :, SINKS:].double().sum((0, 2)))
+            self._add("rotated_query_sum", self._beside_keys(rotated_query).double().sum((0, 2)))
             self._add("count", torch.tensor(float(keys.shape[0] * (keys.shape[2] - SINKS)), dtype=torch.float64))
-        return exact_attention(rotated_query, rotated, values, call.scaling, call.mask, call.softcap)
+        return exact_attention(rotated_query, *call.met(rotated, values), call.scaling, call.mask, call.softcap)
 
     def take_input(self, hidden: Tensor) -> None:
         """Fold in the layer's input (batch, tokens, hidden)."""
@@ -80,8 +81,14 @@ class _LayerCollector:
         self._add(f"{name}_second", second_moment(flat, flat))
 
     def _query_second(self, query: Tensor) -> Tensor:
-        grouped = query[:, :, SINKS:].unflatten(1, (self.geometry.kv_heads, -1)).transpose(0, 1).flatten(1, 3).float()
+        grouped = (
+            self._beside_keys(query).unflatten(1, (self.geometry.kv_heads, -1)).transpose(0, 1).flatten(1, 3).float()
+        )
         return (grouped.transpose(1, 2) @ grouped).double()
+
+    def _beside_keys(self, query: Tensor) -> Tensor:
+        """Those channels of the queries behind the sinks that meet stored keys; the others meet latents."""
+        return query[:, :, SINKS:, : self.geometry.head_dim]
 
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name] + value if name in self._sums else value

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
-from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover, attention_modules
+from kvbench.hooks.interception import AttentionCall, Interception, Takeover, attention_modules
+from kvbench.hooks.rotations import Rotation
 
 PROBE = 4096.0
 """Length of the unit vectors: large against biases, so that 16-bit models do not round the weights away; exact."""
@@ -91,7 +92,7 @@ class _Answers:
         self.keys, self.values = (part.transpose(1, 2).flatten(2).flatten(0, 1) for part in (call.keys, call.values))
         batch, heads, tokens, _ = call.query.shape
         units = _units(batch, tokens, heads * call.values.shape[-1], call.values)
-        return units.unflatten(-1, (heads, -1)).transpose(1, 2)
+        return call.absorbed().finished(units.unflatten(-1, (heads, -1)).transpose(1, 2))
 
     def projections(self, hidden: int) -> dict[str, Tensor]:
         """The measured weights by their names in the statistics."""

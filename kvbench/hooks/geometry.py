@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from kvbench.errors import UnsupportedModelError
-from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover, rotation_of
+from kvbench.hooks.interception import AttentionCall, Interception, Takeover
+from kvbench.hooks.rotations import Rotation, rotation_of
 from kvbench.hooks.turns import Turn, measured_turn
 
 
@@ -24,7 +25,8 @@ class LayerGeometry:
 
     ``rope_group`` numbers the distinct rotation tables of the model; ``sliding_window`` is in tokens, None = full.
     ``turn`` says how RoPE rotates, for kernels that do it by themselves; None where that is not of the usual form.
-    ``angles`` (rotary_dims,) are in radians a position; empty without a turn.
+    ``angles`` (rotary_dims,) are in radians a position; empty without a turn. ``latent``: keys and values are the RoPE
+    keys and latents of multi-head latent attention, where queries meet keys and values side by side.
     """
 
     layer: int
@@ -37,6 +39,7 @@ class LayerGeometry:
     sliding_window: int | None
     turn: Turn | None = None
     angles: tuple[float, ...] = ()
+    latent: bool = False
 
     @property
     def elements_per_token(self) -> int:
@@ -47,6 +50,11 @@ class LayerGeometry:
     def group_size(self) -> int:
         """Query heads that share one KV head."""
         return self.heads // self.kv_heads
+
+    @property
+    def scored_and_summed(self) -> int:
+        """Multiplications of one query head with one token, as keys and values are stored."""
+        return self.head_dim + self.value_dim + (self.value_dim if self.latent else 0)
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ class _Recorder:
 
     def attend(self, call: AttentionCall) -> Tensor:
         self.probe.seen[self.layer] = (call, self.group, self.rotation)
-        return call.query.new_zeros(*call.query.shape[:3], call.values.shape[-1])
+        return call.absorbed().finished(call.query.new_zeros(*call.query.shape[:3], call.values.shape[-1]))
 
 
 @torch.no_grad()
@@ -127,8 +135,7 @@ def _layer(index: int, call: AttentionCall, group: int, rotation: Rotation | Non
     rotary_dims = int(rotary.sum())
     if not bool(rotary[:rotary_dims].all()):
         raise UnsupportedModelError(
-            f"layer {index}: RoPE rotates key dimensions that are not the leading ones (multi-head latent attention?); "
-            "this family is not supported"
+            f"layer {index}: RoPE rotates key dimensions that are not the leading ones; this family is not supported"
         )
     window = getattr(stock[index], "sliding_window", None) if index < len(stock) else None
     turn = measured_turn(rotation_of(call.module), rotary_dims) if rotary_dims else None
@@ -143,6 +150,7 @@ def _layer(index: int, call: AttentionCall, group: int, rotation: Rotation | Non
         sliding_window=window,
         turn=turn,
         angles=() if turn is None or rotation is None else _angles(rotation, rotary_dims),
+        latent=call.form is not None,
     )
 
 

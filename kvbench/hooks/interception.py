@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -24,9 +24,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.hooks.implementation import IMPLEMENTATION, check_switched, switch, switch_back
-
-Rotation = tuple[Tensor, Tensor]
-"""cos and sin, each (1 or batch, tokens, rotary dims)."""
+from kvbench.hooks.latent_attention import Form, LatentAttention, latent_attention
+from kvbench.hooks.rotations import Rotation, as_given, as_pair, rotation_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,9 @@ class AttentionCall:
     returned, or the new tokens' (batch, kv heads, new tokens, head_dim) without a cache. With ``rotation`` set, query
     and keys are still before RoPE and must be rotated with it. ``mask`` is boolean (batch, 1, new tokens, all tokens),
     True = attend; None means causal among the new tokens and everything before them.
+
+    ``form`` is set in multi-head latent attention (:mod:`kvbench.hooks.latent_attention`): keys are then the RoPE keys,
+    values the latents, and queries (batch, heads, new tokens, rope + nope) meet neither of them but :meth:`met`.
     """
 
     module: nn.Module
@@ -47,6 +49,26 @@ class AttentionCall:
     scaling: float
     softcap: float | None
     rotation: Rotation | None
+    form: Form | None = None
+
+    def met(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stored ``keys`` and ``values`` of any tokens as the queries meet them."""
+        return (keys, values) if self.form is None else self.form.met(keys, values)
+
+    @property
+    def reads(self) -> str:
+        """What queries read of tokens that are stored as floating-point numbers (:mod:`kvbench.cache.way`)."""
+        return "latents" if self.form is not None and self.form.absorbed else "exact"
+
+    def absorbed(self) -> AttentionCall:
+        """The call whose queries meet keys and values as they are stored, in the latents where there are any."""
+        if self.form is None:
+            return self
+        return replace(self, query=self.form.attention.absorb(self.query), form=replace(self.form, absorbed=True))
+
+    def finished(self, sums: Tensor) -> Tensor:
+        """The heads' outputs, from sums of the values that queries met."""
+        return self.form.attention.release(sums) if self.form is not None and self.form.absorbed else sums
 
 
 class Context(Protocol):
@@ -86,13 +108,18 @@ class Interception:
     model: PreTrainedModel
     handler: Handler
     _hooks: list[Any] = field(default_factory=list)
+    _latent: list[LatentAttention] = field(default_factory=list)
 
     def __enter__(self) -> Interception:
         modules = attention_modules(self.model)
+        latent = [latent_attention(module) for module in modules.values()]
         switch(self.model, self)
         for layer, module in modules.items():
             hook = _pre_hook(layer, self.handler)
             self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        self._latent = [attention for attention in latent if attention is not None]
+        for attention in self._latent:
+            attention.stand_in(self)
         return self
 
     def __exit__(
@@ -104,6 +131,9 @@ class Interception:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        for attention in self._latent:
+            attention.step_back(self)
+        self._latent.clear()
         switch_back(self.model, self)
 
 
@@ -144,17 +174,13 @@ def rotate(module: nn.Module, states: Tensor, rotation: Rotation, rotary_dims: i
     return torch.cat([rotated, states[..., rotary_dims:]], -1)
 
 
-def rotation_of(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The ``apply_rotary_pos_emb`` of the family of an attention ``module``."""
-    return sys.modules[type(module).__module__].apply_rotary_pos_emb  # type: ignore[no-any-return]
-
-
 def _pre_hook(layer: int, handler: Handler) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict] | None]:
     """The forward pre-hook of one attention module: calls the handler, rewrites two keyword arguments."""
 
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         cache = kwargs.get("past_key_values", kwargs.get("layer_past"))
-        rotation = kwargs.get("position_embeddings")
+        given = kwargs.get("position_embeddings")
+        rotation = as_pair(given)
         takeover = handler.prepare(layer, cache, rotation, kwargs.get("position_ids"))
         if takeover is None:
             return None
@@ -167,9 +193,9 @@ def _pre_hook(layer: int, handler: Handler) -> Callable[[nn.Module, tuple, dict]
         if rotation is not None and takeover.before_rope:
             real = rotation
             cos, sin = rotation
-            kwargs = dict(kwargs, position_embeddings=(torch.ones_like(cos), torch.zeros_like(sin)))
+            kwargs = dict(kwargs, position_embeddings=as_given((torch.ones_like(cos), torch.zeros_like(sin)), given))
         elif rotation is not None and takeover.replace_rotation is not None:
-            kwargs = dict(kwargs, position_embeddings=takeover.replace_rotation)
+            kwargs = dict(kwargs, position_embeddings=as_given(takeover.replace_rotation, given))
         return args, dict(kwargs, kvbench=(takeover.context, real))
 
     return hook
@@ -187,7 +213,10 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The registered attention function: the handler's context if there is one, else the stock kernel."""
+    latent = getattr(module, "expand_kv", None)
+    latent = latent if isinstance(latent, LatentAttention) else None
     if kvbench is None:
+        key, value = (key, value) if latent is None else latent.stock(key, value)
         return _stock(module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, **kwargs)
     context, rotation = kvbench
     if kwargs.get("dropout"):
@@ -195,7 +224,8 @@ def _attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         attention_mask = _as_boolean(attention_mask)
-    call = AttentionCall(module, query, key, value, attention_mask, scaling, softcap, rotation)
+    query, form = (query, None) if latent is None else (latent.in_order(query), Form(latent))
+    call = AttentionCall(module, query, key, value, attention_mask, scaling, softcap, rotation, form)
     return context.attend(call).to(query.dtype).transpose(1, 2).contiguous(), None
 
 

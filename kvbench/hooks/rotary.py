@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from kvbench.errors import UnsupportedModelError
 from kvbench.hooks.geometry import LayerGeometry
-from kvbench.hooks.interception import Rotation, rotate
+from kvbench.hooks.interception import rotate
+from kvbench.hooks.rotations import Rotation
 from kvbench.hooks.turns import Rotary, Turn
 
 SAME_TURN = 0.02
@@ -145,11 +146,13 @@ class Rotator:
             slots = slots.flatten(1)
             rows = max(index.shape[0], slots.shape[0])
             rotation = self.table.lookup(index.expand(rows, -1).gather(1, slots.expand(rows, -1).long()))
-            return rotate(self.module, keys, turned_back(rotation) if inverse else rotation, self.rotary_dims)
+            return rotate(
+                self.module, keys, turned_back(rotation, keys.dtype) if inverse else rotation, self.rotary_dims
+            )
         batch, heads, tokens, dim = keys.shape
         slots = slots.expand(batch, -1, -1).flatten(1).long()
         rotation = self.table.lookup(index.expand(batch, -1).gather(1, slots).reshape(batch * heads, tokens))
-        rotation = turned_back(rotation) if inverse else rotation
+        rotation = turned_back(rotation, keys.dtype) if inverse else rotation
         rotated = rotate(self.module, keys.reshape(batch * heads, 1, tokens, dim), rotation, self.rotary_dims)
         return rotated.view(batch, heads, tokens, dim)
 
@@ -166,9 +169,10 @@ class Rotator:
         return twin
 
 
-def turned_back(rotation: Rotation) -> Rotation:
-    """The inverse of a rotation that may also scale (YaRN)."""
-    cos, sin = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in rotation)
+def turned_back(rotation: Rotation, dtype: torch.dtype) -> Rotation:
+    """The inverse of a rotation of keys of ``dtype`` that may also scale (YaRN), in at least fp32."""
+    wide = torch.promote_types(dtype, torch.float32)
+    cos, sin = (part.to(torch.promote_types(part.dtype, wide)) for part in rotation)
     square = cos.square() + sin.square()
     return cos / square, -sin / square
 
@@ -234,7 +238,7 @@ class StaticRotator:
         """
         index = slots.flatten().clamp_max(self.table.cos.shape[0] - 1)
         rotation = self.table.cos[index][None], self.table.sin[index][None]
-        return rotate(self.module, keys, turned_back(rotation) if inverse else rotation, self.rotary_dims)
+        return rotate(self.module, keys, turned_back(rotation, keys.dtype) if inverse else rotation, self.rotary_dims)
 
 
 def _widened(table: Tensor, capacity: int) -> Tensor:

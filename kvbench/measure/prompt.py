@@ -7,7 +7,7 @@ during the prefill (a test compares the two).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,20 +18,25 @@ from kvbench.cache.attach import CompressedModel
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.layer import KVLayer
 from kvbench.hooks.geometry import ModelGeometry
-from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover
+from kvbench.hooks.interception import AttentionCall, Interception, Takeover
+from kvbench.hooks.rotations import Rotation
 from kvbench.kernels.reference import exact_attention
 from kvbench.selectors.base import OBSERVED
 
 
 @dataclass(frozen=True)
 class LayerPrompt:
-    """One layer of the prompt: ``keys`` and the last queries, both after RoPE by ``rotation``, and ``values``."""
+    """One layer of the prompt: ``keys`` and the last queries, both after RoPE by ``rotation``, and ``values``.
+
+    ``latent``: RoPE keys and latents of multi-head latent attention, which transformers caches the other way round.
+    """
 
     keys: Tensor
     values: Tensor
     query: Tensor
     scaling: float
     rotation: Rotation | None
+    latent: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,11 @@ class ExactPrompt:
             return self
 
         layers = {
-            index: LayerPrompt(
-                _repeated(layer.keys, batch),
-                _repeated(layer.values, batch),
-                _repeated(layer.query, batch),
-                layer.scaling,
-                layer.rotation,
+            index: replace(
+                layer,
+                keys=_repeated(layer.keys, batch),
+                values=_repeated(layer.values, batch),
+                query=_repeated(layer.query, batch),
             )
             for index, layer in self.layers.items()
         }
@@ -78,7 +82,8 @@ class ExactPrompt:
     def fill_stock(self, cache: Cache, copies: int = 1) -> Cache:
         """``cache``, empty and one of transformers' own, with this prompt, every row ``copies`` times."""
         for index, prompt in self.layers.items():
-            cache.update(_repeated(prompt.keys, copies), _repeated(prompt.values, copies), index)
+            states = (prompt.values, prompt.keys) if prompt.latent else (prompt.keys, prompt.values)
+            cache.update(*(_repeated(rows, copies) for rows in states), index)
         return cache
 
 
@@ -97,8 +102,9 @@ class _Recorder:
             query=call.query[:, :, -OBSERVED:].clone(),
             scaling=call.scaling,
             rotation=self.rotation,
+            latent=call.form is not None,
         )
-        return exact_attention(call.query, call.keys, call.values, call.scaling, call.mask, call.softcap)
+        return exact_attention(call.query, *call.met(call.keys, call.values), call.scaling, call.mask, call.softcap)
 
 
 class _Handler:

@@ -6,7 +6,7 @@ import json
 
 from torch import Tensor
 
-from kvbench.hooks.interception import Rotation
+from kvbench.hooks.rotations import Rotation
 from kvbench.measure.prompt import ExactPrompt, LayerPrompt
 
 _PROMPT = "prompt"

@@ -127,7 +127,9 @@ def _keys_before_rope(model: PreTrainedModel, layer: LayerGeometry, prompt: Laye
     if prompt.rotation is None:
         return prompt.keys
     keys = prompt.keys.to(torch.promote_types(prompt.keys.dtype, torch.float32))
-    return rotate(attention_modules(model)[layer.layer], keys, turned_back(prompt.rotation), layer.rotary_dims)
+    return rotate(
+        attention_modules(model)[layer.layer], keys, turned_back(prompt.rotation, keys.dtype), layer.rotary_dims
+    )
 
 
 def _error(codec: SideCodec, states: Tensor) -> float:

@@ -31,6 +31,14 @@ GEOMETRY = {
     "context": "max_position_embeddings",
     "vocab": "vocab_size",
 }
+LATENT_GEOMETRY = {
+    "latent": "kv_lora_rank",
+    "query_latent": "q_lora_rank",
+    "rope": "qk_rope_head_dim",
+    "nope": "qk_nope_head_dim",
+    "value": "v_head_dim",
+}
+"""Further keys of families with multi-head latent attention."""
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 BASE: dict[str, Any] = {
     "num_hidden_layers": 3,
@@ -55,10 +63,30 @@ class Family:
     lacks: frozenset[str] = frozenset()
     experts: bool = False
 
+    @property
+    def keys(self) -> dict[str, str]:
+        """What of the geometry can be requested, and the config's word for it."""
+        keys = GEOMETRY | (LATENT_GEOMETRY if "kv_lora_rank" in self.extra else {})
+        return {key: name for key, name in keys.items() if key not in self.lacks}
+
 
 _NO_WINDOW = frozenset({"window"})
 _MULTI_HEAD = _NO_WINDOW | {"kv_heads", "head_dim"}
 _EXPERTS = {"num_experts_per_tok": 2}
+_LATENT = {
+    "kv_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 12,
+}
+_DEEPSEEK = {
+    **_LATENT,
+    **_EXPERTS,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 48,
+}
 FAMILIES = {
     "llama": Family(tf.LlamaConfig, lacks=_NO_WINDOW),
     "qwen2": Family(tf.Qwen2Config, lacks=_NO_WINDOW),
@@ -80,6 +108,16 @@ FAMILIES = {
         lacks=_NO_WINDOW | {"intermediate"},
         experts=True,
     ),
+    "deepseek_v2": Family(
+        tf.DeepseekV2Config, {**_DEEPSEEK, "q_lora_rank": None}, lacks=_MULTI_HEAD, experts=True
+    ),  # as V2-Lite
+    "deepseek_v3": Family(
+        tf.DeepseekV3Config,
+        {**_DEEPSEEK, "q_lora_rank": 20, "n_group": 2, "topk_group": 1},
+        lacks=_MULTI_HEAD,
+        experts=True,
+    ),
+    "minicpm3": Family(tf.MiniCPM3Config, {**_LATENT, "q_lora_rank": 20}, lacks=_MULTI_HEAD),
 }
 
 
@@ -141,7 +179,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def _check(family: str, overrides: Mapping[str, int]) -> None:
     if family not in FAMILIES:
         raise unknown("random model family", family, FAMILIES)
-    allowed = {*GEOMETRY, "seed"} - FAMILIES[family].lacks
+    allowed = {*FAMILIES[family].keys, "seed"}
     for key in overrides:
         if key not in allowed:
             raise unknown(f"geometry key of random:{family}", key, allowed)
@@ -151,7 +189,7 @@ def _check(family: str, overrides: Mapping[str, int]) -> None:
 
 def _config(family: str, overrides: Mapping[str, int]) -> PreTrainedConfig:
     chosen = FAMILIES[family]
-    values = BASE | dict(chosen.extra) | {GEOMETRY[key]: value for key, value in overrides.items()}
+    values = BASE | dict(chosen.extra) | {chosen.keys[key]: value for key, value in overrides.items()}
     if "head_dim" not in values and values["hidden_size"] % values["num_attention_heads"]:
         raise KvbenchError(f"random:{family}: hidden must be a multiple of heads unless head_dim is given")
     if "kv_heads" not in chosen.lacks and values["num_attention_heads"] % values["num_key_value_heads"]:
@@ -159,8 +197,26 @@ def _config(family: str, overrides: Mapping[str, int]) -> PreTrainedConfig:
     if family == "gemma3":  # alternate from the start, so that a tiny model has both kinds of layers
         kinds = ("sliding_attention", "full_attention")
         values["layer_types"] = [kinds[layer % 2] for layer in range(values["num_hidden_layers"])]
+    if "kv_lora_rank" in values:
+        values["num_key_value_heads"] = values["num_attention_heads"]
+    if family == "deepseek_v3":  # as published: a context that YaRN has stretched
+        values["rope_parameters"] = _yarn(values["max_position_embeddings"])
     if family == "opt":
         values |= {"word_embed_proj_dim": values["hidden_size"], "ffn_dim": values["intermediate_size"]}
     if family == "gpt2":
         values["n_inner"] = values["intermediate_size"]
     return chosen.config(**values)
+
+
+def _yarn(context: int, factor: int = 4) -> dict[str, Any]:
+    """RoPE for ``context`` tokens of which one in ``factor`` were trained, as DeepSeek-V3 sets it."""
+    return {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": float(factor),
+        "original_max_position_embeddings": context // factor,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+    }
