@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from kvbench.codecs.quantizers.lloyd import gaussian_levels, laplace_levels
 
-_CASTS = (torch.Tensor.float, torch.Tensor.to)
+_CASTS = (torch.Tensor.float, torch.Tensor.to, torch.Tensor.type)
 
 
 def _is_fp64(args: tuple) -> bool:
@@ -29,7 +29,7 @@ class Keep64(TorchFunctionMode):
             return function(*args, **kwargs)
         if function is torch.Tensor.float:
             return args[0]
-        if function is torch.Tensor.to:
+        if function in (torch.Tensor.to, torch.Tensor.type):
             args = (args[0], *(torch.float64 if arg is torch.float32 else arg for arg in args[1:]))
         if kwargs.get("dtype") is torch.float32:
             kwargs = kwargs | {"dtype": torch.float64}
