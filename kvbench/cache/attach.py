@@ -103,6 +103,7 @@ class CompressedModel:
                 "this model's RoPE depends on the length seen so far (dynamic NTK or LongRoPE), so stored keys cannot "
                 "be rotated again exactly; choose a compressor with keys after RoPE"
             )
+        _require_heads(plan, geometry)
         self.model, self.plan, self.geometry, self.reading = model, plan, geometry, reading
         self._modules = attention_modules(model)
         self._by_layer = {layer.layer: layer for layer in geometry.layers}
@@ -223,6 +224,28 @@ class CompressedModel:
             assert takeover is not None
             contexts.append(takeover.context)
         return OneStepContext(contexts, step.rows)
+
+
+def _require_heads(plan: Plan, geometry: ModelGeometry) -> None:
+    """Refuse what needs keys, values or queries of heads where there are latents instead.
+
+    Raises:
+        UnsupportedModelError: such a layer has a selector that judges them, or a codec that makes latents of them.
+    """
+    for layer in geometry.compressible:
+        chosen = plan.layers.get(layer.layer)
+        if not layer.latent or chosen is None:
+            continue
+        if chosen.selector is not None and chosen.selector.judges_heads:
+            raise UnsupportedModelError(
+                f"layer {layer.layer} has multi-head latent attention, which stores no keys of heads that eviction "
+                "could judge tokens by; choose eviction without attention (streaming, random) or a codec"
+            )
+        if chosen.codec is not None and chosen.codec.decoupled:
+            raise UnsupportedModelError(
+                f"layer {layer.layer} has multi-head latent attention already, so there are no heads to make latents "
+                "of; compress its latents (pca, kvtc, int)"
+            )
 
 
 def identity_plan(geometry: ModelGeometry, frame: Frame, spans: Spans | None = None) -> Plan:

@@ -6,7 +6,7 @@ import torch
 
 from kvbench.cache.attach import LayerPlan, Plan
 from kvbench.cache.shared import MemberCodec
-from kvbench.cache.way import DECODED, LATENT, Way, way
+from kvbench.cache.way import ABSORBED, DECODED, Way, latent_way, way
 from kvbench.codecs.codec import Codec
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 from kvbench.kernels.decode import kernels_taking
@@ -43,10 +43,8 @@ def codec_way(
     softcap: float | None = None,
 ) -> Way:
     """How what ``codec`` stores of a layer is read while decoding."""
-    if layer.latent:
-        return LATENT
     if not codec.rebuildable:
-        return DECODED
+        return ABSORBED if layer.latent else DECODED
     rotates = codec.rotates and layer.rotary_dims > 0
     rotation = (layer.turn or True) if rotates else False
     generator = torch.Generator().manual_seed(0)
@@ -57,5 +55,8 @@ def codec_way(
         torch.randn(1, heads, codec.block, width, generator=generator).to(geometry.device, geometry.dtype)
         for width in (layer.head_dim, layer.value_dim)
     )
-    stored = encoder.encode(keys, values)
-    return way(codec.bound({}), stored, (geometry.dtype, geometry.device), rotation, softcap is None, reading)
+    stored, query = encoder.encode(keys, values), (geometry.dtype, geometry.device)
+    if layer.latent:
+        fast = softcap is None and codec.absorbable and reading.absorbs
+        return latent_way(codec.bound({}), stored, query, rotates, reading) if fast else ABSORBED
+    return way(codec.bound({}), stored, query, rotation, softcap is None, reading)

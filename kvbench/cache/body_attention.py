@@ -8,8 +8,9 @@ from torch import Tensor
 
 from kvbench.cache.absorb import Prepared, attend_absorbed, prepare_absorbed
 from kvbench.cache.body import Body
+from kvbench.cache.latent_body import LatentBodyAttention
 from kvbench.cache.rebuild import attend_rebuilt, prepare_rebuilt
-from kvbench.cache.way import DECODED, LATENT, Way, way
+from kvbench.cache.way import Way, way
 from kvbench.codecs.codec import Codec, Rotate
 from kvbench.codecs.kernel_view import Coded
 from kvbench.codecs.quantizers.base import Stored
@@ -27,8 +28,6 @@ class BodyAttention:
 
     codec: Codec
     reading: Reading = DEFAULT
-    form: Form | None = None
-    """How queries meet RoPE keys and latents; None where they meet keys and values as they are."""
 
     def attend(
         self,
@@ -48,9 +47,6 @@ class BodyAttention:
         boolean, broadcastable to (batch, kv heads or 1, queries, tokens). A ``decoupled`` codec takes the query with
         and without RoPE, side by side: (batch, heads, queries, 2 · head_dim).
         """
-        if self.form is not None:
-            part = self._in_tiles(query, stored, tokens, rotate, scaling, mask, softcap)
-            return Partial(part.output, part.lse, str(LATENT if self.form.absorbed else DECODED))
         chosen = self._way(query, stored, rotate, softcap)
         prepared = self._prepared(query, tokens, rotate, scaling, chosen)
         if prepared is not None:
@@ -60,28 +56,15 @@ class BodyAttention:
             return attend_absorbed(self.codec, query, stored, tokens, scaling, mask, chosen)
         if chosen.reads in ("rebuilt", "bands"):
             return attend_rebuilt(self.codec, query, stored, tokens, rotate, scaling, mask)
-        part = self._in_tiles(query, stored, tokens, rotate, scaling, mask, softcap)
-        return Partial(part.output, part.lse, str(chosen))
-
-    def _in_tiles(
-        self,
-        query: Tensor,
-        stored: Stored,
-        tokens: int,
-        rotate: Rotate | None,
-        scaling: float,
-        mask: Tensor | None,
-        softcap: float | None,
-    ) -> Partial:
         parts = []
         for start, stop in tiles(tokens, self.codec.block):
             keys, values = self.codec.tile(span(stored, tokens, start, stop), rotate, start, stop, query.dtype)
-            keys, values = (keys, values) if self.form is None else self.form.met(keys, values)
             tile_mask = None if mask is None else mask[..., start:stop]
             if tile_mask is not None and query.shape[2] > 1 and bool(tile_mask.all()):
                 tile_mask = None  # most tiles of a long body are seen whole by a whole block of queries
             parts.append(attention_in_slices(query, keys, values, scaling, tile_mask, softcap, TILE_SCORES))
-        return merge(parts)
+        part = merge(parts)
+        return Partial(part.output, part.lse, str(chosen))
 
     def prepare(
         self, query: Tensor, stored: Stored, tokens: int, rotate: Rotate | None, scaling: float, softcap: float | None
@@ -91,8 +74,6 @@ class BodyAttention:
         Working out what a kernel is told takes longer than a short attention. None where no kernel attends, or where it
         reads what was made of ``stored`` for it.
         """
-        if self.form is not None:
-            return None
         chosen = self._way(query, stored, rotate, softcap)
         sides = chosen.keys, chosen.values
         if not all(isinstance(coded, Coded) and coded.lies_in(stored) for coded in sides):
@@ -113,6 +94,11 @@ class BodyAttention:
         return None
 
 
+def body_attention(codec: Codec, reading: Reading, form: Form | None) -> BodyAttention | LatentBodyAttention:
+    """Attention of queries in ``form`` over what ``codec`` has stored."""
+    return BodyAttention(codec, reading) if form is None else LatentBodyAttention(codec, form, reading)
+
+
 class BodyReader:
     """Attention over one layer's body, with what a kernel is told kept from step to step."""
 
@@ -122,7 +108,7 @@ class BodyReader:
 
     def attend(
         self,
-        attention: BodyAttention,
+        attention: BodyAttention | LatentBodyAttention,
         body: Body,
         query: Tensor,
         rotate: Rotate | None,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kvbench.cache.block_frame import BlockFrame
 from kvbench.cache.body import Body, kind
-from kvbench.cache.body_attention import BodyAttention, BodyReader
+from kvbench.cache.body_attention import BodyReader, body_attention
 from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.crop import crop
 from kvbench.cache.layer import KVLayer, TensorsByKind, gather_slots, mask_at, require_finite
@@ -165,7 +165,7 @@ class CompressedLayer(KVLayer):
         rotation = self._rotation()
         if self.codec.decoupled:
             query = torch.cat([query, self._before_rope(query)], -1)
-        attention = BodyAttention(self._bound, self.reading, call.form)
+        attention = body_attention(self._bound, self.reading, call.form)
         return self.reader.attend(attention, self.body, query, rotation, call.scaling, mask, call.softcap)
 
     def _rotation(self) -> EntryRotation | None:

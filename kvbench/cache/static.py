@@ -19,7 +19,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from kvbench.cache.block_frame import BlockFrame
 from kvbench.cache.body import kind
-from kvbench.cache.body_attention import BodyAttention
+from kvbench.cache.body_attention import body_attention
 from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import ExactLayer, TensorsByKind, require_finite
@@ -66,9 +66,14 @@ class StaticLayer(CacheLayerMixin):
         self.expected = False
         return key_states, value_states
 
-    @abstractmethod
     def attend(self, call: AttentionCall) -> Tensor:
         """Store the new token and attend: (batch, heads, 1, value_dim). Reads no number back from the device."""
+        call = call.absorbed()
+        return call.finished(self.step(call))
+
+    @abstractmethod
+    def step(self, call: AttentionCall) -> Tensor:
+        """The same, without leaving the latents where queries are in them."""
 
     @abstractmethod
     def tensors_by_kind(self) -> TensorsByKind:
@@ -124,14 +129,13 @@ class StaticExactLayer(StaticLayer):
         super().__init__(seen, buffers[0], buffers[1], layer.dtype)
         self.window = window
 
-    def attend(self, call: AttentionCall) -> Tensor:
+    def step(self, call: AttentionCall) -> Tensor:
         """Over the whole buffer; the order of its tokens does not matter."""
         self.write(self.seen % self.window, call)
         mask = torch.arange(self.window, device=self.seen.device) <= self.seen
         mask = mask.view(1, 1, 1, -1)
-        return partial_attention(
-            call.query, self.exact_keys, self.exact_values, call.scaling, mask, call.softcap
-        ).output
+        exact = call.met(self.exact_keys, self.exact_values)
+        return partial_attention(call.query, *exact, call.scaling, mask, call.softcap).output
 
     def tensors_by_kind(self) -> TensorsByKind:
         """All of it is exact."""
@@ -187,21 +191,21 @@ class StaticCompressedLayer(StaticLayer):
 
     # ---- the step: one graph, whatever the lengths ------------------------------------------------------------------
 
-    def attend(self, call: AttentionCall) -> Tensor:
+    def step(self, call: AttentionCall) -> Tensor:
         """Over sinks and window, and over the body."""
         query = call.query
         self.write(self.seen - self.start, call)
         index = torch.arange(self.exact_keys.shape[AXIS], device=self.seen.device)
-        keys, values = self._as_computed(self.exact_keys), self._as_computed(self.exact_values)
+        exact = call.met(self._as_computed(self.exact_keys), self._as_computed(self.exact_values))
         mask = (index <= self.seen - self.start).view(1, 1, 1, -1)
-        part = partial_attention(query, keys, values, call.scaling, mask, call.softcap)
+        part = partial_attention(query, *exact, call.scaling, mask, call.softcap)
         if not self.capacity:
             return part.output
         if self.codec.decoupled:
             query = torch.cat([query, self._before_rope(query)], -1)
         mask = (torch.arange(self.capacity, device=self.seen.device) < self.start).view(1, 1, 1, -1)
         rotate_keys = None if self.block_frame is None else self._rotate_keys
-        attention = BodyAttention(self.codec, self.reading)
+        attention = body_attention(self.codec, self.reading, call.form)
         body = attention.attend(query, self.body, self.capacity, rotate_keys, call.scaling, mask, call.softcap)
         return merge([part, body]).output
 

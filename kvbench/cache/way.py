@@ -53,8 +53,7 @@ class Way:
 
 
 REBUILT, DECODED = Way(None, "rebuilt"), Way(None, "decoded")
-LATENT = Way(None, "absorbed")
-"""How the compressed tokens of multi-head latent attention are read."""
+ABSORBED = Way(None, "absorbed")
 
 
 def way(
@@ -85,6 +84,23 @@ def way(
     dtype = codec.latents["keys"].dtype or dtype  # queries are multiplied with the basis first
     kernels = kernels_taking(dtype, device) if reading.kernels else None
     return _absorbing(codec, kernels, keys, values)
+
+
+def latent_way(
+    codec: Codec, stored: Stored, query: tuple[torch.dtype, torch.device], rotates: bool, reading: Reading
+) -> Way:
+    """:func:`way` for the RoPE keys and latents of multi-head latent attention, by one query in the latents.
+
+    ``rotates``: RoPE keys are rotated when they are read.
+    """
+    if rotates or any(side_codec.transform is not None for side_codec in codec.sides.values()):
+        return ABSORBED
+    keys, values = (_view(codec, stored, name) for name in ("keys", "values"))
+    if not isinstance(keys, Tensor) or not isinstance(values, Tensor):
+        return ABSORBED
+    kernels = kernels_taking(*query) if reading.kernels else None
+    readable = kernels is not None and {keys.dtype, values.dtype} <= set(kernels.stored)
+    return Way(kernels if readable else None, "latents", keys, values)
 
 
 def _view(codec: Codec, stored: Stored, name: str) -> Coded | Tensor | None:

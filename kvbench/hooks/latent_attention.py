@@ -1,8 +1,8 @@
 """Multi-head latent attention (MLA): one latent per token for all heads, and one key that carries the position.
 
-In the models of DeepSeek-V2 (arXiv 2405.04434, section 2.1), DeepSeek-V3 (arXiv 2412.19437) and their relatives a head's
-key is ``[k_pe | W_UK c]`` and its value ``W_UV c``, with the normalised latent ``c`` and the RoPE key ``k_pe`` the same
-for all heads. transformers caches ``c`` and ``k_pe`` and calls the layer's ``expand_kv`` on all of them at every step.
+In DeepSeek-V2 (arXiv 2405.04434, section 2.1), DeepSeek-V3 (arXiv 2412.19437) and their relatives a head's key is
+``[k_pe | W_UK c]`` and its value ``W_UV c``; the normalised latent ``c`` and the RoPE key ``k_pe`` are the same for all
+heads. transformers caches ``c`` and ``k_pe`` and calls the layer's ``expand_kv`` on all of them at every step.
 While kvbench is attached, a :class:`LatentAttention` stands in for that method and hands through what is stored: **one
 KV head whose keys are k_pe and whose values are c**. Queries meet it in either of two forms:
 
@@ -46,8 +46,11 @@ class LatentAttention:
         self._users: set[int] = set()
         self.heads, self.rank, self.rope, self.nope, self.value = (int(getattr(module, size)) for size in _SIZES)
         projection, width = getattr(module, "kv_b_proj", None), self.heads * (self.nope + self.value)
-        plain = type(projection) is nn.Linear and projection.bias is None
-        if not plain or projection.weight.shape != (width, self.rank):
+        if (
+            type(projection) is not nn.Linear
+            or projection.bias is not None
+            or projection.weight.shape != (width, self.rank)
+        ):
             raise UnsupportedModelError(
                 f"{name}: kv_b_proj must be a plain linear layer without bias from kv_lora_rank={self.rank} to {width} "
                 f"channels to be absorbed into queries, and is {projection}"

@@ -27,8 +27,10 @@ def as_pair(given: Any) -> Rotation | None:
     """
     if not isinstance(given, Tensor):
         return given  # type: ignore[no-any-return]
+    if torch.compiler.is_compiling():  # a graph has no table to look into
+        return _pair(given)
     if given not in _PAIRS:
-        _PAIRS[given] = tuple(part.repeat_interleave(2, -1) for part in (given.real, given.imag))
+        _PAIRS[given] = _pair(given)
     return _PAIRS[given]  # type: ignore[no-any-return]
 
 
@@ -64,6 +66,10 @@ def neighbours_turned(query: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> 
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     turned = [torch.stack([-states[..., 1::2], states[..., ::2]], -1).flatten(-2) for states in (query, keys)]
     return query * cos + turned[0] * sin, keys * cos + turned[1] * sin
+
+
+def _pair(given: Tensor) -> Rotation:
+    return given.real.repeat_interleave(2, -1), given.imag.repeat_interleave(2, -1)
 
 
 def _complex(rotation: Rotation) -> Tensor:

@@ -83,7 +83,8 @@ class ExactPrompt:
         """``cache``, empty and one of transformers' own, with this prompt, every row ``copies`` times."""
         for index, prompt in self.layers.items():
             states = (prompt.values, prompt.keys) if prompt.latent else (prompt.keys, prompt.values)
-            cache.update(*(_repeated(rows, copies) for rows in states), index)
+            keys, values = (_repeated(rows, copies) for rows in states)
+            cache.update(keys, values, index)
         return cache
 
 

@@ -22,7 +22,8 @@ def prompt_tensors(prompt: ExactPrompt) -> tuple[dict[str, Tensor], dict[str, st
     layers = {}
     for index, layer in prompt.layers.items():
         tensors |= {f"{index}.keys": layer.keys, f"{index}.values": layer.values, f"{index}.query": layer.query}
-        layers[index] = {"scaling": layer.scaling, "rotation": _place(layer.rotation, rotations)}
+        number = _place(layer.rotation, rotations)
+        layers[index] = {"scaling": layer.scaling, "rotation": number, "latent": layer.latent}
     for number, rotation in enumerate(rotations):
         tensors |= {f"rotation.{number}.{place}": tensor for place, tensor in enumerate(rotation)}
     description = {"length": prompt.length, "layers": layers}
@@ -41,6 +42,7 @@ def prompt_from(tensors: dict[str, Tensor], texts: dict[str, str]) -> ExactPromp
             query=tensors[f"{index}.query"],
             scaling=layer["scaling"],
             rotation=None if number is None else (tensors[f"rotation.{number}.0"], tensors[f"rotation.{number}.1"]),
+            latent=layer["latent"],
         )
     return ExactPrompt(layers, description["length"], tensors["logits"])
 

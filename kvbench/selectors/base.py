@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -74,6 +74,9 @@ class Budget:
 @dataclass(frozen=True)
 class Selector(ABC):
     """Keeps ``budget`` of the body's tokens; with a share of 0 no scores are computed."""
+
+    judges_heads: ClassVar[bool] = True
+    """Whether scores come from keys, values or queries of heads, which multi-head latent attention does not store."""
 
     budget: Budget
 

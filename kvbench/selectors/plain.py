@@ -15,6 +15,8 @@ from kvbench.selectors.base import Budget, Leaving, Selector
 class DropAll(Selector):
     """Nothing of the body is kept: sinks and recent window are all there is."""
 
+    judges_heads = False
+
     budget: Budget = field(default_factory=lambda: Budget(0.0))
 
     def scores(self, leaving: Leaving) -> Tensor:
@@ -34,6 +36,8 @@ class KeyNormSelector(Selector):
 @dataclass(frozen=True)
 class RandomSelector(Selector):
     """Chance, the same for every row of a batch, different for every layer, head and block of tokens."""
+
+    judges_heads = False
 
     seed: int
     layer: int
