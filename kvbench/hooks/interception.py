@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.hooks.implementation import IMPLEMENTATION, check_switched, switch, switch_back
-from kvbench.hooks.latent_attention import Form, LatentAttention, latent_attention
+from kvbench.hooks.latent_attention import Form, LatentAttention, latent_attention, require_dense
 from kvbench.hooks.rotations import Rotation, as_given, as_pair, rotation_of
 
 
@@ -141,10 +141,11 @@ def attention_modules(model: nn.Module) -> dict[int, nn.Module]:
     """Layer index → the innermost numbered module whose forward takes a cache.
 
     Raises:
-        UnsupportedModelError: there are none.
+        UnsupportedModelError: there are none, or they are sparse.
     """
     modules: dict[int, nn.Module] = {}
     for module in model.modules():
+        require_dense(module)
         layer = getattr(module, "layer_idx", None)
         if layer is None or any(hasattr(child, "layer_idx") for child in module.children()):
             continue

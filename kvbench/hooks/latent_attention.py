@@ -28,17 +28,11 @@ class LatentAttention:
     """The projections of one attention ``module``, and what is called in place of its ``expand_kv``.
 
     Raises:
-        UnsupportedModelError: the module picks tokens by an index (sparse attention), lacks a size, or projects by
-            something else than a plain linear layer.
+        UnsupportedModelError: the module lacks a size, or projects by something else than a plain linear layer.
     """
 
     def __init__(self, module: nn.Module) -> None:
         name = type(module).__name__
-        if getattr(module, "indexer", None) is not None or hasattr(module, "skip_topk"):
-            raise UnsupportedModelError(
-                f"{name}: an indexer picks the tokens that queries attend (DeepSeek sparse attention) and keeps keys "
-                "of its own beside the latents; kvbench carries dense multi-head latent attention only"
-            )
         missing = [size for size in _SIZES if not isinstance(getattr(module, size, None), int)]
         if missing:
             raise UnsupportedModelError(f"{name}: multi-head latent attention without {', '.join(missing)}")
@@ -137,6 +131,19 @@ class Form:
         if self.absorbed:
             return torch.cat([rope_keys, latents], -1), latents
         return self.attention.expand(rope_keys, latents)
+
+
+def require_dense(module: nn.Module) -> None:
+    """Refuse DeepSeek sparse attention, which DeepSeek-V3.2 and others put in front of their latent attention.
+
+    Raises:
+        UnsupportedModelError: an indexer picks the tokens that queries of ``module`` attend.
+    """
+    if getattr(module, "indexer", None) is not None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__}: an indexer picks the tokens that queries attend (sparse attention) and keeps "
+            "keys of its own beside the cache; kvbench carries dense attention only"
+        )
 
 
 def latent_attention(module: nn.Module) -> LatentAttention | None:
