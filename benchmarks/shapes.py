@@ -16,8 +16,8 @@ from kvbench.codecs.quantizers.codebook import CodebookQuantizer
 from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.codecs.transforms.linear import LinearTransform
 from kvbench.hooks.geometry import LayerGeometry
-from kvbench.hooks.interception import rotation_of
 from kvbench.hooks.rotary import EntryRotation, Positions, RotaryTable, Rotator
+from kvbench.hooks.rotations import rotation_of
 from kvbench.hooks.turns import measured_turn
 
 HEADS, KV_HEADS, DIM, LAYERS = 9, 3, 64, 30

@@ -31,7 +31,9 @@ def _layer_way(
     if layer.sliding_window is not None or plan is None or plan.codec is None:
         fast = reading.kernels and softcap is None
         kernels = kernels_taking(geometry.dtype, geometry.device) if fast else None
-        return Way(kernels, "latents" if layer.latent else "exact")
+        width = layer.head_dim + layer.value_dim if layer.latent else layer.head_dim
+        taken = kernels is not None and kernels.takes(width)
+        return Way(kernels if taken else None, "latents" if layer.latent else "exact")
     return codec_way(plan.codec, layer, geometry, reading, softcap)
 
 

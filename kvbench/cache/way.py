@@ -99,8 +99,8 @@ def latent_way(
     if not isinstance(keys, Tensor) or not isinstance(values, Tensor):
         return ABSORBED
     kernels = kernels_taking(*query) if reading.kernels else None
-    readable = kernels is not None and {keys.dtype, values.dtype} <= set(kernels.stored)
-    return Way(kernels if readable else None, "latents", keys, values)
+    plain = kernels is not None and kernels.takes(keys.shape[-1] + values.shape[-1], keys.dtype, values.dtype)
+    return Way(kernels if plain else None, "latents", keys, values)
 
 
 def _view(codec: Codec, stored: Stored, name: str) -> Coded | Tensor | None:
@@ -128,7 +128,7 @@ def _absorbing(
     transformed = any(side_codec.transform is not None for side_codec in codec.sides.values())
     in_torch = Way(None, "absorbed") if transformed else DECODED
     if isinstance(keys, Tensor) and isinstance(values, Tensor):
-        plain = kernels is not None and {keys.dtype, values.dtype} <= set(kernels.stored)
+        plain = kernels is not None and kernels.takes(keys.shape[-1], keys.dtype, values.dtype)
         return Way(kernels if plain else None, "latents" if transformed else "exact", keys, values)
     if kernels is None or not isinstance(keys, Coded) or not isinstance(values, Coded):
         return in_torch

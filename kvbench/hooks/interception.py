@@ -2,7 +2,8 @@
 
 Two public extension points carry everything kvbench does inside a model: a forward pre-hook on every attention module
 (which can hand the layer an identity rotation, so that keys and queries stay *before RoPE*) and a registered attention
-function (which receives queries, keys and values instead of the stock kernel). A :class:`Handler` decides per forward
+function (which receives queries, keys and values instead of the stock kernel). Layers of multi-head latent attention
+also hand it what they cache, unexpanded (:mod:`kvbench.hooks.latent_attention`). A :class:`Handler` decides per forward
 pass; where it declines, the stock attention runs.
 """
 

@@ -46,8 +46,8 @@ class LatentAttention:
             or projection.weight.shape != (width, self.rank)
         ):
             raise UnsupportedModelError(
-                f"{name}: kv_b_proj must be a plain linear layer without bias from kv_lora_rank={self.rank} to {width} "
-                f"channels to be absorbed into queries, and is {projection}"
+                f"{name}: kv_b_proj, a {type(projection).__name__}, is no plain linear layer without bias from "
+                f"kv_lora_rank={self.rank} to {width} channels, so queries cannot be taken through it"
             )
 
     def stand_in(self, user: object) -> None:

@@ -40,6 +40,12 @@ class Kernels:
     basis: Callable[[Tensor, Tensor], Any] | None = None
     rebuilds: Callable[[Coded, int], bool] | None = None
     instructions: str = ""
+    widest: int | None = None
+    """Channels that exact keys may have at most; None: any number."""
+
+    def takes(self, width: int, *stored: torch.dtype) -> bool:
+        """Whether ``exact`` reads keys of that many channels, and values, in these dtypes where they lie."""
+        return (self.widest is None or width <= self.widest) and set(stored) <= set(self.stored)
 
     @property
     def title(self) -> str:
@@ -126,6 +132,7 @@ def _cuda() -> Kernels:
         triton_coded.prepared,
         triton_coded.readable,
         reference.merge,
+        widest=triton_exact.WIDEST,
     )
 
 

@@ -12,10 +12,11 @@ from kvbench.kernels.reference import Part, Partial, merge, partial_attention
 
 
 def fitting_kernels(query: Tensor, softcap: float | None) -> Kernels | None:
-    """The kernels for one fp32 ``query`` (batch, heads, 1, d) per row; none for prompts, capped scores, gradients."""
+    """The kernels for one ``query`` (batch, heads, 1, d) per row; none for prompts, capped scores, gradients."""
     if query.shape[2] != 1 or softcap is not None or query.requires_grad:
         return None
-    return kernels_taking(query.dtype, query.device)
+    kernels = kernels_taking(query.dtype, query.device)
+    return kernels if kernels is not None and kernels.takes(query.shape[-1]) else None
 
 
 def kernels_taking(dtype: torch.dtype, device: torch.device) -> Kernels | None:
@@ -46,7 +47,8 @@ def attend_exact(
     in the dtype that it is stored in.
     """
     fitting = fitting_kernels(query, softcap) if kernels else None
-    if fitting is None or any(states.dtype not in fitting.stored for states in (keys, values, *(before or ()))):
+    dtypes = [states.dtype for states in (keys, values, *(before or ()))]
+    if fitting is None or not fitting.takes(keys.shape[-1], *dtypes):
         if before is not None:
             keys, values = torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
         return partial_attention(query, keys, values, scaling, mask, softcap)

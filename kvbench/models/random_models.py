@@ -2,7 +2,8 @@
 
 Biases and norms get noise, so that nothing a compressor might forget is zero or one. The same seed gives the same
 weights in every dtype and on every machine. Any geometry can be requested, such as SmolLM2's with fewer layers:
-``random:llama?layers=4,hidden=576,heads=9,kv_heads=3,head_dim=64``.
+``random:llama?layers=4,hidden=576,heads=9,kv_heads=3,head_dim=64``, or the attention of DeepSeek-V2-Lite:
+``random:deepseek_v2?heads=16,latent=512,rope=64,nope=128,value=128``.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ from kvbench.codecs.codec import Codec
 from kvbench.codecs.stored import span
 from kvbench.compressors.compressor import parse
 from kvbench.hooks.geometry import probe_geometry
-from kvbench.hooks.interception import AttentionCall, Interception, Rotation, Takeover, rotate
+from kvbench.hooks.interception import AttentionCall, Interception, Takeover, rotate
+from kvbench.hooks.rotations import Rotation
 from kvbench.kernels.reference import exact_attention
 from kvbench.models.random_models import cast
 from kvbench.models.random_weights import fill

@@ -28,6 +28,7 @@ from kvbench.cache.attends import attends
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import ExactLayer
+from kvbench.cache.one_step import CachesOfOneStep
 from kvbench.cache.prediction import predict_bytes
 from kvbench.codecs.frame import Frame
 from kvbench.compressors.compressor import parse
@@ -315,6 +316,23 @@ def test_a_cache_filled_from_a_prompt_goes_on_as_one_that_was_prefilled(name: st
     assert worst(*outputs) < EXACT
 
 
+@pytest.mark.parametrize("spec", ["none", "int:bits=8", "kvtc:bits=6"])
+@pytest.mark.parametrize("name", OWN)
+def test_caches_of_different_lengths_share_a_step(name: str, spec: str) -> None:
+    one, ids = one_of(name), token_ids(3, 40)
+    plan, lengths = small(one, spec), (20, 33, 33)
+    with one.attach_untested(plan) as compressed:
+        shared, alone = ([compressed.new_cache() for _ in lengths] for _ in range(2))
+        for row, length in enumerate(lengths):
+            for caches in (shared, alone):
+                feed(one.model, caches[row], ids[row : row + 1, :length], [length])
+        together = CachesOfOneStep(shared)
+        for new in ids[:, -3:].T[..., None]:
+            logits = one.model(new, past_key_values=together, position_ids=together.positions(ids.device)).logits
+            rows = [feed(one.model, cache, token[None], [1]) for cache, token in zip(alone, new, strict=True)]
+            assert worst(logits, torch.cat(rows)) < EXACT
+
+
 def test_leaving_restores_the_model() -> None:
     one, ids = one_of("deepseek_v2"), token_ids(2, 20)
     modules = [module for module in one.model.modules() if hasattr(module, "expand_kv")]
@@ -375,7 +393,7 @@ def test_missing_sizes_and_other_projections_are_refused_in_one_line() -> None:
     for projection in (nn.Linear(6, 14), nn.Linear(6, 13, bias=False), nn.Identity(), None):
         module = _latent_module(**sizes)
         module.kv_b_proj = projection
-        with pytest.raises(UnsupportedModelError, match=r"^_Latent: kv_b_proj must be a plain linear layer.*$"):
+        with pytest.raises(UnsupportedModelError, match=r"^_Latent: kv_b_proj, a \w+, is no plain linear layer.*$"):
             LatentAttention(module)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 import llvmlite.binding as llvm
 import pytest
@@ -51,6 +52,15 @@ def test_on_an_old_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: {"avx": True, "avx2": False})
     with pytest.warns(UserWarning, match="no AVX2"):
         assert attend() == "torch"
+
+
+def test_keys_that_are_too_wide_for_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    available = kernels_for(CPU)
+    assert available is not None
+    for widest, by in ((16, available.name), (15, "torch")):
+        monkeypatch.setitem(kernels._DEVICES, "cpu", lambda widest=widest: replace(available, widest=widest))
+        kernels._load.cache_clear()
+        assert attend() == by
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

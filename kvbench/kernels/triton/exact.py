@@ -16,6 +16,8 @@ from kvbench.kernels.reference import Partial
 from kvbench.kernels.triton.splits import LOG2E, LOWEST, Out, Query, as_mask, cut, merged, on, store_lse, visible
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+WIDEST = 256
+"""Channels of keys beyond which a tile of them does not fit into shared memory beside the queries."""
 _TILE = 64
 
 
