@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from driving import Subject, calibrated, feed, left_padding, position_ids, subject, token_ids, worst
+from torch import nn
 
 from kvbench.cache.attach import CompressedModel
 from kvbench.cache.compiled import compiled_decode
@@ -15,6 +16,7 @@ from kvbench.cache.layer import ExactLayer
 from kvbench.cache.prediction import predict_bytes
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
+from kvbench.hooks.interception import AttentionCall
 from kvbench.kernels.reading import Reading
 from kvbench.kernels.reference import partial_attention
 from kvbench.measure.divergence import divergence
@@ -70,9 +72,10 @@ def test_one_layer_attends_to_what_it_holds() -> None:
     _, cache = logits_of(one, "none:dtype=float16", tokens=41)
     layer = cache.layers[0]
     query = torch.randn(2, one.geometry.layers[0].heads, 1, one.geometry.layers[0].head_dim)
-    keys, values = layer.tail_keys.view, layer.tail_values.view
-    call = type("Call", (), {"query": query, "mask": None, "scaling": 0.2, "softcap": None})()
-    output = layer.attend(call, None)
+    keys, values = layer.tail_keys.view.clone(), layer.tail_values.view.clone()
+    layer.crop(-1)
+    newest = keys[:, :, -1:].float(), values[:, :, -1:].float()
+    output = layer.attend(AttentionCall(nn.Identity(), query, *newest, None, 0.2, None, None), None)
     assert worst(output, partial_attention(query.double(), keys.double(), values.double(), 0.2).output) < 1e-5
 
 
