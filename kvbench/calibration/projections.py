@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 from kvbench.hooks.interception import AttentionCall, Interception, Takeover, attention_modules
+from kvbench.hooks.latent_attention import LatentAttention, latent_attention
 from kvbench.hooks.rotations import Rotation
 
 PROBE = 4096.0
@@ -60,14 +61,16 @@ def _hook(layer: int, function: Callable[[int, Tensor], Tensor | None]) -> Calla
 def measure_projections(model: PreTrainedModel, geometry: ModelGeometry) -> dict[int, dict[str, Tensor]]:
     """Per full-attention layer ``key_weight`` (K, hidden), ``key_bias`` (K,), the same of values, and ``output_gram``.
 
-    ``output_gram`` (kv_heads, value_dim, value_dim) is Σ W_oᵀ W_o over the query heads of a group. Weights are in the
-    model's dtype. A projection that is not linear in the layer's input (a norm behind W_k) is left out.
+    ``output_gram`` (kv_heads, value_dim, value_dim) is Σ W_oᵀ W_o over the query heads of a group; of latents, through
+    W_UV. Weights are in the model's dtype. A projection that is not linear in the layer's input (a norm behind W_k) is
+    left out.
     """
     hidden = int(model.get_input_embeddings().embedding_dim)  # type: ignore[arg-type]
-    widest = max([hidden, *(layer.heads * layer.value_dim for layer in geometry.compressible)])
-    rows = -(-(widest + 2) // ROW)
-    probe = _Probe(geometry, rows)
     modules = attention_modules(model)
+    answers = {layer.layer: _Answers(layer, latent_attention(modules[layer.layer])) for layer in geometry.compressible}
+    widest = max([hidden, *(layer.output_width for layer in answers.values())])
+    rows = -(-(widest + 2) // ROW)
+    probe = _Probe(answers, rows)
     hooks = [modules[layer].register_forward_hook(probe.take_output(layer)) for layer in probe.layers]
     ids = torch.zeros(rows, ROW, dtype=torch.long, device=model.device)
     try:
@@ -76,7 +79,7 @@ def measure_projections(model: PreTrainedModel, geometry: ModelGeometry) -> dict
     finally:
         for hook in hooks:
             hook.remove()
-    return {layer: answers.projections(hidden) for layer, answers in probe.layers.items()}
+    return {layer: measured.projections(hidden) for layer, measured in answers.items()}
 
 
 @dataclass
@@ -84,15 +87,20 @@ class _Answers:
     """What one layer answered to the unit vectors, each (rows · tokens, width); also the layer's attention."""
 
     geometry: LayerGeometry
+    latent: LatentAttention | None
     keys: Tensor | None = None
     values: Tensor | None = None
     outputs: Tensor | None = None
 
+    @property
+    def output_width(self) -> int:
+        """Channels that the heads put out, all together."""
+        return self.geometry.heads * (self.geometry.value_dim if self.latent is None else self.latent.value)
+
     def attend(self, call: AttentionCall) -> Tensor:
         self.keys, self.values = (part.transpose(1, 2).flatten(2).flatten(0, 1) for part in (call.keys, call.values))
         batch, heads, tokens, _ = call.query.shape
-        units = _units(batch, tokens, heads * call.values.shape[-1], call.values)
-        return call.absorbed().finished(units.unflatten(-1, (heads, -1)).transpose(1, 2))
+        return _units(batch, tokens, self.output_width, call.values).unflatten(-1, (heads, -1)).transpose(1, 2)
 
     def projections(self, hidden: int) -> dict[str, Tensor]:
         """The measured weights by their names in the statistics."""
@@ -101,19 +109,19 @@ class _Answers:
             linear = _linear_map(answers, hidden)
             if linear is not None:
                 measured[f"{name}_weight"], measured[f"{name}_bias"] = linear
-        output = _linear_map(self.outputs, geometry.heads * geometry.value_dim)
+        output = _linear_map(self.outputs, self.output_width)
         if output is not None:
-            weight = output[0].double().unflatten(1, (geometry.kv_heads, geometry.group_size, geometry.value_dim))
-            measured["output_gram"] = torch.einsum("ogid,ogie->gde", weight, weight)
+            weight = output[0].double().unflatten(1, (geometry.kv_heads, geometry.group_size, -1))
+            grams = torch.einsum("ogid,ogie->gide", weight, weight)
+            measured["output_gram"] = grams.sum(1) if self.latent is None else self.latent.gram(grams[0])[None]
         return {name: tensor.cpu() for name, tensor in measured.items()}
 
 
 class _Probe:
     """Handler of the probing pass."""
 
-    def __init__(self, geometry: ModelGeometry, rows: int) -> None:
-        self.layers = {layer.layer: _Answers(layer) for layer in geometry.compressible}
-        self.rows = rows
+    def __init__(self, layers: dict[int, _Answers], rows: int) -> None:
+        self.layers, self.rows = layers, rows
 
     def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover | None:
         if layer not in self.layers:

@@ -34,6 +34,9 @@ class LayerStatistics:
     input. The rest knows the projections: ``key_weight`` (K, hidden), ``key_bias`` (K,) and the same of values are in
     the model's dtype; ``output_gram`` (kv_heads, value_dim, value_dim) is Σ W_oᵀ W_o over the query heads of a group.
     Zero-sized where the layer's keys or values are not linear in its input, as with a norm behind W_k.
+
+    In multi-head latent attention keys are the RoPE keys, queries what meets these, and values the latents, of which
+    ``output_gram`` goes through W_UV.
     """
 
     count: Tensor

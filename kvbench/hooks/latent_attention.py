@@ -101,6 +101,11 @@ class LatentAttention:
         projection = self._projection[:, self.nope :]
         return torch.einsum("bhqr,hvr->bhqv", sums.to(projection.dtype), projection)
 
+    def gram(self, grams: Tensor) -> Tensor:
+        """Quadratic forms of the heads' outputs (heads, value, value) → their sum as one of latents (rank, rank)."""
+        projection = self._projection[:, self.nope :].to(grams.dtype)
+        return torch.einsum("hvr,hvw,hws->rs", projection, grams, projection)
+
     def expand(self, rope_keys: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
         """``rope_keys`` (batch, 1, tokens, rope), ``latents`` (batch, 1, tokens, rank) → keys and values of each head.
 

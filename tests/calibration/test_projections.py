@@ -47,6 +47,39 @@ def test_measured_weights_are_the_modules_own(family, module, weights):
     torch.testing.assert_close(measured["output_gram"][1], gram)
 
 
+@pytest.mark.parametrize("family", ["deepseek_v2", "minicpm3"])
+def test_latent_attention(family):
+    """RoPE keys come from the last rows of one projection, outputs from latents through two."""
+    model = build(family, torch.float64)
+    geometry = probe_geometry(model)
+    measured, module = measure_projections(model, geometry)[1], model.model.layers[1].self_attn
+    assert (geometry.layers[1].head_dim, geometry.layers[1].value_dim) == (8, 24) and "value_weight" not in measured
+    neighbours = module.kv_a_proj_with_mqa.weight[24:].detach()
+    torch.testing.assert_close(measured["key_weight"], neighbours)
+    output = module.o_proj.weight.unflatten(1, (4, 12))
+    values = module.kv_b_proj.weight.unflatten(0, (4, 28))[:, 16:]
+    through = torch.einsum("ohv,hvr->ohr", output, values).detach()
+    torch.testing.assert_close(measured["output_gram"], torch.einsum("ohr,ohs->rs", through, through)[None])
+
+
+def test_moments_of_latents_are_those_of_what_is_cached():
+    model, ids = build("deepseek_v3", torch.float64), torch.randint(3, 200, (1, 24))
+    geometry = probe_geometry(model)
+    layer = collect(model, geometry, ids, fisher=True).layers[1]
+    cache = model(ids, use_cache=True).past_key_values.layers[1]
+    latents, rope_keys = cache.keys[0, 0, 4:].detach(), cache.values[0, 0, 4:].detach()
+    torch.testing.assert_close(layer.value_second, latents.T @ latents, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.rotated_key_second, rope_keys.T @ rope_keys, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.key_second.trace(), layer.rotated_key_second.trace() / _stretched(model) ** 2)
+    assert layer.query_second.shape == (1, 8, 8) and layer.rotated_query_sum.shape == (4, 8)
+    assert layer.fisher_value.shape == (24, 24) and layer.fisher_rotated_key.diagonal().min() > 0
+
+
+def _stretched(model):
+    """What YaRN multiplies keys by while they are rotated."""
+    return model.model.rotary_emb.attention_scaling
+
+
 def test_keys_behind_a_norm_have_no_weight():
     model = build("qwen3", torch.float64)
     geometry = probe_geometry(model)
