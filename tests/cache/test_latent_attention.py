@@ -337,12 +337,25 @@ def test_leaving_restores_the_model() -> None:
     one, ids = one_of("deepseek_v2"), token_ids(2, 20)
     modules = [module for module in one.model.modules() if hasattr(module, "expand_kv")]
     logits = one.model(ids).logits
-    with one.attach(none(one)) as outer, one.attach(one.identity()) as inner:
-        assert all(isinstance(module.expand_kv, LatentAttention) for module in modules)
-        for compressed in (outer, inner):
-            feed(one.model, compressed.new_cache(), ids, [19, 1])
+    first, second = one.attach(none(one)), one.attach(one.identity())
+    with first:
+        second.__enter__()
+    assert len(modules) == 2 and all(isinstance(module.expand_kv, LatentAttention) for module in modules)
+    assert worst(feed(one.model, second.new_cache(), ids, [19, 1]), logits) < EXACT
+    assert worst(feed(one.model, one.stock_cache(), ids, [19, 1]), logits) < EXACT
+    second.__exit__()
     assert len(modules) == 2 and not any("expand_kv" in vars(module) for module in modules)
     assert torch.equal(one.model(ids).logits, logits)
+
+
+def test_another_attention_function_meanwhile() -> None:
+    one, ids = one_of("deepseek_v3"), token_ids(2, 20)
+    logits = one.model(ids).logits
+    with one.attach(none(one)) as compressed:
+        one.model.set_attn_implementation("sdpa")
+        assert worst(feed(one.model, one.stock_cache(), ids, [19, 1]), logits) < EXACT
+        with pytest.raises(KvbenchError, match="'sdpa' while a compressed cache is attached"):
+            feed(one.model, compressed.new_cache(), ids, [20])
 
 
 @pytest.mark.parametrize(
