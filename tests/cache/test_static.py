@@ -181,7 +181,7 @@ def one_graph(family: str, plan: Plan, backend: str, tolerance: float) -> None:
 
 
 @frames
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "opt"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "opt", "minicpm3"])
 def test_compiles_without_a_break_or_a_second_graph(
     family: str, frame: Frame, no_grad: None, no_recompilation: None
 ) -> None:
