@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from kvbench.cache.attach import CompressedModel, Plan
-from kvbench.cache.attends import attends
+from kvbench.cache.attends import attends, codec_way
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import ExactLayer
 from kvbench.cache.one_step import CachesOfOneStep
 from kvbench.cache.prediction import predict_bytes
+from kvbench.cache.work import over_body, over_heads
 from kvbench.codecs.frame import Frame
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError, UnsupportedModelError
@@ -293,6 +294,21 @@ def test_compressed_latents(spec: str) -> None:
         prefilled = compressed.new_cache()
         feed(one.model, prefilled, token_ids(2, 60), [60])
     assert prefilled.nbytes().total == predict_bytes(plan, one.geometry, 60, batch=2)
+
+
+def test_multiplications_of_a_step_by_hand() -> None:
+    """Scores are as wide as RoPE key and latent, sums as the latent; a codec's basis is gone through twice."""
+    one, tokens = one_of("deepseek_v3"), 40
+    layer, heads = one.geometry.layers[0], 4
+    assert over_heads(layer, tokens) == heads * tokens * (ROPE + 2 * RANK)
+    for spec, rank, more in (
+        ("int:bits=8", RANK, 0),
+        ("pca:rank=0.5,frame=after", RANK // 2, tokens * ROPE * ROPE // 2 + 2 * heads * RANK * RANK // 2),
+    ):
+        codec = small(one, spec).layers[0].codec
+        assert codec is not None
+        read = over_body(codec, layer, codec_way(codec, layer, one.geometry), tokens)
+        assert read == heads * tokens * (ROPE + 2 * rank) + more
 
 
 def test_eight_bits_are_close_and_two_are_not() -> None:
