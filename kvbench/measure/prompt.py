@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from kvbench.cache.attach import CompressedModel
 from kvbench.cache.cache import CompressedCache
 from kvbench.cache.layer import KVLayer
+from kvbench.errors import UnsupportedModelError
 from kvbench.hooks.geometry import ModelGeometry
 from kvbench.hooks.interception import AttentionCall, Interception, Takeover
 from kvbench.hooks.rotations import Rotation
@@ -120,7 +121,17 @@ class _Handler:
 
 @torch.no_grad()
 def exact_prompt(model: PreTrainedModel, geometry: ModelGeometry, ids: Tensor) -> ExactPrompt:
-    """Prefill ``ids`` (1, tokens) and keep every layer's exact keys and values."""
+    """Prefill ``ids`` (1, tokens) and keep every layer's exact keys and values.
+
+    Raises:
+        UnsupportedModelError: layers without attention keep a state that would be missing.
+    """
+    others = set(range(len(DynamicCache(config=model.config).layers))) - {layer.layer for layer in geometry.layers}
+    if others:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: layer {min(others)} keeps a state instead of keys and values, so a prompt cannot "
+            "be computed once for all compressors; attach one with kvbench.compress and generate"
+        )
     handler = _Handler(geometry)
     with Interception(model, handler):
         logits = model(ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1).logits[:, -1]

@@ -349,6 +349,13 @@ def test_caches_of_different_lengths_share_a_step(name: str, spec: str) -> None:
             assert worst(logits, torch.cat(rows)) < EXACT
 
 
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_the_state_of_other_layers_is_no_part_of_a_prompt(name: str) -> None:
+    one = one_of(name)
+    with pytest.raises(UnsupportedModelError, match="layer 0 keeps a state instead of keys and values"):
+        exact_prompt(one.model, one.geometry, token_ids(1, 20))
+
+
 def test_leaving_restores_the_model() -> None:
     one, ids = one_of("deepseek_v2"), token_ids(2, 20)
     modules = [module for module in one.model.modules() if hasattr(module, "expand_kv")]
