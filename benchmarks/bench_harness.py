@@ -14,7 +14,7 @@ import torch
 from models import TEXT
 from racing import Race, replayed
 
-from kvbench.cache.attach import identity_plan, self_test
+from kvbench.cache.self_test import identity_plan, self_test
 from kvbench.compressors.compressor import parse
 from kvbench.hardware.environment import provenance
 from kvbench.measure.arms import Arm

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from kvbench.cache.attach import CompressedModel, LayerPlan, Plan, identity_plan, self_test
+from kvbench.cache.attach import CompressedModel, LayerPlan, Plan
+from kvbench.cache.self_test import identity_plan, self_test
 from kvbench.cache.spans import Spans
 from kvbench.calibration.collect import collect
 from kvbench.calibration.statistics import Statistics

@@ -18,10 +18,9 @@ from kvbench.cache.one_step import CachesOfOneStep, OneStepContext
 from kvbench.cache.shared import MemberCodec, SharedLayer
 from kvbench.cache.spans import Spans
 from kvbench.cache.static_cache import StaticCompressedCache
-from kvbench.codecs.codec import Codec, SideCodec
-from kvbench.codecs.frame import Frame, bands_of
-from kvbench.codecs.quantizers.base import Passthrough
-from kvbench.errors import KvbenchError, UnsupportedModelError
+from kvbench.codecs.codec import Codec
+from kvbench.codecs.frame import Frame
+from kvbench.errors import UnsupportedModelError
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 from kvbench.hooks.interception import AttentionCall, Interception, Takeover, attention_modules
 from kvbench.hooks.rotary import RotaryTable, Rotator
@@ -246,42 +245,3 @@ def _require_heads(plan: Plan, geometry: ModelGeometry) -> None:
                 f"layer {layer.layer} has multi-head latent attention already, so there are no heads to make latents "
                 "of; compress its latents (pca, kvtc, int)"
             )
-
-
-def identity_plan(geometry: ModelGeometry, frame: Frame, spans: Spans | None = None) -> Plan:
-    """Nothing is compressed, yet everything runs through the whole machinery: the reference of the self-test."""
-    layers = {}
-    for layer in geometry.compressible:
-        keys = SideCodec(layer.kv_heads, layer.head_dim, None, Passthrough(geometry.dtype))
-        values = SideCodec(layer.kv_heads, layer.value_dim, None, Passthrough(geometry.dtype))
-        bands = bands_of(layer, block=8) if frame == "bands" else None
-        layers[layer.layer] = LayerPlan(Codec(keys, values, frame == "before", bands))
-    return Plan(layers, spans or Spans())
-
-
-@torch.no_grad()
-def self_test(model: PreTrainedModel, geometry: ModelGeometry, frame: Frame, tokens: int = 20) -> None:
-    """Identity codecs must reproduce the stock logits on ``tokens`` seeded tokens, in a prefill and a decode step.
-
-    Raises:
-        UnsupportedModelError: they do not (attention sinks in the softmax, …).
-        KvbenchError: the model is in training mode.
-    """
-    if model.training:
-        raise KvbenchError(f"{type(model).__name__} is in training mode, where no two passes agree; call model.eval()")
-    vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-    ids = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
-    everywhere = torch.ones_like(ids)
-    stock = model(ids, attention_mask=everywhere, use_cache=False).logits
-    plan = identity_plan(geometry, frame, Spans(sinks=2, recent=4, block=4))
-    with CompressedModel(model, plan, geometry) as compressed:
-        cache = compressed.new_cache()
-        head = model(ids[:, :-1], attention_mask=everywhere[:, :-1], past_key_values=cache, use_cache=True).logits
-        tail = model(ids[:, -1:], attention_mask=everywhere, past_key_values=cache, use_cache=True).logits
-    error = float((torch.cat([head, tail], 1) - stock).abs().max() / stock.abs().max().clamp_min(1e-9))
-    tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(model.dtype, 0.15)
-    if not error <= tolerance:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} cannot carry a compressed cache: with identity codecs the logits differ by "
-            f"{error:.1e} of their range from the stock model's, so every number would be wrong"
-        )

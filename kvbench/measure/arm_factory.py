@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
-from kvbench.cache.attach import Plan, self_test
+from kvbench.cache.attach import Plan
+from kvbench.cache.self_test import self_test
 from kvbench.calibration.statistics import Statistics
 from kvbench.codecs.frame import Frame
 from kvbench.compressors.compressor import Compressor

@@ -21,8 +21,8 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from kvbench.errors import FetchError, KvbenchError
 from kvbench.models.registry import ModelEntry
+from kvbench.storage.digests import file_sha256
 from kvbench.storage.fetching import fetch_wheel
-from kvbench.storage.files import file_sha256
 from kvbench.storage.folders import build_folder, cache_dir, check_folder
 
 PROBE = "The quick brown fox, it's 12345 jumping\n\n over  naïve 東京."

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from kvbench.errors import KvbenchError
-from kvbench.storage.files import file_sha256
+from kvbench.storage.digests import file_sha256
 
 
 def read_folder(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from kvbench.errors import FetchError
-from kvbench.storage.files import file_sha256
+from kvbench.storage.digests import file_sha256
 from kvbench.storage.folders import build_folder, cache_dir
 
 POLL_SECONDS = 0.1

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kvbench.errors import FetchError, KvbenchError
+from kvbench.storage.digests import file_crc32
 
 
 def cache_dir() -> Path:
@@ -84,18 +84,10 @@ def check_folder(folder: Path) -> Path:
 def _checksums(folder: Path) -> dict[str, int]:
     """CRC-32 of every file but the list of them itself."""
     return {
-        path.relative_to(folder).as_posix(): _crc32(path)
+        path.relative_to(folder).as_posix(): file_crc32(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / SUMS
     }
-
-
-def _crc32(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            checksum = zlib.crc32(piece, checksum)
-    return checksum
 
 
 def _flush_tree(folder: Path) -> None:

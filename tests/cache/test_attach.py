@@ -10,9 +10,10 @@ import transformers
 from driving import ALL_FAMILIES, FRAMES, SMALL_SPANS, attach, feed, subject, token_ids, worst
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from kvbench.cache.attach import CompressedModel, Plan, identity_plan, self_test
+from kvbench.cache.attach import CompressedModel, Plan
 from kvbench.cache.compressed import CompressedLayer
 from kvbench.cache.layer import ExactLayer
+from kvbench.cache.self_test import identity_plan, self_test
 from kvbench.codecs.frame import Frame
 from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.hooks.geometry import probe_geometry
@@ -196,6 +197,30 @@ def test_rope_that_depends_on_the_length_forbids_keys_before_rope() -> None:
         CompressedModel(model, identity_plan(geometry, "before"), geometry)
     with attach(model, identity_plan(geometry, "after"), geometry) as compressed:
         assert compressed.rope_table_bytes == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_wrong_in_fp32_is_refused_in_16_bit_too(dtype: torch.dtype) -> None:
+    """Its rounding is no excuse: the bound of 16 bit lets a mistake of a tenth pass, a copy in fp32 does not."""
+    config = REFUSED["gpt_oss"][0]
+    model = random_model(config)
+    for module in model.modules():  # sinks so small that they take a hundredth of the attention
+        if hasattr(module, "sinks"):
+            module.sinks.data.fill_(-5)
+    model = model.to(dtype)
+    geometry = probe_geometry(model)
+    with pytest.raises(UnsupportedModelError, match="identity codecs"):
+        self_test(model, geometry, "after")
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral", "deepseek_v2"])
+@pytest.mark.parametrize("frame", ["after", "before"])
+def test_a_16_bit_model_is_tested_by_its_first_layers(family: str, frame: Frame) -> None:
+    one = subject(family, torch.bfloat16, layers=8 if family == "gemma3" else 4)
+    layers, before = len(one.model.model.layers), traces(one.model)
+    self_test(one.model, one.geometry, frame)
+    assert len(one.model.model.layers) == layers and traces(one.model) == before
+    assert one.model.dtype == torch.bfloat16
 
 
 def test_a_model_in_training_mode_is_told_so() -> None:

@@ -95,7 +95,7 @@ def test_filled_equals_attended(spec: str) -> None:
 
 
 @pytest.mark.usefixtures("fp64")
-@pytest.mark.parametrize("family", ["gemma3", "mistral", "gpt_neox", "gpt2"])
+@pytest.mark.parametrize("family", ["gemma3", "qwen2_swa", "gpt_neox", "gpt2"])
 @pytest.mark.parametrize("spec", ["none", "kivi:bits=2", "pca:rank=0.5"])
 def test_filled_equals_attended_in_other_families(family: str, spec: str) -> None:
     """Sliding windows are trimmed when they are filled, too."""

@@ -13,8 +13,8 @@ from kvbench.models.conversion import ORIGIN, PROBE
 from kvbench.models.loading import load
 from kvbench.models.random_models import build, byte_tokenizer
 from kvbench.models.registry import ModelEntry
+from kvbench.storage.digests import file_sha256
 from kvbench.storage.fetching import Wheel
-from kvbench.storage.files import file_sha256
 
 NAMES = {
     "self_attn.q_proj": "attn_q",

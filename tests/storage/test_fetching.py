@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from kvbench.errors import FetchError
+from kvbench.storage.digests import file_sha256
 from kvbench.storage.fetching import fetch_wheel
-from kvbench.storage.files import file_sha256
 from kvbench.storage.folders import build_folder, cache_dir
 
 MEMBERS = ("tiny/data/*.txt",)
