@@ -18,7 +18,7 @@ from kvbench.errors import KvbenchError
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 from kvbench.projection.geometry import device_geometry
 from kvbench.projection.random_statistics import random_statistics
-from kvbench.projection.shape import Latent, Shape
+from kvbench.projection.shape import Shape
 
 SPECTRA = ((0.6, 1.4), (0.6, 0.6))
 """Decays of the spectra of two layers: methods are fitted to layers that are unlike, and to layers that are alike.
@@ -34,15 +34,11 @@ _DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 @dataclass(frozen=True)
 class CodedCache:
-    """``copies`` layers share what was fitted once for all of them in ``plan``, and really have bases of their own.
-
-    ``latent`` says that latents are what is coded.
-    """
+    """``copies`` layers share what was fitted once for all of them in ``plan``, and really have bases of their own."""
 
     stored: str
     plan: Plan
     geometry: ModelGeometry
-    latent: Latent | None
     copies: float
 
     @property
@@ -70,8 +66,6 @@ class CodedCache:
         layer_plan = self.plan.layers.get(layer.layer)
         exact, entries = split(layer_plan, self.plan.spans, tokens)
         codec = None if layer_plan is None else layer_plan.codec
-        if self.latent is not None:
-            return _over_latents(self.latent, layer, codec, exact, entries)
         body = 0 if codec is None else over_body(codec, layer, best_way(codec, layer), entries)
         return over_heads(layer, exact) + body
 
@@ -92,7 +86,7 @@ def coded_cache(spec: str, shape: Shape, tensor_parallel: int, width: int) -> Co
     geometry = _geometry(shape, tensor_parallel, width)
     plan, copies = _fitted(compressor, shape, geometry)
     stored = "keys and values of every head, coded" if shape.latent is None else "latent and RoPE key, coded"
-    return CodedCache(stored, plan, geometry, shape.latent, copies)
+    return CodedCache(stored, plan, geometry, copies)
 
 
 def best_way(codec: Codec, layer: LayerGeometry) -> Way:
@@ -102,19 +96,6 @@ def best_way(codec: Codec, layer: LayerGeometry) -> Way:
     if (codec.rotates and layer.rotary_dims > 0) or not codec.absorbable:
         return Way(None, "rebuilt" if codec.bands is None else "bands")
     return Way(None, "latents")
-
-
-def _over_latents(latent: Latent, layer: LayerGeometry, codec: Codec | None, exact: int, entries: int) -> int:
-    """Absorbed attention: a basis of the latent is absorbed once more; other coded latents are brought back once for
-    all heads, and so are rotated keys."""
-    native = layer.heads * (latent.width + latent.rank)
-    if codec is None:
-        return (exact + entries) * native
-    if codec.absorbable:
-        keys = codec.keys.rank * latent.rope if codec.keys.transform is not None else 0
-        return exact * native + entries * (keys + layer.heads * (latent.rope + 2 * codec.values.rank))
-    back = sum(side.rank * side.head_dim for side in codec.sides.values() if side.transform or side.online)
-    return exact * native + entries * (native + back)
 
 
 def _fitted(compressor: Compressor, shape: Shape, geometry: ModelGeometry) -> tuple[Plan, float]:

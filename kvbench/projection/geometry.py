@@ -40,7 +40,7 @@ def device_geometry(shape: Shape, tensor_parallel: int, dtype: torch.dtype) -> M
 
 
 def _latent_layer(index: int, heads: int, latent: Latent) -> LayerGeometry:
-    return LayerGeometry(index, heads, 1, latent.rope, latent.rank, latent.rope, 0, None)
+    return LayerGeometry(index, heads, 1, latent.rope, latent.rank, latent.rope, 0, None, latent=True)
 
 
 def _probed(shape: Shape) -> ModelGeometry:
