@@ -22,6 +22,7 @@ from kvbench.measure.arms import Arm
 from kvbench.measure.parts.memory import MemoryResult
 from kvbench.measure.prompt import ExactPrompt
 from kvbench.measure.results import Bytes
+from kvbench.measure.weights import expert_parameters, weight_bytes
 
 FLAG = 0.01
 """Predicted and allocated bytes may differ by this share before a result is flagged."""
@@ -166,6 +167,8 @@ def _summary(arm: Arm, allocated: CacheBytes, batch: int, tokens: int, **measure
         prediction_error=error,
         model_level_bytes=bases,
         rope_table_bytes=0 if arm.attachment is None else arm.attachment.rope_table_bytes,
+        weight_bytes=weight_bytes(arm.model.parameters()),
+        expert_bytes=weight_bytes(expert_parameters(arm.model)),
         bytes_per_token=allocated.total / (tokens * batch),
         ratio_allocated=2 * elements / allocated.total,
         ratio_predicted=2 * elements / predicted,

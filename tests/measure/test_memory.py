@@ -77,6 +77,17 @@ def test_layers_that_stay_exact_are_counted():
     assert measure_memory(arm_of(one, "none"), token_ids(1, TOKENS), steps=0).compressed_layers is None
 
 
+def test_weights_are_counted_with_those_of_experts():
+    one = subject("mixtral", torch.float32)
+    memory = measure_memory(arm_of(one, "none"), token_ids(1, TOKENS), steps=0)
+    assert memory.weight_bytes == 4 * sum(parameter.numel() for parameter in one.model.parameters())
+    hidden, wide, experts = 64, 96, 4
+    assert memory.expert_bytes == 4 * 2 * experts * 3 * hidden * wide, "two layers of three matrices each"
+    dense = measure_memory(arm_of(subject("gpt2", torch.float32), "none"), token_ids(1, TOKENS), steps=0)
+    tied = sum(parameter.numel() for parameter in subject("gpt2").model.parameters())
+    assert (dense.expert_bytes, dense.weight_bytes) == (0, 4 * tied)
+
+
 def test_bases_are_model_level_and_not_in_the_cache():
     one = subject("llama", torch.float32)
     memory = measure_memory(arm_of(one, "pca:rank=0.5,frame=before"), token_ids(1, TOKENS), steps=0)

@@ -70,7 +70,13 @@ def test_a_narrow_terminal_loses_columns_by_name_but_no_digit(width, wide):
 
 def test_wide_shows_every_number_with_its_interval():
     first, *rest = fake.a_run()
-    layers = {"layers": 4, "compressed_layers": 2, "compressed_share": 0.9}
+    layers = {
+        "layers": 4,
+        "compressed_layers": 2,
+        "compressed_share": 0.9,
+        "weight_bytes": 9 << 20,
+        "expert_bytes": 3 << 20,
+    }
     solved = first.model_copy(update={"solved_for": (3.0,), "memory": first.memory.model_copy(update=layers)})
     text = " ".join(printed([solved, *rest], width=170, wide=True).split())
     measured = [columns for part, columns in DETAILS.items() if getattr(first, part)]

@@ -70,6 +70,10 @@ class MemoryResult(Frozen):
     model_level_bytes: int
     """Stored once for all caches: bases, codebooks."""
     rope_table_bytes: int
+    weight_bytes: int | None = None
+    """Of the model, tied weights once."""
+    expert_bytes: int | None = None
+    """Those of them that belong to routed experts, of which a token passes a few."""
     bytes_per_token: float
     ratio_allocated: float
     ratio_predicted: float

@@ -34,6 +34,14 @@ def _layers(memory: MemoryResult) -> Cell | None:
     return Cell(f"{memory.compressed_layers} of {memory.layers}, {share:.0%}", share)
 
 
+def _weights(memory: MemoryResult) -> Cell | None:
+    """Only of models with experts: elsewhere weights say nothing about a cache."""
+    if not memory.expert_bytes or memory.weight_bytes is None:
+        return None
+    share = memory.expert_bytes / memory.weight_bytes
+    return Cell(f"{memory.weight_bytes / 2**20:,.0f}, {share:.0%}", memory.weight_bytes)
+
+
 def _parts(memory: MemoryResult) -> Cell | None:
     """Shares of the allocated bytes, in per cent."""
     stored = memory.allocated
@@ -161,5 +169,11 @@ COLUMNS = (
         "The same during decoding, the cache included.",
         _memory(lambda memory: mebibyte_cell(memory.peak_decode_bytes)),
         importance=14,
+    ),
+    Column(
+        "weights MiB,\nexperts",
+        "The model's weights, which the cache stands beside, and the share of routed experts in them.",
+        _memory(_weights),
+        importance=20,
     ),
 )
