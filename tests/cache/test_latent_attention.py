@@ -266,6 +266,7 @@ COMPRESSED = (
     "int:bits=8",
     "int:bits=4",
     "fp8",
+    "fp8:group=8,side=values",
     "cast:to=fp8",
     "kivi:bits=4,group=8",
     "pca:rank=0.75",

@@ -10,6 +10,7 @@ from kvbench.cache.attach import Plan
 from kvbench.cache.cache import CompressedCache, reachable_tensors
 from kvbench.cache.prediction import body_bits_per_element, predict_bytes
 from kvbench.compressors.compressor import parse
+from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 EVICTIONS = ("snapkv:budget=0.25", "tova:budget=0.25", "knorm:budget=0.25", "random:budget=0.25")
@@ -70,6 +71,8 @@ def test_evicted_memory_is_gone(spec: str) -> None:
     ("spec", "bits"),
     [
         ("fp8", 8 + 16 / 16),
+        ("fp8:group=8", 8 + 2 * 16 / 16),
+        ("fp8:group=6,scale=float32", 8 + 3 * 32 / 16),
         ("cast:to=fp16", 16),
         ("turboquant:bits=3", 3 + 16 / 16),
         ("kvquant:bits=3,outliers=0", 3 + 32 / (2 * 16) / 2),  # two heads of 16, scales for values only
@@ -82,6 +85,14 @@ def test_bits_per_element_by_hand(spec: str, bits: float) -> None:
     one = subject("llama", torch.float32)
     assert one.geometry.layers[0].kv_heads == 2 and one.geometry.layers[0].head_dim == 16
     assert body_bits_per_element(fitted(one, spec), one.geometry) == pytest.approx(bits)
+
+
+def test_flash_mlas_layout_takes_656_bytes() -> None:
+    """512 fp8 values, 4 scales in fp32 and a RoPE key of 64 channels in bf16 (FlashMLA's README, "FP8 KV cache")."""
+    layer = LayerGeometry(0, 128, 1, 64, 512, 64, 0, None, latent=True)
+    geometry = ModelGeometry((layer,), torch.bfloat16, torch.device("cpu"), dynamic_rope=False)
+    plan = parse("fp8:group=128,scale=float32,side=values").fit(geometry)
+    assert body_bits_per_element(plan, geometry) == 8 * 656 / 576
 
 
 def test_a_rotation_is_kept_once_for_all_heads_and_layers() -> None:

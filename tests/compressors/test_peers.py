@@ -23,6 +23,7 @@ SPANS = Spans(sinks=2, recent=9, block=8)
 QUANTIZERS = (
     "fp8",
     "fp8:format=e5m2",
+    "fp8:group=6,scale=float32",
     "cast:to=fp8",
     "cast:to=bf16",
     "turboquant:bits=3",

@@ -75,6 +75,7 @@ def test_names_are_the_built_in_files():
         "frontier",
         "full",
         "mla",
+        "native-mla",
         "needles",
         "quick",
         "ruler-1k",

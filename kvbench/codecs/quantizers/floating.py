@@ -1,4 +1,4 @@
-"""Narrower floating-point formats: 16-bit casts, and 8-bit floats with or without a scale per token and head."""
+"""Narrower floating-point formats: 16-bit casts, and 8-bit floats with or without scales per token."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ def _levels(dtype: torch.dtype, device: torch.device) -> Tensor:
 class FloatQuantizer:
     """Latents in ``dtype``, saturating at its largest value.
 
-    ``scaled`` first stretches every token of a head group to the format's whole range and keeps its largest magnitude
-    in fp16. Formats of 8 bits are packed as codes, eight tokens at a time.
+    ``scaled`` first stretches ``group`` channels of every token (None: those of a whole head group) to the format's
+    range and keeps their largest magnitude in ``scale``. Formats of 8 bits are packed as codes, eight tokens at a time.
     """
 
     dtype: torch.dtype
     scaled: bool = False
+    group: int | None = None
+    scale: torch.dtype = SCALE
 
     @property
     def block(self) -> int:
@@ -38,15 +40,17 @@ class FloatQuantizer:
         return TOKENS_PER_GROUP if self.dtype.itemsize == 1 else 1
 
     def encode(self, latents: Tensor) -> Stored:
-        """Latents (batch, groups, tokens, rank) → codes, and largest magnitudes (batch, groups, tokens) if scaled."""
+        """Latents (batch, groups, tokens, rank) → codes, and largest magnitudes (batch, groups, tokens, channel groups)
+        if scaled."""
         limit = torch.finfo(self.dtype).max
         if not self.scaled:
             return {"codes": self._packed(latents.clamp(-limit, limit).to(self.dtype, copy=True))}
-        bounds = torch.finfo(SCALE)
-        largest = latents.abs().amax(-1).clamp(bounds.tiny, bounds.max).to(SCALE)
+        bounds, rank = torch.finfo(self.scale), latents.shape[-1]
+        pieces = latents.abs().split(self._channels(rank), -1)
+        largest = torch.stack([piece.amax(-1) for piece in pieces], -1).clamp(bounds.tiny, bounds.max).to(self.scale)
         # Rounding of the magnitude may push the largest value just over the limit.
-        codes = (latents.float() * (limit / largest.float()).unsqueeze(-1)).clamp(-limit, limit).to(self.dtype)
-        return {"codes": self._packed(codes), "largest": largest}
+        stretched = latents.float() * self._by_channel(limit / largest.float(), rank)
+        return {"codes": self._packed(stretched.clamp(-limit, limit).to(self.dtype)), "largest": largest}
 
     def decode(self, stored: Stored) -> Tensor:
         """Codes → latents in fp32."""
@@ -55,30 +59,39 @@ class FloatQuantizer:
             codes = unpack(codes, (8,) * (codes.shape[-1] // TOKENS_PER_GROUP)).view(self.dtype)
         latents = codes.float()
         if self.scaled:
-            latents *= (stored["largest"].float() / torch.finfo(self.dtype).max).unsqueeze(-1)
+            latents *= self._by_channel(stored["largest"].float() / torch.finfo(self.dtype).max, latents.shape[-1])
         return latents
 
     def coded(self, stored: Stored) -> Coded | Tensor | None:
         """Scaled 8-bit codes with the format's values as levels; longer formats without a scale as they are.
 
-        None for 8-bit codes without a scale: two bytes do not hold the format's range.
+        None for 8-bit codes without a scale, as two bytes do not hold the format's range, and with scales in fp32.
         """
         codes = stored["codes"]
         if self.dtype.itemsize > 1:
             return None if self.scaled else codes
-        if not self.scaled:
+        if not self.scaled or self.scale != SCALE:
             return None
         rank = codes.shape[-1] // TOKENS_PER_GROUP
         levels = {8: _levels(self.dtype, codes.device)}
         component = constant(1 / torch.finfo(self.dtype).max, rank, codes.device)
-        return Coded(codes, (8,) * rank, rank, levels, stored["largest"].unsqueeze(-1), component=component)
+        return Coded(codes, (8,) * rank, self._channels(rank), levels, stored["largest"], component=component)
+
+    def _channels(self, rank: int) -> int:
+        """Channels that share a scale."""
+        return rank if self.group is None else min(self.group, rank)
+
+    def _by_channel(self, scales: Tensor, rank: int) -> Tensor:
+        """Scales of channel groups (…, groups) for each of ``rank`` channels, or for all where there is one."""
+        return scales if scales.shape[-1] == 1 else scales.repeat_interleave(self._channels(rank), -1)[..., :rank]
 
     def _packed(self, codes: Tensor) -> Tensor:
         return pack(codes.view(torch.uint8), (8,) * codes.shape[-1]) if self.dtype.itemsize == 1 else codes.contiguous()
 
     def cost(self, groups: int, rank: int, dtype: torch.dtype) -> Cost:
-        """The format's width per component, and 16 bits per token and group if scaled."""
-        return Cost(groups * rank * self.dtype.itemsize * 8, groups * SCALE.itemsize * 8 if self.scaled else 0.0)
+        """The format's width per component, and that of a scale per token and channel group if scaled."""
+        scales = -(-rank // self._channels(rank)) if self.scaled and rank else 0
+        return Cost(groups * rank * self.dtype.itemsize * 8, groups * scales * self.scale.itemsize * 8)
 
     def tensors(self) -> list[Tensor]:
         """Nothing at model level."""

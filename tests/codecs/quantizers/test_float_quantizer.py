@@ -24,6 +24,20 @@ def test_codes_are_of_the_format_and_cost_is_what_they_take(dtype: torch.dtype, 
     assert (cost.scales > 0) == scaled
 
 
+@pytest.mark.parametrize("group", [1, 8, 10, 24, 99])
+@pytest.mark.parametrize("scale", [torch.float16, torch.float32])
+def test_every_group_of_channels_has_a_scale_of_its_own(group: int, scale: torch.dtype) -> None:
+    states = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, 24)
+    quantizer = FloatQuantizer(torch.float8_e4m3fn, True, group, scale)
+    stored = quantizer.encode(states)
+    cost = quantizer.cost(3, 24, torch.float32)
+    assert sum(tensor.nbytes for tensor in stored.values()) * 8 == 2 * 16 * (cost.payload + cost.scales)
+    assert stored["largest"].shape[-1] == -(-24 // group) and stored["largest"].dtype == scale
+    alone = FloatQuantizer(torch.float8_e4m3fn, True, None, scale)
+    pieces = [alone.decode(alone.encode(piece)) for piece in states.split(group, -1)]
+    assert torch.equal(quantizer.decode(stored), torch.cat(pieces, -1))
+
+
 @given(st.integers(-6, 4), st.integers(0, 2**31), st.sampled_from(FP8))
 @settings(deadline=None, max_examples=60)
 def test_scaled_fp8_keeps_relative_precision_at_any_magnitude(power: int, seed: int, dtype: torch.dtype) -> None:
