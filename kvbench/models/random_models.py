@@ -129,6 +129,7 @@ def parse(name: str) -> tuple[str, dict[str, int]]:
         KvbenchError: unknown family or key, or a value that is not a positive integer (a seed may be 0).
     """
     family, _, query = name.removeprefix("random:").partition("?")
+    family = family.replace("-", "_")  # as people write deepseek-v3
     overrides = {}
     for part in filter(None, query.split(",")):
         key, _, value = part.partition("=")

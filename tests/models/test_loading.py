@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from kvbench.errors import FetchError, KvbenchError
 from kvbench.models import hub
 from kvbench.models.loading import LoadedModel, load
-from kvbench.models.random_models import FAMILIES, build, byte_tokenizer
+from kvbench.models.random_models import FAMILIES, build, byte_tokenizer, parse
 
 SENTENCE = "Hello, wörld! 東京"
 
@@ -180,6 +180,12 @@ def test_building_leaves_the_random_state_alone():
     torch.manual_seed(5)
     build("llama", seed=9)
     assert torch.rand(1) == expected
+
+
+def test_families_are_written_as_models_are():
+    assert (
+        parse("random:deepseek-v3?layers=2") == parse("random:deepseek_v3?layers=2") == ("deepseek_v3", {"layers": 2})
+    )
 
 
 def test_geometry_can_be_asked_for():
