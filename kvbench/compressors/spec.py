@@ -42,11 +42,11 @@ def read(text: str) -> Spec:
     """
     if not text.strip():
         raise KvbenchError(f"empty compressor spec; known: {', '.join(registry.names())}")
-    if re.search(r"[^!-~]", text):
-        raise KvbenchError(f"compressor {text!r} holds spaces or characters that no spec has; write name:key=value")
+    if re.search(r"[^ -~]", text):
+        raise KvbenchError(f"compressor {text!r} holds characters that no spec has; write name:key=value in one line")
     parts, spans = [], {}
-    for part in text.split("+"):
-        name, _, rest = part.partition(":")
+    for part in text.strip().split("+"):
+        name, _, rest = part.strip().partition(":")
         settings = _settings(part, rest)
         cls = registry.find(name)
         for key in _SPANS:
@@ -55,14 +55,14 @@ def read(text: str) -> Spec:
                     raise KvbenchError(f"{text}: sets {key} twice; it holds for all parts together")
                 value = settings.pop(key)
                 spans[key] = convert(f"{name}:{key}", _SHORT.get(value, value), _SPANS[key])
-        parts.append(WrittenPart(part, cls, settings))
+        parts.append(WrittenPart(part.strip(), cls, settings))
     return Spec(text, tuple(parts), spans)
 
 
 def _settings(text: str, rest: str) -> dict[str, str]:
     settings: dict[str, str] = {}
     for item in filter(None, rest.split(",")):
-        key, equals, value = item.partition("=")
+        key, equals, value = (piece.strip() for piece in item.partition("="))
         if not equals or not key or not value:
             raise KvbenchError(f"cannot read {item!r} in compressor {text!r}; write name:key=value,key=value")
         if key in settings:

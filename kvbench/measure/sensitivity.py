@@ -63,7 +63,8 @@ def calibrated(
             measured = measure_sensitivity(loaded.model, geometry, statistics, windows.ids, progress)
             (partial / _FILE).write_text(measured.to_json(), "utf-8")
 
-        return _read(check_folder(build_folder(beside.with_name(f"{beside.name}-sensitivity-{_RECIPE}"), build)))
+        folder = check_folder(build_folder(beside.with_name(f"{beside.name}-sensitivity-{_RECIPE}"), build))
+        return Sensitivity.from_json((folder / _FILE).read_text("utf-8"))
 
     statistics.measure_sensitivity = measure
     return statistics
@@ -137,10 +138,3 @@ def _error(codec: SideCodec, states: Tensor) -> float:
     states = states[:, :, SINKS:]
     states = states[:, :, : states.shape[2] // codec.quantizer.block * codec.quantizer.block]
     return float((codec.decode(codec.encode(states)).double() - states.double()).square().sum((1, 3)).mean())
-
-
-def _read(folder: Path) -> Sensitivity:
-    try:
-        return Sensitivity.from_json((folder / _FILE).read_text("utf-8"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise KvbenchError(f"the sensitivity in {folder} is damaged ({error}); delete it to measure again") from error

@@ -100,9 +100,8 @@ def test_command_lines(refuse: Refuse, command: list[str], told: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
-        ("int:bits=٣", "holds spaces or characters that no spec has"),
-        ("int:bits=4 ", "holds spaces or characters that no spec has"),
-        ("int:bits=4\nhadamard", "holds spaces or characters that no spec has"),
+        ("int:bits=٣", "holds characters that no spec has"),
+        ("int:bits=4\nhadamard", "holds characters that no spec has"),
         ("int:bits=1_0", "int:bits='1_0' is not a whole number"),
         ("int:bits=4,sinks=99999999999999999999", "is beyond 2,147,483,647"),
         ("int:bits=4,group=100000000000", "is beyond 2,147,483,647"),

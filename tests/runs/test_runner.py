@@ -265,7 +265,7 @@ def test_a_folder_of_another_suite_is_refused(tmp_path: Path):
 
 
 def test_threads_are_part_of_a_trial(tmp_path: Path):
-    with pytest.raises(KvbenchError, match="threads must be at least 1, or 0 for torch's own choice; got -1"):
+    with pytest.raises(KvbenchError, match="threads must be 1 to 1024, or 0 for torch's own choice; got -1"):
         Runner(RunStore(tmp_path), Diary(), threads=-1)
     one, two = (Runner(RunStore(tmp_path), Diary(), threads=n).plan(suite("none"))[0] for n in (1, 2))
     assert (one.threads, two.threads) == (1, 2) and one.id != two.id
