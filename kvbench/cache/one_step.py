@@ -73,7 +73,7 @@ class _LayerOfOneStep(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append (rows, kv heads, 1, ·) to the caches; returns them unchanged."""
+        """Hand (rows, kv heads, 1, ·) to the caches, which store them when they attend; returns them unchanged."""
         for cache, rows in zip(self._step.caches, self._step.rows, strict=True):
             cache.update(key_states[rows], value_states[rows], self._index)
         return key_states, value_states

@@ -53,6 +53,8 @@ class TaskBench:
     bench: ModelBench
     samples: dict[str, tuple[Task, list[FittedSample]]]
     _baseline: dict[str, list[_Answers]] = field(default_factory=dict)
+    _last_prompt: tuple[str, ExactPrompt] | None = None
+    """Of the last task only: prompts are large."""
 
     @classmethod
     def of(
@@ -109,8 +111,14 @@ class TaskBench:
             attention=turns[-1].attention,
         )
 
-    def _prompt(self, samples: list[FittedSample]) -> ExactPrompt:
+    def _prompt(self, name: str) -> ExactPrompt:
         """All contexts of a task, prefilled together."""
+        if self._last_prompt is None or self._last_prompt[0] != name:
+            self._last_prompt = None  # released before the next is made
+            self._last_prompt = name, self._new_prompt(self.samples[name][1])
+        return self._last_prompt[1]
+
+    def _new_prompt(self, samples: list[FittedSample]) -> ExactPrompt:
         bench = self.bench
         ids = torch.tensor([sample.context for sample in samples], device=bench.loaded.model.device)
         if not bench.identity:
@@ -134,7 +142,7 @@ class TaskBench:
         """The questions of one task: the first of every sample, then the second, each on top of the context."""
         name, (task, samples) = list(self.samples.items())[task_place]
         self.bench.report(f"{name} through {arm.name}", task_place, len(self.samples))
-        context, last = arm.fill(self._prompt(samples)), last_tokens(self.bench.loaded)
+        context, last = arm.fill(self._prompt(name)), last_tokens(self.bench.loaded)
         for place in range(len(samples[0].questions)):
             ids = self._ids([sample.questions[place] for sample in samples])
             is_last = place == len(samples[0].questions) - 1

@@ -12,11 +12,10 @@ from kvbench.runs.trials import Trial
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds that ``known`` trials will take in all; of the ``unknown`` ones nothing alike was measured."""
+    """Seconds that ``known`` trials will take in all; of the others nothing alike was measured."""
 
     seconds: float
     known: int
-    unknown: int
 
 
 def estimate(trials: Sequence[Trial], earlier: Iterable[Record]) -> Estimate:
@@ -35,7 +34,7 @@ def estimate(trials: Sequence[Trial], earlier: Iterable[Record]) -> Estimate:
         for trial in trials
         if _alike(trial) in by_workload
     ]
-    return Estimate(sum(known), len(known), len(trials) - len(known))
+    return Estimate(sum(known), len(known))
 
 
 def _alike(trial: Trial) -> str:

@@ -11,60 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 from fp64 import one_thread
-from kept_kernels import cache_with_kernels
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from tiny_suite import HEAD, SUITE
 from transformers import AutoModelForCausalLM, BloomConfig, GPTJConfig
 
 from kvbench.cli import main as cli
-from kvbench.models.random_models import build, byte_tokenizer
+from kvbench.models.random_models import byte_tokenizer
 from kvbench.runs.store import RunStore, read_records
 
 __all__ = ["one_thread"]
 
-QUALITY = """
-[workload.quality]
-text = "pydoc"
-calibration_text = "pydoc"
-calibration_windows = 2
-calibration_length = 64
-documents = 1
-length = 48
-prefix = 16
-"""
-HEAD = """
-name = "tiny"
-models = ["random:llama"]
-compressors = ["none"]
-[[workload]]
-name = "w"
-"""
-SUITE = HEAD + QUALITY
 Refuse = Callable[..., str]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KVBENCH_CACHE", cache_with_kernels(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
-    """Run a command that must be refused with ``code``; the one line that it says."""
-
-    def call(*arguments: object, code: int = 2) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert ended.value.code == code, captured.err
-        assert captured.out == "" and "Traceback" not in captured.err
-        (line,) = captured.err.splitlines()
-        assert line.startswith("kvbench: ")
-        return line.removeprefix("kvbench: ")
-
-    return call
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
@@ -79,14 +38,6 @@ def suite(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "tiny.toml"
 
     return write
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A model as save_pretrained writes it."""
-    build("llama").save_pretrained(tmp_path / "model")
-    byte_tokenizer().save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
 
 
 # ---- the command itself ----------------------------------------------------------------------------------------------

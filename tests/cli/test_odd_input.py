@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from fp64 import one_thread
-from kept_kernels import cache_with_kernels
 from safetensors.torch import load_file, save_file
+from tiny_suite import SUITE
 
 from kvbench.calibration.store import calibrate
 from kvbench.cli import main as cli
@@ -25,45 +25,7 @@ from kvbench.texts.windows import windows
 __all__ = ["one_thread"]
 
 Refuse = Callable[..., str]
-SUITE = """
-name = "tiny"
-models = ["random:llama"]
-compressors = ["none"]
-[[workload]]
-name = "w"
-[workload.quality]
-text = "pydoc"
-calibration_text = "pydoc"
-calibration_windows = 2
-calibration_length = 64
-documents = 1
-length = 48
-prefix = 16
-"""
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KVBENCH_CACHE", cache_with_kernels(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
-    """Run a command that must be refused with ``code``; the one line that it says."""
-
-    def call(*arguments: object, code: int = 2) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert ended.value.code == code, captured.err
-        assert captured.out == "" and "Traceback" not in captured.err
-        (line,) = captured.err.splitlines()
-        assert line.startswith("kvbench: ")
-        return line.removeprefix("kvbench: ")
-
-    return call
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 RUN = ["run", "--model", "random:llama", "--compressor", "none"]
@@ -152,14 +114,6 @@ def test_nothing_to_show(refuse: Refuse, tmp_path: Path, verb: list[str]) -> Non
 def test_a_baseline_is_no_folder(refuse: Refuse, tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").touch()
     assert ". is a folder; name the file to write" in refuse("gate", ".", "--baseline", ".", "--update")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A model as save_pretrained writes it."""
-    build("llama").save_pretrained(tmp_path / "model")
-    byte_tokenizer().save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import Tensor
 from kvbench.codecs.codec import Codec
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
+from kvbench.measure import tasks as tasks_module
 from kvbench.measure.bench import CalibrationSource, ModelBench
 from kvbench.measure.parts.tasks import TaskScore
 from kvbench.measure.quality import QualityBench
@@ -63,6 +64,16 @@ def test_several_questions_are_put_to_one_context(tiny: ModelBench) -> None:
     assert [answer.sample for answer in score.answers] == [0, 1] * 3
     assert len({(answer.sample, answer.question) for answer in score.answers}) == 6
     assert len(score.by_sample()[0]) == 2, "questions about one context are not independent samples"
+
+
+def test_contexts_are_prefilled_once_for_all_arms(tiny: ModelBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefilled, real = list[int](), tasks_module.exact_prompt
+    monkeypatch.setattr(tasks_module, "exact_prompt", lambda *given: prefilled.append(1) or real(*given))
+    task = Needles("essay", ["some", "words.", "stand", "here."] * 50, new_tokens=4)
+    bench = TaskBench.of(tiny, {"one": (task, 900)}, PromptTemplate.of(tiny.loaded.tokenizer, chat=False), 2, 1)
+    for spec in ("identity", "int:bits=8", "none"):
+        bench.answers(tiny.arm(parse(spec), SOURCE))
+    assert len(prefilled) == 1
 
 
 def test_a_conversation_is_one_text_of_questions_and_right_answers(tiny: ModelBench) -> None:
