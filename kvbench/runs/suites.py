@@ -18,6 +18,7 @@ from kvbench.cache.spans import ExactDtype
 from kvbench.errors import KvbenchError, unknown
 from kvbench.measure.parts import PARTS
 from kvbench.measure.parts.quality import QualityWorkload
+from kvbench.runs.matrix import KEYS, MOST_CELLS, Cell, expand_matrix
 from kvbench.runs.trials import Workload
 from kvbench.storage.frozen import Frozen
 
@@ -45,7 +46,8 @@ class Suite(Frozen):
 
     A ``quoted`` suite's figures may stand in a text: it scores the test split, on documents enough for intervals.
     ``exact`` is the dtype of the exact spans of every spec that is solved for equal bytes, and ``solved_for`` the bits
-    per element that such specs stand for.
+    per element that such specs stand for. ``leave_out`` are cells of a matrix that are not run
+    (:mod:`kvbench.runs.matrix`).
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
@@ -56,6 +58,7 @@ class Suite(Frozen):
     quoted: bool = False
     exact: ExactDtype = "model"
     solved_for: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    leave_out: frozenset[Cell] = frozenset()
     workload: tuple[SuiteWorkload, ...] = Field(min_length=1)
 
     def narrowed(
@@ -104,25 +107,31 @@ def suite_names() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
-def load_suite(name: str | Path) -> Suite:
-    """A built-in suite by name, or the suite of a ``.toml`` file. Raises KvbenchError saying what is wrong with it."""
+def load_suite(name: str | Path, profile: str | None = None, most: int = MOST_CELLS) -> Suite:
+    """A built-in suite by name, or the suite of a ``.toml`` file; of a matrix, at ``most`` that many cells.
+
+    Raises:
+        KvbenchError: it does not exist, or what is wrong with it.
+    """
     if str(name).endswith(".toml"):
         path = Path(name)
         try:
-            return parse_suite(path.read_text("utf-8"), str(path))
+            return parse_suite(path.read_text("utf-8"), str(path), profile, most)
         except (OSError, UnicodeDecodeError) as error:
             raise KvbenchError(f"cannot read suite {path}: {error}") from error
     if name not in suite_names():
         raise unknown("suite", str(name), [*suite_names(), "<path of a .toml file>"])
-    return parse_suite(
-        resources.files("kvbench.runs").joinpath("builtin", f"{name}.toml").read_text("utf-8"), str(name)
-    )
+    text = resources.files("kvbench.runs").joinpath("builtin", f"{name}.toml").read_text("utf-8")
+    return parse_suite(text, str(name), profile, most)
 
 
-def parse_suite(text: str, source: str) -> Suite:
+def parse_suite(text: str, source: str, profile: str | None = None, most: int = MOST_CELLS) -> Suite:
     """The suite of TOML text; ``source`` names it in errors. Raises KvbenchError."""
     try:
-        return Suite.model_validate(tomllib.loads(text))
+        document, leave_out = expand_matrix(tomllib.loads(text), profile, most)
+        return Suite.model_validate(document | {"leave_out": leave_out} if leave_out else document)
+    except KvbenchError as error:
+        raise KvbenchError(f"suite {source}: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise KvbenchError(f"suite {source} is not valid TOML: {error}") from error
     except ValidationError as error:
@@ -141,6 +150,7 @@ def expand(suite: Suite, calibrates: Callable[[str], bool] | None = None) -> lis
         if workload.models is None or model in workload.models
         for compressor in suite.compressors
         if calibrates is None or calibrates(compressor) or not workload.calibrated_only
+        if (model, compressor, workload.name) not in suite.leave_out
     ]
 
 
@@ -152,8 +162,8 @@ def _explain(error: ValidationError, source: str) -> KvbenchError:
     if problem["type"] != "extra_forbidden":
         return KvbenchError(f"suite {source}: {where}: {problem['msg'].removeprefix('Value error, ')}")
     tables = [str(part) for part in path[:-1] if isinstance(part, str)]
-    table = _TABLES[tables[-1]] if tables else Suite
-    return unknown(f"key in suite {source}, {'.'.join(tables) or 'top level'}:", str(path[-1]), table.model_fields)
+    known = _TABLES[tables[-1]].model_fields if tables else (*Suite.model_fields, *KEYS)
+    return unknown(f"key in suite {source}, {'.'.join(tables) or 'top level'}:", str(path[-1]), known)
 
 
 def _require_quotable(name: str, quality: QualityWorkload) -> None:
