@@ -25,6 +25,7 @@ LONGEST = (
     "test_plain_cpu.py",
     "test_triton_kernels.py",
     "test_plugin_package.py",
+    "test_ray_cluster.py",
     "test_benchmarks_run.py",
 )
 """Files that take a minute for few tests: begun first, so that no process is alone with one at the end."""

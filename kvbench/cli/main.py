@@ -20,6 +20,7 @@ from kvbench.cli.records import merge, records
 from kvbench.cli.report import report
 from kvbench.cli.run import run
 from kvbench.cli.show import show
+from kvbench.cli.sweep import sweep, trial
 from kvbench.cli.validate import validate
 from kvbench.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, KvbenchError
 
@@ -45,7 +46,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 VERBS = (
-    *(run, gate, compare, report, records, merge, ls, show),
+    *(run, sweep, trial, gate, compare, report, records, merge, ls, show),
     *(calibrate, fit, generate, lm_eval, validate, project, doctor),
 )
 for verb in VERBS:
@@ -70,7 +71,7 @@ def _exit_code(given: list[str]) -> int:
         return _refuse(f"{error} Help: {' '.join(['kvbench', *(error.command_chain or ())])} --help", EXIT_USAGE)
     except KeyboardInterrupt:
         resume = f"; what is finished is kept, resume with: {shlex.join(['kvbench', *given])}"
-        say("interrupted" + (resume if given[:1] in (["run"], ["fit"]) else ""))
+        say("interrupted" + (resume if given[:1] in (["run"], ["sweep"], ["trial"], ["fit"]) else ""))
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

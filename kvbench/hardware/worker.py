@@ -1,7 +1,7 @@
-"""A process that imports a module once and then works on one request after another.
+"""A process that imports a module once and then works on one request after another, each in a fork of its own.
 
 Importing torch and transformers takes seconds; a process that is started for each request would spend most of its time
-with that.
+with that. A fork starts from the imports and nothing else.
 """
 
 from __future__ import annotations
@@ -12,13 +12,21 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Thread
 from typing import IO
 
 import kvbench
+
+FORKS = sys.platform == "linux"
+"""Elsewhere a process works once and ends: libraries of macOS do not survive a fork, and Windows has none."""
+
+WATCH_S = 0.1
+"""Seconds between two looks at a process that works."""
 
 START = "import sys; sys.path.append(sys.argv[1]); from {module} import main; main()"
 """Where kvbench lies comes last on the path, and the current folder not at all (-P): no file there is imported."""
@@ -27,8 +35,8 @@ START = "import sys; sys.path.append(sys.argv[1]); from {module} import main; ma
 class Worker:
     """Runs ``main()`` of ``module`` in a process of its own, started on the first request and ended with this one.
 
-    ``main`` reads requests from standard input, a line each, and writes one line with an exit status for each. It may
-    end after any of them, or die: the next request starts it anew. ``environment`` is set on top of this process'.
+    ``main`` calls :func:`serve`. It may end after any request, or die: the next request starts it anew.
+    ``environment`` is set on top of this process'.
     """
 
     def __init__(self, module: str, environment: Mapping[str, str]) -> None:
@@ -38,8 +46,11 @@ class Worker:
         self._stderr: IO[bytes] | None = None
         atexit.register(self.stop)
 
-    def run(self, request: str, timeout_s: float) -> int:
-        """The exit status of the work on ``request``; negative for the signal that ended it.
+    def run(self, folder: Path, timeout_s: float, watch: Callable[[], None] = lambda: None) -> int:
+        """The exit status of the work in ``folder``; negative for the signal that ended it.
+
+        Args:
+            watch: called a few times a second; what it raises ends the process and is passed on.
 
         Raises:
             TimeoutError: it took longer than ``timeout_s``; the process was ended.
@@ -48,10 +59,13 @@ class Worker:
         assert process.stdin is not None and process.stdout is not None
         reader = Thread(target=lambda line: answers.append(line()), args=(process.stdout.readline,), daemon=True)
         try:
-            process.stdin.write(request + "\n")
+            process.stdin.write(f"{folder}\n")
             process.stdin.flush()
             reader.start()
-            reader.join(timeout_s)
+            deadline = time.monotonic() + timeout_s
+            while not answers and (left := deadline - time.monotonic()) > 0:
+                reader.join(min(WATCH_S, left))
+                watch()
             answered = bool(answers)
         except BrokenPipeError:
             return process.wait()
@@ -98,3 +112,32 @@ class Worker:
                 start_new_session=True,  # Ctrl-C is for this process, which then ends that one
             )
         return self._process
+
+
+def serve(work: Callable[[Path], int]) -> None:
+    """Work in every folder that is named on standard input, a line each; answer each with the exit status of ``work``.
+
+    Where processes fork, each is worked in by a fork of this one, which must have started no threads.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    for line in sys.stdin:
+        folder = Path(line.rstrip("\n"))
+        print(_forked(work, folder) if FORKS else work(folder), file=answers, flush=True)
+        if not FORKS:
+            return
+
+
+def _forked(work: Callable[[Path], int], folder: Path) -> int:
+    """The exit status of a fork that works; negative for the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = work(folder)
+        except BaseException:
+            traceback.print_exc()
+        finally:  # nothing of the process that was forked goes on here
+            sys.stderr.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -7,8 +7,6 @@ seconds, and has done nothing else. Started by :mod:`kvbench.measure.memory_prob
 from __future__ import annotations
 
 import json
-import os
-import sys
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from kvbench.compressors.compressor import parse
 from kvbench.compressors.plan_file import dump_plan, open_plan
 from kvbench.errors import KvbenchError
 from kvbench.hardware.allocator import refuse_huge_pages
+from kvbench.hardware.worker import serve
 from kvbench.kernels.choice import warm_up
 from kvbench.kernels.reading import Reading
 from kvbench.measure.arm_factory import ArmFactory
@@ -32,9 +31,6 @@ from kvbench.models.loading import load
 
 REQUEST, PLAN, PROMPT = "request.json", "plan.safetensors", "prompt.safetensors"
 RESULT, ERRORS = "result.json", "errors.txt"
-
-FORKS = sys.platform == "linux"
-"""Elsewhere a process measures once and ends: libraries of macOS do not survive a fork, and Windows has none."""
 
 
 @dataclass(frozen=True)
@@ -86,23 +82,9 @@ def _copy_weights(model: PreTrainedModel) -> None:
 
 
 def main() -> None:
-    """Measure in every folder that is named on standard input, a line each; answer each with an exit status."""
+    """Measure in every folder that is named on standard input."""
     refuse_huge_pages()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is no answer
-    for line in sys.stdin:
-        folder = Path(line.rstrip("\n"))
-        print(_forked(folder) if FORKS else _run(folder), file=answers, flush=True)
-        if not FORKS:
-            return
-
-
-def _forked(folder: Path) -> int:
-    """The exit status of a fork that measures; negative for the signal that ended it."""
-    child = os.fork()
-    if child == 0:
-        os._exit(_run(folder))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    serve(_run)
 
 
 def _run(folder: Path) -> int:

@@ -80,7 +80,7 @@ def check_room(arm: Arm, ids: Tensor) -> None:
 def measured(folder: Path, name: str, timeout_s: float) -> MemoryResult:
     """What a child has measured in ``folder``, where everything was packed; errors as in :func:`probe`."""
     try:
-        status = CHILD.run(str(folder), timeout_s)
+        status = CHILD.run(folder, timeout_s)
     except TimeoutError as error:
         raise TimeoutError(f"{name} took longer than {timeout_s:g} s") from error
     if status == -signal.SIGKILL:

@@ -227,7 +227,7 @@ def _left_out(models: list[Any], specs: list[Filled], loads: list[Filled], exclu
         if agree and not any(_matches(table, values) for table in excluded):
             kept.add(cell)
     if not kept:
-        raise KvbenchError("every cell of the matrix is excluded; take an [[exclude]] table out")
+        raise KvbenchError("every cell is excluded; take an [[exclude]] table out")
     return frozenset(every - kept)
 
 

@@ -16,8 +16,8 @@ from kept_kernels import cache_with_kernels
 from rich.console import Console
 
 from kvbench.cli import main as cli
+from kvbench.runs.measuring import Measurer
 from kvbench.runs.progress import RunProgress
-from kvbench.runs.runner import Runner
 from kvbench.runs.store import read_records
 
 __all__ = ["one_thread"]
@@ -180,10 +180,10 @@ def test_options_replace_the_suites_own(kvbench: Cli, suite: Path, tmp_path: Pat
 
 
 def test_failed_trials_are_told_in_one_line_each(kvbench: Cli, suite: Path, tmp_path: Path, monkeypatch):
-    def broken(self: Runner, trial: object) -> None:
+    def broken(self: Measurer, trial: object) -> None:
         raise ValueError("shape [2, 3] does not fit [/red]\nand a second line that is long " + "x" * 200)
 
-    monkeypatch.setattr(Runner, "_measure", broken)
+    monkeypatch.setattr(Measurer, "_measure", broken)
     monkeypatch.setattr("kvbench.cli.console.err", Console(stderr=True, width=30))
     outcome = kvbench("run", "--suite", suite, "--out", tmp_path / "r", "--threads", 1)
     assert outcome.code == 4
@@ -208,11 +208,11 @@ def test_a_terminal_sees_an_estimate_after_the_first_trial(ran: Path):
 
 
 def test_interrupt_says_how_to_resume(kvbench: Cli, suite: Path, tmp_path: Path, monkeypatch):
-    def interrupted(self: Runner, trial: object) -> None:
+    def interrupted(self: Measurer, trial: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Runner, "_measure", interrupted)
+        patch.setattr(Measurer, "_measure", interrupted)
         outcome = kvbench("run", "--suite", suite, "--out", tmp_path / "a b", "--threads", 1, "--json")
     assert outcome.code == 130 and outcome.out == ""
     again = f"kvbench run --suite {suite} --out '{tmp_path}/a b' --threads 1 --json"

@@ -31,7 +31,10 @@ def cells(text, profile=None):
 
 def test_every_value_meets_every_other():
     suite = parse_suite(SWEEP, "s")
-    assert suite.compressors == ("none", *(f"pca:rank={rank}+int:bits={bits}" for rank in (0.25, 0.5) for bits in (4, 8)))
+    assert suite.compressors == (
+        "none",
+        *(f"pca:rank={rank}+int:bits={bits}" for rank in (0.25, 0.5) for bits in (4, 8)),
+    )
     assert [workload.name for workload in suite.workload] == ["tokens-512", "tokens-1024"]
     assert len(cells(SWEEP)) == 2 * 5 * 2
 
@@ -82,7 +85,11 @@ def test_names_without_the_values_get_them():
         ("bits = [4, 8]", "bits = [4, 4]", "axis 'bits' of the matrix must be a list of different"),
         ("bits = [4, 8]", "bits = 4", "axis 'bits' of the matrix must be a list"),
         ("[profiles.smoke.matrix]\ntokens = [512]", "[[exclude]]\nrnk = 1", "unknown axis in exclude: 'rnk'; did you"),
-        ("[profiles.smoke.matrix]\ntokens = [512]", '[[exclude]]\nmodel = ["a", "b"]', "every cell of the matrix is exc"),
+        (
+            "[profiles.smoke.matrix]\ntokens = [512]",
+            '[[exclude]]\nmodel = ["a", "b"]',
+            "every cell is excluded",
+        ),
         ("[profiles.smoke.matrix]\ntokens = [512]", "[[exclude]]", "exclude must be tables with a value in each"),
         ("[defaults.speed]", "[defaults.sped]", "unknown table of no workload in defaults: 'sped'; did you mean 'spee"),
         ("[matrix]", "[matirx]", "unknown key in suite s, top level: 'matirx'; did you mean 'matrix'"),

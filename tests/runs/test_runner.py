@@ -23,8 +23,8 @@ from kvbench.measure import quality as quality_module
 from kvbench.measure.parts.capacity import CapacityWorkload
 from kvbench.measure.parts.speed import SpeedWorkload
 from kvbench.models.random_models import byte_tokenizer
+from kvbench.runs import measuring as module
 from kvbench.runs import resolve as resolving
-from kvbench.runs import runner as module
 from kvbench.runs.records import Record
 from kvbench.runs.runner import Runner
 from kvbench.runs.store import RunStore

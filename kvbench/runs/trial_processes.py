@@ -1,0 +1,100 @@
+"""Trials in processes of their own: what hangs is ended, what dies takes no other with it, nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from kvbench.hardware.environment import provenance
+from kvbench.hardware.worker import Worker
+from kvbench.measure.parts.part import TIMEOUT_S
+from kvbench.runs.execution import Listener, PlannedTrial
+from kvbench.runs.records import Failure, Provenance, Record, Status
+from kvbench.runs.trial_child import RECORD, REQUEST, STAGES, TrialRequest
+from kvbench.storage.files import replace_file
+
+CHILD = Worker("kvbench.runs.trial_child", {})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds that a trial may take in all, and without a word of what it does."""
+
+    trial_s: float = 4 * 3600.0
+    stall_s: float = 1800.0
+
+
+@dataclass(frozen=True)
+class TrialProcesses:
+    """One trial after another, each in a fresh process."""
+
+    limits: Limits = Limits()
+    probe_timeout_s: float = TIMEOUT_S
+
+    def run(self, trials: Iterable[PlannedTrial], listener: Listener) -> Iterator[Record]:
+        """See :class:`kvbench.runs.execution.Executor`."""
+        for planned in trials:
+            listener.started(planned.trial)
+            with TemporaryDirectory(prefix="kvbench-trial-") as folder:
+                yield self._measured(planned, Path(folder), listener)
+
+    def _measured(self, planned: PlannedTrial, folder: Path, listener: Listener) -> Record:
+        request = TrialRequest(trial=planned.trial, solved_for=planned.solved_for, probe_timeout_s=self.probe_timeout_s)
+        replace_file(folder / REQUEST, request.model_dump_json().encode())
+        started, stages = datetime.now(UTC), Stages(folder / STAGES, listener, self.limits.stall_s)
+        try:
+            status = CHILD.run(folder, self.limits.trial_s, stages.read)
+        except KeyboardInterrupt:
+            return unmeasured(planned, "interrupted", "KeyboardInterrupt", "interrupted", started)
+        except TimeoutError as error:
+            reason = str(error) or f"took longer than {self.limits.trial_s:g} s"
+            return unmeasured(planned, "timeout", "TimeoutError", f"{reason}; its process was ended", started)
+        if (folder / RECORD).exists():
+            return Record.model_validate_json((folder / RECORD).read_bytes())
+        return _died(planned, status, started)
+
+
+class Stages:
+    """What a trial's process says of itself: passed on, and noticed when it stops."""
+
+    def __init__(self, path: Path, listener: Listener, stall_s: float) -> None:
+        self._path, self._listener, self._stall_s = path, listener, stall_s
+        self._read, self._last = 0, time.monotonic()
+
+    def read(self) -> None:
+        """Pass on what is new.
+
+        Raises:
+            TimeoutError: nothing has been for too long.
+        """
+        said = self._path.read_bytes()[self._read :] if self._path.exists() else b""
+        whole = said[: said.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            self._listener.stage(*json.loads(line))
+        now = time.monotonic()
+        if whole:
+            self._read, self._last = self._read + len(whole), now
+        elif now - self._last > self._stall_s:
+            raise TimeoutError(f"said nothing for {self._stall_s:g} s")
+
+
+def unmeasured(planned: PlannedTrial, status: Status, kind: str, message: str, started: datetime) -> Record:
+    """The record of a trial whose process could not make one."""
+    origin = Provenance(**provenance(planned.trial.device, started))
+    failure = Failure(type=kind, message=message)
+    return Record.of(planned.trial, status, origin, failure=failure, solved_for=planned.solved_for)
+
+
+def _died(planned: PlannedTrial, status: int, started: datetime) -> Record:
+    if status < 0:
+        name = signal.Signals(-status).name
+        likely = ", most likely for memory" if -status == signal.SIGKILL else ""
+        return unmeasured(planned, "killed", "Killed", f"its process was ended by {name}{likely}", started)
+    last = (CHILD.errors().strip().splitlines() or ["it said nothing"])[-1]
+    return unmeasured(planned, "failed", "RuntimeError", f"its process ended with status {status}: {last}", started)

@@ -1,0 +1,176 @@
+"""Trials in processes of their own: the same numbers, and ends of every kind as rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from kept_kernels import cache_with_kernels
+from tiny_suite import HEAD, SUITE
+
+from kvbench.cli import main as cli
+from kvbench.runs import trial_processes as module
+from kvbench.runs.execution import PlannedTrial
+from kvbench.runs.runner import Runner
+from kvbench.runs.store import RunStore, read_records
+from kvbench.runs.suites import parse_suite
+from kvbench.runs.trial_child import RECORD, REQUEST, STAGES, TrialRequest, measure
+from kvbench.runs.trial_processes import Limits, TrialProcesses
+
+
+class Silent:
+    """Hears nothing."""
+
+    def __getattr__(self, name: str):
+        return lambda *_: None
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVBENCH_CACHE", cache_with_kernels(tmp_path / "cache"))
+
+
+def without_origin(record):
+    return record.model_dump(exclude={"provenance", "checksum"})
+
+
+def test_a_process_a_trial_gives_the_records_of_one_process(tmp_path, monkeypatch):
+    suite = parse_suite(SUITE.replace('"none"', '"none", "int:bits=4"'), "s")
+    here = Runner(RunStore(tmp_path / "a"), Silent(), threads=1).run(suite)
+    apart = Runner(RunStore(tmp_path / "b"), Silent(), threads=1, executor=TrialProcesses()).run(suite)
+    assert [record.status for record in apart] == ["ok", "ok"]
+    assert list(map(without_origin, apart)) == list(map(without_origin, here))
+    again = Runner(RunStore(tmp_path / "b"), Silent(), threads=1, executor=None)
+    monkeypatch.setattr(again._measurer, "record", lambda *_: pytest.fail("measured what is done"))
+    assert again.run(suite) == apart
+
+
+class Child:
+    """Stands for the process: does to the trial's folder what ``act`` does, and ends."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def run(self, folder, timeout_s, watch):
+        return self.act(folder, timeout_s, watch)
+
+    def errors(self):
+        return "Traceback\nImportError: no such thing\n"
+
+
+def stalls(folder, timeout_s, watch):
+    (folder / STAGES).write_text('["quality", 1, 2]\n["half a li')
+    while True:
+        watch()
+        time.sleep(0.01)
+
+
+def takes_too_long(folder, timeout_s, watch):
+    raise TimeoutError
+
+
+def is_interrupted(folder, timeout_s, watch):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("act", "status", "message"),
+    [
+        (stalls, "timeout", "said nothing for 0.1 s; its process was ended"),
+        (takes_too_long, "timeout", "took longer than 9 s; its process was ended"),
+        (is_interrupted, "interrupted", "interrupted"),
+        (lambda *_: -signal.SIGKILL, "killed", "its process was ended by SIGKILL, most likely for memory"),
+        (lambda *_: -signal.SIGSEGV, "killed", "its process was ended by SIGSEGV"),
+        (lambda *_: 1, "failed", "its process ended with status 1: ImportError: no such thing"),
+    ],
+)
+def test_every_end_is_a_row(make_trial, monkeypatch, act, status, message):
+    monkeypatch.setattr(module, "CHILD", Child(act))
+    planned = PlannedTrial(make_trial(), (3.0,))
+    (record,) = TrialProcesses(Limits(trial_s=9, stall_s=0.1)).run([planned], Silent())
+    assert (record.status, record.failure.message) == (status, message)
+    assert record.trial == planned.trial and record.solved_for == (3.0,)
+
+
+def test_larger_trials_are_not_tried_after_one_was_killed(tmp_path, monkeypatch):
+    sizes = HEAD.replace('name = "w"', 'name = "tokens-{n}"') + '[workload.memory]\nprompt = "{n}"\npeaks = false\n'
+    suite = parse_suite(f"{sizes}[matrix]\nn = [16, 32, 64]\n", "s")
+    asked = []
+
+    def dies_of_32(folder, timeout_s, watch):
+        request = TrialRequest.model_validate_json((folder / REQUEST).read_bytes())
+        asked.append(request.trial.workload.name)
+        if request.trial.workload.name != "tokens-16":
+            return -signal.SIGKILL
+        (folder / RECORD).write_text(measure(request, lambda *_: None).to_json())
+        return 0
+
+    monkeypatch.setattr(module, "CHILD", Child(dies_of_32))
+    runner = Runner(RunStore(tmp_path / "r"), Silent(), threads=1, executor=TrialProcesses())
+    assert [record.status for record in runner.run(suite)] == ["ok", "killed", "oom"]
+    assert asked == ["tokens-16", "tokens-32"]
+    last = RunStore(tmp_path / "r").records()[-1]
+    assert last.failure.message == "not tried: random:llama | none | tokens-32 ran out of memory at a smaller size"
+
+
+def test_any_launcher_may_run_a_planned_trial(tmp_path, capsys):
+    def kvbench(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(argument) for argument in arguments])
+        return ended.value.code, capsys.readouterr().err
+
+    (tmp_path / "s.toml").write_text(SUITE)
+    folder = tmp_path / "r"
+    code, said = kvbench("trial", folder, "abc")
+    assert code == 2 and f"has no manifest; kvbench sweep SUITE --plan --out {folder} writes one" in said
+    assert kvbench("sweep", tmp_path / "s.toml", "--plan", "--threads", 1, "--out", folder)[0] == 0
+    (trial,) = json.loads((folder / "manifest.json").read_text())["trials"]
+    assert not (folder / "records.jsonl").exists()
+    assert "unknown trial 'abc'" in kvbench("trial", folder, "abc")[1]
+    assert kvbench("trial", folder, trial)[0] == 0
+    (record,) = read_records(folder)
+    assert (record.id, record.status) == (trial, "ok")
+    assert kvbench("trial", folder, trial) == (0, f"{trial} is done\n")
+    assert len(read_records(folder)) == 1
+
+
+def test_other_code_than_planned_with_is_refused(make_trial, tmp_path, monkeypatch):
+    runner = Runner(RunStore(tmp_path), Silent(), threads=1)
+    (trial,) = runner.plan(parse_suite(SUITE, "s"))
+    record = measure(TrialRequest(trial=trial.model_copy(update={"code": "ab" * 32})), lambda *_: None)
+    assert record.status == "failed" and "was planned with other code than here; plan again" in record.failure.message
+
+
+def test_a_sweep_that_is_killed_twice_ends_complete(tmp_path):
+    (tmp_path / "s.toml").write_text(SUITE.replace('"none"', '"int:bits={b}"') + "\n[matrix]\nb = [2, 4, 8]\n")
+    folder = tmp_path / "r"
+    command = [
+        sys.executable,
+        "-m",
+        "kvbench",
+        "sweep",
+        str(tmp_path / "s.toml"),
+        "--threads",
+        "1",
+        "--out",
+        str(folder),
+    ]
+    for done in (1, 2):
+        sweep = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+        while not (folder / "records.jsonl").exists() or len(read_records(folder)) < done:
+            assert sweep.poll() is None, "ended before it was killed"
+            time.sleep(0.02)
+        os.killpg(sweep.pid, signal.SIGKILL)
+        sweep.wait()
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    records = read_records(folder)
+    assert sorted(record.trial.compressor for record in records) == ["int:bits=2", "int:bits=4", "int:bits=8"]
+    assert all(record.status == "ok" for record in records)
+    assert len((folder / "records.jsonl").read_text().splitlines()) == 3, "nothing was measured twice"
