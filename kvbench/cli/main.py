@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 from kvbench.cli.console import say
 from kvbench.cli.doctor import doctor
 from kvbench.cli.fit import calibrate, fit
+from kvbench.cli.gate_times import gate_times
 from kvbench.cli.generate import generate
 from kvbench.cli.judge import compare, gate
 from kvbench.cli.lm_eval import lm_eval
@@ -46,7 +47,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 VERBS = (
-    *(run, sweep, trial, gate, compare, report, records, merge, ls, show),
+    *(run, sweep, trial, gate, gate_times, compare, report, records, merge, ls, show),
     *(calibrate, fit, generate, lm_eval, validate, project, doctor),
 )
 for verb in VERBS:

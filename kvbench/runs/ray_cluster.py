@@ -90,7 +90,8 @@ class _Running:
     def _room(self, trial: Trial) -> int:
         """How many trials like this one the nodes that are up now can hold; one at least is left waiting in Ray."""
         needs = _needs(trial, self._nodes())
-        return max(1, sum(int(min(node.get(name, 0) // each for name, each in needs.items())) for node in self._nodes()))
+        held = (min(node.get(name, 0) // each for name, each in needs.items()) for node in self._nodes())
+        return max(1, int(sum(held)))
 
     def _nodes(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -184,5 +185,5 @@ def _refuse_silence(address: str) -> None:
         socket.create_connection((host, int(port)), CONNECT_S).close()
     except (OSError, OverflowError) as error:
         raise KvbenchError(
-            f"nobody answers at the Ray address {address} ({error}); `ray start --head` on that machine begins a cluster"
+            f"nobody answers at the Ray address {address} ({error}); begin a cluster with `ray start --head` there"
         ) from error

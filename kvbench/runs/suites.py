@@ -107,6 +107,11 @@ def suite_names() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
+def suite_path(name: str | Path) -> Path:
+    """The file of a suite that :func:`load_suite` loads."""
+    return Path(name) if str(name).endswith(".toml") else Path(__file__).parent / "builtin" / f"{name}.toml"
+
+
 def load_suite(name: str | Path, profile: str | None = None, most: int = MOST_CELLS) -> Suite:
     """A built-in suite by name, or the suite of a ``.toml`` file; of a matrix, at ``most`` that many cells.
 

@@ -73,7 +73,7 @@ def test_timed_trials_have_a_node_for_themselves(make_trial):
 
 
 def test_what_no_node_can_hold_is_refused(make_trial):
-    with pytest.raises(KvbenchError, match="no node of the Ray cluster has 9 CPUs, which .* needs; set --threads lower"):
+    with pytest.raises(KvbenchError, match=r"no node of the Ray cluster has 9 CPUs, which .* needs; set --threads"):
         module._needs(make_trial(threads=9), NODES)
 
 
@@ -81,7 +81,9 @@ def test_addresses_where_nobody_answers(monkeypatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-        with pytest.raises(KvbenchError, match=f"nobody answers at the Ray address 127.0.0.1:{port} .*ray start --head"):
+        with pytest.raises(
+            KvbenchError, match=f"nobody answers at the Ray address 127.0.0.1:{port} .*ray start --head"
+        ):
             module._refuse_silence(f"127.0.0.1:{port}")
     for wrong in ("nonsense", "host:port", "host:99999"):
         with pytest.raises(KvbenchError, match=r"is not host:port|nobody answers"):

@@ -81,6 +81,7 @@ def test_names_are_the_built_in_files():
         "ruler-1k",
         "speed",
         "standard",
+        "times",
         "wikitext",
     ]
 

@@ -1,0 +1,109 @@
+"""Times of two versions of the code, measured in turns: same, slower, faster, or not known.
+
+In every round each side runs in a fresh process and also times a control that neither side's code goes into: stock
+transformers' own cache. A time is divided by its process' control, which takes the drift of the machine out, and then
+compared within its round. Two tight intervals are no proof: what makes one process slower may stay for minutes.
+Therefore a slowdown counts when a second series of rounds finds it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kvbench.errors import EXIT_OK, EXIT_REGRESSION, EXIT_UNDECIDED
+from kvbench.measure.statistics import paired_ratio
+
+MARGIN = 0.05
+"""A share of the time that no one is told of."""
+
+LEAST_ROUNDS = 6
+"""Rounds below which a median has no 95 % interval."""
+
+
+class TimeVerdict(StrEnum):
+    """What became of a time, from harmless to grave."""
+
+    SAME = "same"
+    FASTER = "faster"
+    AMBIGUOUS = "ambiguous"
+    NOT_MEASURED = "not measured"
+    SLOWER = "slower"
+
+
+@dataclass(frozen=True)
+class Round:
+    """Seconds per token of one round: of the benchmark and of its process' control, on either side."""
+
+    base: float
+    base_control: float
+    head: float
+    head_control: float
+
+
+@dataclass(frozen=True)
+class TimeRow:
+    """What is known of one benchmark. ``change`` is head's share of base's time above 1, with a 95 % interval."""
+
+    key: str
+    verdict: TimeVerdict
+    change: float | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+def judge_times(key: str, rounds: Sequence[Round], margin: float = MARGIN) -> TimeRow:
+    """The verdict on ``rounds``: *slower* or *faster* where the whole interval is beyond the margin, *same* where it is
+    within it, *ambiguous* where it reaches across."""
+    if len(rounds) < LEAST_ROUNDS:
+        return TimeRow(key, TimeVerdict.NOT_MEASURED, note=f"{len(rounds)} rounds of both; {LEAST_ROUNDS} are needed")
+    found = paired_ratio(
+        [each.head / each.head_control for each in rounds], [each.base / each.base_control for each in rounds]
+    )
+    assert found.low is not None and found.high is not None
+    change, low, high = found.ratio - 1, found.low - 1, found.high - 1
+    if low > margin:
+        verdict = TimeVerdict.SLOWER
+    elif high < -margin:
+        verdict = TimeVerdict.FASTER
+    else:
+        verdict = TimeVerdict.SAME if -margin <= low and high <= margin else TimeVerdict.AMBIGUOUS
+    return TimeRow(key, verdict, change, low, high)
+
+
+def confirmed(first: Iterable[TimeRow], second: Mapping[str, TimeRow]) -> list[TimeRow]:
+    """``first`` after a second series: what is slower in one of two only is ambiguous."""
+    rows = []
+    for row in first:
+        again = second.get(row.key)
+        if row.verdict is TimeVerdict.SLOWER and again is not None and again.verdict is not TimeVerdict.SLOWER:
+            found = f"{again.change:+.1%}" if again.change is not None else str(again.verdict)
+            note = f"slower once, {found} when measured again"
+            row = TimeRow(row.key, TimeVerdict.AMBIGUOUS, row.change, row.low, row.high, note)
+        rows.append(row)
+    return rows
+
+
+def exit_code(rows: Sequence[TimeRow], strict: bool = False) -> int:
+    """1 for a slowdown, 3 where nothing or not everything was measured, or where ``strict`` forbids ambiguity."""
+    verdicts = {row.verdict for row in rows}
+    if TimeVerdict.SLOWER in verdicts:
+        return EXIT_REGRESSION
+    undecided = {TimeVerdict.NOT_MEASURED} | ({TimeVerdict.AMBIGUOUS} if strict else set())
+    return EXIT_UNDECIDED if not rows or verdicts & undecided else EXIT_OK
+
+
+def explained(row: TimeRow, margin: float = MARGIN) -> str:
+    """The verdict in a sentence."""
+    if row.change is None:
+        return f"{row.key}: {row.verdict}: {row.note}"
+    interval = f"{row.change:+.1%}, 95 % interval {row.low:+.1%} to {row.high:+.1%}"
+    why = {
+        TimeVerdict.SAME: f"the whole interval is within ±{margin:.0%}",
+        TimeVerdict.FASTER: f"the whole interval is below -{margin:.0%}",
+        TimeVerdict.SLOWER: f"the whole interval is above +{margin:.0%}, twice",
+        TimeVerdict.AMBIGUOUS: row.note or f"the interval reaches across ±{margin:.0%}; more rounds narrow it",
+    }[row.verdict]
+    return f"{row.key}: {row.verdict}: {interval}; {why}"
