@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from rich.table import Table
 
 from kvbench.cli.console import err, out, say
 from kvbench.cli.options import Json, Whole
@@ -28,7 +27,6 @@ def gate_times(
     margin: Annotated[float, Parameter(validator=Number(gt=0, lt=1), help="Share that counts as nothing.")] = 0.05,
     threads: Annotated[Whole, Parameter(help="Torch threads; 0 takes torch's own choice.")] = 0,
     strict: Annotated[bool, Parameter(help="Ambiguous times cannot pass: exit code 3.")] = False,
-    explain: Annotated[bool, Parameter(help="Say of each verdict in a sentence why.")] = False,
     json_: Json = False,
 ) -> int:
     """Time two versions of kvbench in turns, in fresh processes, each against stock transformers in the same process.
@@ -49,34 +47,20 @@ def gate_times(
     for side in sides:
         side.check()
 
-    def series(name: str) -> list[TimeRow]:
+    def judged(name: str) -> list[TimeRow]:
         with counted(err, name) as report:
-            found = measured(*sides, path, rounds, threads, lambda done: report(name, done, rounds))
-        return [judge_times(key, each, margin) for key, each in found.items()]
+            series = measured(*sides, path, rounds, threads, lambda done: report(name, done, rounds))
+        return [judge_times(key, each, margin) for key, each in series.items()]
 
-    rows = series("timing")
+    rows = judged("timing")
     if any(row.verdict is TimeVerdict.SLOWER for row in rows):
         say("slower once; measured again")
-        rows = confirmed(rows, {row.key: row for row in series("timing again")})
+        rows = confirmed(rows, {row.key: row for row in judged("timing again")})
     code = exit_code(rows, strict)
     if json_:
         print(json.dumps({"exit_code": code, "rows": [asdict(row) for row in rows]}, indent=1))
-    elif explain:
-        for row in rows:
-            out.print(explained(row, margin), highlight=False, markup=False, soft_wrap=True)
-    else:
-        out.print(_table(rows))
+    for row in () if json_ else rows:
+        out.print(explained(row, margin), highlight=False, markup=False, soft_wrap=True)
     if not rows:
         say("nothing was measured on both sides; kvbench run with this suite says why")
     return code
-
-
-def _table(rows: list[TimeRow]) -> Table:
-    table = Table("benchmark", "verdict", box=None, pad_edge=False)
-    for name in ("change", "from", "to"):
-        table.add_column(name, justify="right")
-    table.add_column("note", overflow="fold")
-    for row in rows:
-        changes = ("-" if each is None else f"{each:+.1%}" for each in (row.change, row.low, row.high))
-        table.add_row(row.key, row.verdict, *changes, row.note)
-    return table

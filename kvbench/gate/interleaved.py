@@ -46,8 +46,8 @@ class Version:
         """
         if not self.place.is_file() and not (self.place / "kvbench" / "__init__.py").is_file():
             raise KvbenchError(f"{self.place} holds no package kvbench; name a checkout, or a Python that has it")
-        asked = [self.python, "-P", "-c", "import kvbench; print(kvbench.__file__)"]
-        said = subprocess.run(asked, env=self.environment, capture_output=True, text=True, check=False)
+        command = [self.python, "-P", "-c", "import kvbench; print(kvbench.__file__)"]
+        said = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
         if said.returncode:
             reason = (said.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise KvbenchError(f"{self.place} cannot import kvbench: {reason}")
@@ -75,16 +75,16 @@ def rounds(
     with the number of finished rounds.
     """
     drawn = random.Random(0)
-    found: dict[str, list[Round]] = {}
+    by_key: dict[str, list[Round]] = {}
     for done in range(count):
         first_is_base = drawn.random() < 0.5
         sides = (base, head) if first_is_base else (head, base)
         first, second = (side.times(suite, threads) for side in sides)
         before, after = (first, second) if first_is_base else (second, first)
         for key in sorted({*before, *after}):
-            found.setdefault(key, []).extend(_round(key, before, after))
+            by_key.setdefault(key, []).extend(_round(key, before, after))
         report(done + 1)
-    return {key: each for key, each in found.items() if not _is_control(key)}
+    return {key: each for key, each in by_key.items() if not _is_control(key)}
 
 
 def _round(key: str, before: Mapping[str, float], after: Mapping[str, float]) -> list[Round]:

@@ -59,11 +59,11 @@ def judge_times(key: str, rounds: Sequence[Round], margin: float = MARGIN) -> Ti
     within it, *ambiguous* where it reaches across."""
     if len(rounds) < LEAST_ROUNDS:
         return TimeRow(key, TimeVerdict.NOT_MEASURED, note=f"{len(rounds)} rounds of both; {LEAST_ROUNDS} are needed")
-    found = paired_ratio(
+    ratio = paired_ratio(
         [each.head / each.head_control for each in rounds], [each.base / each.base_control for each in rounds]
     )
-    assert found.low is not None and found.high is not None
-    change, low, high = found.ratio - 1, found.low - 1, found.high - 1
+    assert ratio.low is not None and ratio.high is not None
+    change, low, high = ratio.ratio - 1, ratio.low - 1, ratio.high - 1
     if low > margin:
         verdict = TimeVerdict.SLOWER
     elif high < -margin:
@@ -79,8 +79,8 @@ def confirmed(first: Iterable[TimeRow], second: Mapping[str, TimeRow]) -> list[T
     for row in first:
         again = second.get(row.key)
         if row.verdict is TimeVerdict.SLOWER and again is not None and again.verdict is not TimeVerdict.SLOWER:
-            found = f"{again.change:+.1%}" if again.change is not None else str(again.verdict)
-            note = f"slower once, {found} when measured again"
+            then = f"{again.change:+.1%}" if again.change is not None else str(again.verdict)
+            note = f"slower once, {then} when measured again"
             row = TimeRow(row.key, TimeVerdict.AMBIGUOUS, row.change, row.low, row.high, note)
         rows.append(row)
     return rows

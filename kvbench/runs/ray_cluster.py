@@ -90,8 +90,8 @@ class _Running:
     def _room(self, trial: Trial) -> int:
         """How many trials like this one the nodes that are up now can hold; one at least is left waiting in Ray."""
         needs = _needs(trial, self._nodes())
-        held = (min(node.get(name, 0) // each for name, each in needs.items()) for node in self._nodes())
-        return max(1, int(sum(held)))
+        of_nodes = (min(node.get(name, 0) // each for name, each in needs.items()) for node in self._nodes())
+        return max(1, int(sum(of_nodes)))
 
     def _nodes(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]

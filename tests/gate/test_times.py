@@ -93,7 +93,7 @@ def test_checkouts_are_run_in_turns_and_judged(tmp_path, capsys):
     assert code == 1 and (row["key"], row["verdict"]) == (KEY, "slower") and "slower once; measured again" in said
     assert row["change"] == pytest.approx(0.15)
     assert gate_times(capsys, "--base", base, "--head", base, "--rounds", 6)[0] == 0
-    code, printed, _ = gate_times(capsys, "--base", slow, "--head", base, "--rounds", 6, "--explain")
+    code, printed, _ = gate_times(capsys, "--base", slow, "--head", base, "--rounds", 6)
     assert code == 0 and printed.startswith(f"{KEY}: faster: -13.0%")
 
 
