@@ -14,7 +14,7 @@ PACKAGE = ROOT / "kvbench"
 
 FLOORS = (
     ("__main__",),
-    ("api", "cli", "testing"),
+    ("api", "cli", "pytest_plugin", "testing"),
     ("conformance", "gate", "report"),
     ("runs",),
     ("measure", "projection"),

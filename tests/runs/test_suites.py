@@ -77,6 +77,7 @@ def test_names_are_the_built_in_files():
         "mla",
         "native-mla",
         "needles",
+        "pytest",
         "quick",
         "ruler-1k",
         "speed",
