@@ -19,6 +19,10 @@ def gate(
     *,
     baseline: Annotated[Path, Parameter(help="Baseline file to compare with.")],
     update: Annotated[bool, Parameter(help="Write the results as the new baseline instead of comparing.")] = False,
+    explain: Annotated[bool, Parameter(help="Say in sentences what changed and what may.")] = False,
+    markdown: Annotated[
+        Path | None, Parameter(help="Also write the verdicts to this file, for a comment on a pull request.")
+    ] = None,
     json_: Json = False,
 ) -> int:
     """Compare results with a committed baseline: bytes exactly, KLD and perplexity within its tolerances.
@@ -26,8 +30,11 @@ def gate(
     Exit codes: 0 same, 1 changed or missing, 3 cannot decide (baseline missing, corrupt or incomparable).
     """
     from kvbench.gate.baseline import read_baseline, write_baseline
+    from kvbench.gate.explain import explain as in_words
+    from kvbench.gate.explain import markdown as as_markdown
     from kvbench.gate.gate import gate as judge
     from kvbench.runs.store import read_records
+    from kvbench.storage.files import replace_file
 
     records = read_records(results)
     if update and baseline.is_dir():
@@ -36,8 +43,11 @@ def gate(
         write_baseline(records, baseline)
         say(f"baseline written: {baseline} ({len(records)} records)")
         return EXIT_OK
-    report = judge(records, read_baseline(baseline))
-    print(report.to_json() if json_ else report.render())
+    accepted = read_baseline(baseline)
+    report = judge(records, accepted)
+    if markdown is not None:
+        replace_file(markdown, as_markdown(report).encode())
+    print(report.to_json() if json_ else in_words(report, accepted) if explain else report.render())
     return report.exit_code
 
 
