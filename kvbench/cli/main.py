@@ -18,7 +18,7 @@ from kvbench.cli.lm_eval import lm_eval
 from kvbench.cli.ls import ls
 from kvbench.cli.project import project
 from kvbench.cli.records import merge, records
-from kvbench.cli.report import report
+from kvbench.cli.report import leaderboard, report
 from kvbench.cli.run import run
 from kvbench.cli.show import show
 from kvbench.cli.sweep import sweep, trial
@@ -47,7 +47,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 VERBS = (
-    *(run, sweep, trial, gate, gate_times, compare, report, records, merge, ls, show),
+    *(run, sweep, trial, gate, gate_times, compare, report, leaderboard, records, merge, ls, show),
     *(calibrate, fit, generate, lm_eval, validate, project, doctor),
 )
 for verb in VERBS:

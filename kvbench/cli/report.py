@@ -1,4 +1,4 @@
-"""``kvbench report``: records and benchmarks as pages, charts and tables."""
+"""``kvbench report`` and ``kvbench leaderboard``: records and benchmarks as pages, charts and tables."""
 
 from __future__ import annotations
 
@@ -41,4 +41,20 @@ def report(
     folder = out_dir or (results if results.is_dir() else results.parent)
     for path in write_report(records, folder, status):
         print(path)
+    return EXIT_OK
+
+
+def leaderboard(
+    results: Annotated[Path, Parameter(help="Folder of results folders.")],
+    /,
+    *,
+    out_dir: Annotated[Path, Parameter(name="--out", help="Folder of the site.")] = Path("site"),
+) -> int:
+    """Write a static site of all results folders in a folder: sortable tables, and every folder's report.
+
+    The same records give the same site, offline. Exit code 3 where a folder mixes revisions of the code.
+    """
+    from kvbench.report.leaderboard import write_leaderboard
+
+    print(write_leaderboard(results, out_dir)[0])
     return EXIT_OK

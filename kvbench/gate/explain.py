@@ -26,7 +26,7 @@ _OF_RESULTS = {
     Verdict.GONE: "is in the baseline and was not measured: a trial that is no longer run guards nothing",
     Verdict.FAILED: "failed",
     Verdict.NEW: "is not in the baseline yet",
-    Verdict.INCOMPARABLE: "was measured under other conditions than the baseline, so that the numbers cannot be compared",
+    Verdict.INCOMPARABLE: "was measured under other conditions than the baseline: its numbers cannot be compared",
 }
 
 

@@ -45,15 +45,20 @@ def write_report(records: Sequence[Record], folder: Path | str, status: StoreSta
 
 def _render(content: Page) -> str:
     """Everything from records is escaped; only the chart library goes in as it is."""
-    environment = Environment(
+    template = templates().get_template("report.html.j2")
+    return template.render(page=content, chart_library=_chart_library() if content.figures else "", dark=DARK)
+
+
+@cache
+def templates() -> Environment:
+    """The templates of this folder, which escape everything."""
+    return Environment(
         loader=PackageLoader("kvbench.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("report.html.j2")
-    return template.render(page=content, chart_library=_chart_library() if content.figures else "", dark=DARK)
 
 
 @cache

@@ -1,0 +1,57 @@
+"""The leaderboard: a function of records alone, which does not mix revisions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from whole_record import MEMORY, PROVENANCE, QUALITY, SPEED, TRIAL
+
+from kvbench.errors import KvbenchError, UndecidedError
+from kvbench.report.leaderboard import write_leaderboard
+from kvbench.runs.records import Record
+from kvbench.runs.store import RunStore
+
+CLEAN = {"git_sha": "a" * 40, "git_dirty": False}
+
+
+def put(folder: Path, *compressors: str, missing: int = 0, **provenance: object) -> None:
+    """A results folder with a record of each compressor."""
+    trials = [TRIAL.model_copy(update={"compressor": each}) for each in compressors]
+    store = RunStore(folder)
+    store.plan([*trials, *(TRIAL.model_copy(update={"seed": 1 + n}) for n in range(missing))], "s")
+    for trial in trials:
+        origin = PROVENANCE.model_copy(update=CLEAN | provenance)
+        store.append(Record.of(trial, "ok", origin, memory=MEMORY, speed=SPEED, quality=QUALITY))
+
+
+def test_one_page_of_all_folders_and_a_report_for_each(tmp_path):
+    put(tmp_path / "results" / "one", "none", "int:bits=4")
+    put(tmp_path / "results" / "two", "ftc:bits=3", git_sha="b" * 40)
+    (index, *reports) = write_leaderboard(tmp_path / "results", tmp_path / "site")
+    page = index.read_text()
+    assert all(name in page for name in ("int:bits=4", "ftc:bits=3", "a" * 10, "b" * 10, 'href="one/report.html"'))
+    assert {path.parent.name for path in reports} == {"one", "two"} and all(path.exists() for path in reports)
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+    write_leaderboard(tmp_path / "results", tmp_path / "again")
+    for path in (index, *reports):
+        again = tmp_path / "again" / path.relative_to(tmp_path / "site")
+        assert path.suffix != ".html" or again.read_bytes() == path.read_bytes()
+
+
+def test_mixed_and_uncommitted_revisions_are_refused(tmp_path):
+    put(tmp_path / "mixed" / "one", "none")
+    put(tmp_path / "mixed" / "one", "int:bits=4", git_sha="b" * 40)
+    with pytest.raises(UndecidedError, match="one mixes revisions \\(aaaaaaaaaa, bbbbbbbbbb\\); measure it anew"):
+        write_leaderboard(tmp_path / "mixed", tmp_path / "site")
+    put(tmp_path / "dirty" / "one", "none", git_dirty=True)
+    with pytest.raises(UndecidedError, match="changes that are not committed"):
+        write_leaderboard(tmp_path / "dirty", tmp_path / "site")
+
+
+def test_unfinished_runs_and_empty_folders_are_refused(tmp_path):
+    put(tmp_path / "half" / "one", "none", missing=2)
+    with pytest.raises(KvbenchError, match="one is unfinished: 2 trials have no record"):
+        write_leaderboard(tmp_path / "half", tmp_path / "site")
+    with pytest.raises(KvbenchError, match="has no results folders"):
+        write_leaderboard(tmp_path, tmp_path / "site")
