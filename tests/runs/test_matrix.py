@@ -1,5 +1,7 @@
 """Suite files with axes: which cells come out, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 
 from kvbench.errors import KvbenchError
@@ -119,3 +121,9 @@ def test_an_unknown_profile_is_named():
         parse_suite(SWEEP, "s", "smok")
     with pytest.raises(KvbenchError, match="unknown profile 'smoke'"):
         load_suite("quick", "smoke")
+
+
+def test_the_readmes_example_is_a_suite():
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8").partition("```toml\nname = ")[2]
+    example = "name = " + text.partition("```")[0]
+    assert len(cells(example)) == 2 * 5 - 2 and len(cells(example, "smoke")) == 5
