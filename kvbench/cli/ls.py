@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -11,25 +12,27 @@ from rich.table import Table
 
 from kvbench.cli.console import out
 from kvbench.cli.options import Json
-from kvbench.errors import EXIT_OK, PluginError, unknown
+from kvbench.errors import EXIT_OK, KvbenchError, PluginError, unknown
 
 if TYPE_CHECKING:
     from kvbench.compressors.part import Part
     from kvbench.hardware.devices import Accelerator
+    from kvbench.runs.store import RunStore
 
 Rows = list[dict[str, str]]
 
 
 def ls(
-    what: Annotated[str, Parameter(help="compressors, models, texts, suites or devices.")] = "compressors",
+    what: Annotated[str, Parameter(help="compressors, models, texts, suites, devices or runs.")] = "compressors",
+    folder: Annotated[Path, Parameter(help="Of runs: where the results folders lie.")] = Path("runs"),
     /,
     *,
     json_: Json = False,
 ) -> int:
-    """List what exists: compressors, models, texts, suites or devices."""
-    if what not in LISTS:
-        raise unknown("list", what, LISTS)
-    rows = LISTS[what]()
+    """List what exists: compressors, models, texts, suites or devices, and the runs in a folder."""
+    if what not in (*LISTS, "runs"):
+        raise unknown("list", what, (*LISTS, "runs"))
+    rows = _runs(folder) if what == "runs" else LISTS[what]()
     if json_:
         print(json.dumps(rows, indent=1))
     else:
@@ -110,6 +113,28 @@ def _device(device: Accelerator) -> dict[str, str]:
         "TFLOP/s": ", ".join(f"{rate / 1e12:g} {precision}" for precision, rate in device.operations.items()),
         "link GB/s": f"{2 * device.link / 1e9:g}",
         "source": device.source,
+    }
+
+
+def _runs(folder: Path) -> Rows:
+    from kvbench.runs.store import RunStore
+
+    stores = [RunStore(path.parent) for path in sorted(folder.glob("*/manifest.json"))]
+    if not stores:
+        raise KvbenchError(f"{folder} has no results folders; kvbench run --out {folder}/NAME makes one")
+    return [_run(store) for store in stores]
+
+
+def _run(store: RunStore) -> dict[str, str]:
+    status, records = store.status(), store.records()
+    days = sorted({f"{record.provenance.started:%Y-%m-%d}" for record in records})
+    return {
+        "name": store.folder.name,
+        "suite": store.manifest.suite if store.manifest else "",
+        "done": f"{status.done} of {status.expected}",
+        "failed": str(status.failed or ""),
+        "measured": " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "",
+        "commit": ", ".join(sorted({(record.provenance.git_sha or "")[:10] for record in records})),
     }
 
 

@@ -13,6 +13,7 @@ from kvbench.cli.doctor import doctor
 from kvbench.cli.fit import calibrate, fit
 from kvbench.cli.gate_times import gate_times
 from kvbench.cli.generate import generate
+from kvbench.cli.history import history
 from kvbench.cli.judge import compare, gate
 from kvbench.cli.lm_eval import lm_eval
 from kvbench.cli.ls import ls
@@ -47,7 +48,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 VERBS = (
-    *(run, sweep, trial, gate, gate_times, compare, report, leaderboard, records, merge, ls, show),
+    *(run, sweep, trial, gate, gate_times, history, compare, report, leaderboard, records, merge, ls, show),
     *(calibrate, fit, generate, lm_eval, validate, project, doctor),
 )
 for verb in VERBS:

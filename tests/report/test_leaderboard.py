@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from whole_record import MEMORY, PROVENANCE, QUALITY, SPEED, TRIAL
 
+from kvbench.cli import main as cli
 from kvbench.errors import KvbenchError, UndecidedError
 from kvbench.report.leaderboard import write_leaderboard
 from kvbench.runs.records import Record
@@ -55,3 +57,14 @@ def test_unfinished_runs_and_empty_folders_are_refused(tmp_path):
         write_leaderboard(tmp_path / "half", tmp_path / "site")
     with pytest.raises(KvbenchError, match="has no results folders"):
         write_leaderboard(tmp_path, tmp_path / "site")
+
+
+def test_runs_are_listed(tmp_path, capsys):
+    put(tmp_path / "runs" / "one", "none", "int:bits=4", missing=1)
+    with pytest.raises(SystemExit):
+        cli.main(["ls", "runs", str(tmp_path / "runs"), "--json"])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["suite"], row["done"], row["commit"]) == ("one", "s", "2 of 3", "a" * 10)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["ls", "runs", str(tmp_path)])
+    assert ended.value.code == 2 and "has no results folders" in capsys.readouterr().err
