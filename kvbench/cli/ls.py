@@ -12,6 +12,7 @@ from rich.table import Table
 
 from kvbench.cli.console import out
 from kvbench.cli.options import Json
+from kvbench.compressors.names import plugins
 from kvbench.errors import EXIT_OK, KvbenchError, PluginError, unknown
 
 if TYPE_CHECKING:
@@ -40,13 +41,16 @@ def ls(
     return EXIT_OK
 
 
+CATALOGUE = Path(__file__).with_name("compressors.json")
+"""What :func:`compressor_row` says of every built-in compressor; a test holds it to that. Reading it takes no torch."""
+
+
 def _compressors() -> Rows:
-    from kvbench.compressors import registry as compressors
-
-    return [_compressor(name) for name in compressors.names()]
+    return [*json.loads(CATALOGUE.read_text("utf-8")), *(compressor_row(name) for name in sorted(plugins()))]
 
 
-def _compressor(name: str) -> dict[str, str]:
+def compressor_row(name: str) -> dict[str, str]:
+    """One compressor: imports its code, and torch with it."""
     from kvbench.compressors import registry as compressors
 
     try:

@@ -78,6 +78,7 @@ def chosen_suite(name: str | None, selection: Selection, equal_bytes: EqualBytes
     Raises:
         KvbenchError: it does not exist or is wrong, or options do not go together.
     """
+    from kvbench.compressors.names import refuse_unknown_names
     from kvbench.runs.matrix import MOST_CELLS
     from kvbench.runs.suites import load_suite
     from kvbench.storage.data_dir import use_data_dir
@@ -86,9 +87,12 @@ def chosen_suite(name: str | None, selection: Selection, equal_bytes: EqualBytes
     if equal_bytes.at is None and (equal_bytes.methods or equal_bytes.exact):
         raise KvbenchError("--methods and --exact say what is solved for equal bytes; add --at, as in --at bits=2,3,4")
     name = name if name is not None else "quick" if equal_bytes.at is None else "frontier"
-    return load_suite(name, selection.profile, sys.maxsize if selection.yes else MOST_CELLS).narrowed(
+    suite = load_suite(name, selection.profile, sys.maxsize if selection.yes else MOST_CELLS).narrowed(
         model=selection.model, compressors=selection.compressor, dtype=selection.dtype, exact=equal_bytes.exact
     )
+    for spec in suite.compressors:
+        refuse_unknown_names(spec)
+    return suite
 
 
 def runner_into(folder: Path, progress: RunProgress, execution: Execution, executor: Executor | None = None) -> Runner:

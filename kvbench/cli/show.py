@@ -13,6 +13,7 @@ from rich.text import Text
 
 from kvbench.cli.console import err, out
 from kvbench.cli.options import Dtype
+from kvbench.compressors.names import refuse_unknown_names
 from kvbench.errors import EXIT_OK, unknown
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def show(
     With --model also its bytes there: bases, bits with and without them, and the tokens from which it pays.
     """
     if results is None:
+        refuse_unknown_names(item)
         sizes = None if model is None else _sizes(item, model, dtype)
         out.print(describe(item))
         if sizes is not None:

@@ -16,6 +16,8 @@ from kept_kernels import cache_with_kernels
 from rich.console import Console
 
 from kvbench.cli import main as cli
+from kvbench.cli.ls import CATALOGUE, compressor_row
+from kvbench.compressors.names import BUILT_IN
 from kvbench.runs.measuring import Measurer
 from kvbench.runs.progress import RunProgress
 from kvbench.runs.store import read_records
@@ -98,6 +100,7 @@ def ran(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 def test_help_of_every_verb_imports_nothing_heavy():
     script = f"""
 import sys
+from kvbench.cli.ls import CATALOGUE, compressor_row
 from kvbench.cli.main import app, main
 verbs = [name for name in app if not name.startswith("-")]
 for arguments in [["--help"], ["--version"], *([verb, "--help"] for verb in verbs)]:
@@ -120,11 +123,12 @@ def test_lists_of_names_need_no_torch():
     script = """
 import sys
 from kvbench.cli.main import _exit_code
-codes = [_exit_code(["ls", what]) for what in ("suites", "models", "texts", "devices")]
+codes = [_exit_code(["ls", what]) for what in ("compressors", "suites", "models", "texts", "devices")]
+codes += [_exit_code(line.split()) for line in ("show pcaa", "run --compressor int:bits=4+pcaa", "run --suite quik")]
 print("codes:", codes, "torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "codes: [0, 0, 0, 0] False"
+    assert done.stdout.splitlines()[-1] == "codes: [0, 0, 0, 0, 0, 2, 2, 2] False"
 
 
 def test_version_is_the_packages(kvbench: Cli):
@@ -295,6 +299,13 @@ def test_ls_as_table_and_as_json(kvbench: Cli, what: str):
     assert len(rows) > 2 and len({row["name"] for row in rows}) == len(rows)
     table = kvbench("ls", what).out
     assert all(row["name"] in table for row in rows)
+
+
+def test_the_list_of_compressors_is_what_their_code_says(tmp_path: Path):
+    made = json.dumps([compressor_row(name) for name in BUILT_IN], indent=1, ensure_ascii=False) + "\n"
+    if CATALOGUE.read_text("utf-8") != made:
+        (tmp_path / CATALOGUE.name).write_text(made)
+        pytest.fail(f"a compressor has changed; look at {tmp_path / CATALOGUE.name} and copy it to {CATALOGUE}")
 
 
 def test_tables_in_pipes_are_wider_than_a_narrow_terminal():
