@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,3 +87,8 @@ def test_what_is_timed_is_the_attention_itself(monkeypatch):
     for arm in bench_attention._arms(bench_attention.Case(2, 128, 1)).values():
         timed = bench_attention._cycling(arm, [arm.stored])()
         assert isinstance(timed, torch.Tensor) and timed.isfinite().all()
+
+
+def test_the_readme_names_every_file():
+    named = set(re.findall(r"^\| `(\w+\.py)`", (ROOT / "benchmarks" / "README.md").read_text(), re.MULTILINE))
+    assert named == {path.name for path in (ROOT / "benchmarks").glob("bench_*.py")}

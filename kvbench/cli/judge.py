@@ -54,7 +54,18 @@ def gate(
 def compare(
     a: Results, b: Results, /, *, same: Annotated[bool, Parameter(help="Show unchanged metrics too.")] = False
 ) -> int:
-    """Two results folders side by side: bytes, KLD, perplexity and speed with a verdict each."""
+    """Two results folders side by side: bytes, KLD, perplexity and speed with a verdict each.
+
+    Two .json files of pytest-benchmark, of any project, are compared by their times: a line for each benchmark.
+    """
+    if (a.suffix, b.suffix) == (".json", ".json"):
+        from kvbench.gate.benchmark_files import compare_benchmarks
+        from kvbench.gate.times import TimeVerdict, explained
+
+        for row in compare_benchmarks(a, b):
+            if same or row.verdict is not TimeVerdict.SAME:
+                out.print(explained(row), highlight=False, markup=False, soft_wrap=True)
+        return EXIT_OK
     from kvbench.gate.compare import compare as judge
     from kvbench.gate.table import verdict_table
 

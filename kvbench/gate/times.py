@@ -63,14 +63,19 @@ def judge_times(key: str, rounds: Sequence[Round], margin: float = MARGIN) -> Ti
         [each.head / each.head_control for each in rounds], [each.base / each.base_control for each in rounds]
     )
     assert ratio.low is not None and ratio.high is not None
-    change, low, high = ratio.ratio - 1, ratio.low - 1, ratio.high - 1
+    return row_of(key, (ratio.ratio - 1, ratio.low - 1, ratio.high - 1), margin)
+
+
+def row_of(key: str, change: tuple[float, float, float], margin: float) -> TimeRow:
+    """The row of a change with its interval's low and high end."""
+    _, low, high = change
     if low > margin:
         verdict = TimeVerdict.SLOWER
     elif high < -margin:
         verdict = TimeVerdict.FASTER
     else:
         verdict = TimeVerdict.SAME if -margin <= low and high <= margin else TimeVerdict.AMBIGUOUS
-    return TimeRow(key, verdict, change, low, high)
+    return TimeRow(key, verdict, *change)
 
 
 def confirmed(first: Iterable[TimeRow], second: Mapping[str, TimeRow]) -> list[TimeRow]:
@@ -103,7 +108,7 @@ def explained(row: TimeRow, margin: float = MARGIN) -> str:
     why = {
         TimeVerdict.SAME: f"the whole interval is within ±{margin:.0%}",
         TimeVerdict.FASTER: f"the whole interval is below -{margin:.0%}",
-        TimeVerdict.SLOWER: f"the whole interval is above +{margin:.0%}, twice",
+        TimeVerdict.SLOWER: f"the whole interval is above +{margin:.0%}",
         TimeVerdict.AMBIGUOUS: row.note or f"the interval reaches across ±{margin:.0%}; more rounds narrow it",
     }[row.verdict]
     return f"{row.key}: {row.verdict}: {interval}; {why}"
