@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from models import ARMS, arm, bench, speed_bench
+from models import ARMS, StepCase, arm, bench, speed_bench
 from racing import Race, replayed
 
 from kvbench.measure.memory import walk
@@ -17,34 +16,15 @@ from kvbench.measure.statistics import percentiles
 pytestmark = pytest.mark.benchmark(timer=replayed)
 
 
-@dataclass(frozen=True)
-class Case:
-    """``rounds`` of ``steps`` in each of ``batch`` rows, of which the last ends at ``tokens``."""
-
-    batch: int
-    tokens: int
-    steps: int
-    rounds: int
-    tiny: bool = False
-
-    @property
-    def prompt(self) -> int:
-        """Tokens before the steps, of which one round is for warming up."""
-        return self.tokens - (self.rounds + 1) * self.steps
-
-    def __str__(self) -> str:
-        return f"{self.batch}x{self.tokens}"
-
-
 CASES = {
-    "tiny": [Case(2, 256, 1, 2, tiny=True)],
-    "quick": [Case(8, 4096, 2, 9), Case(1, 8192, 4, 9)],
-    "full": [Case(1, 2048, 8, 15), Case(1, 8192, 8, 15), Case(8, 4096, 4, 15)],
+    "tiny": [StepCase(2, 256, 1, 2, tiny=True)],
+    "quick": [StepCase(8, 4096, 2, 9), StepCase(1, 8192, 4, 9)],
+    "full": [StepCase(1, 2048, 8, 15), StepCase(1, 8192, 8, 15), StepCase(8, 4096, 4, 15)],
 }
 
 
 @pytest.fixture(scope="module")
-def race(case: Case) -> Race:
+def race(case: StepCase) -> Race:
     """All arms on one prompt, a few steps at a time."""
     speed = speed_bench(case.prompt, case.tiny, case.batch, case.steps, case.rounds)
     times = speed.interleave({name: arm(name, case.tiny) for name in ARMS})
@@ -58,7 +38,7 @@ def test_decode(benchmark: Any, race: Race, arm: str) -> None:
     race.report(benchmark, arm)
 
 
-def _facts(case: Case, times: Times, name: str) -> dict[str, Any]:
+def _facts(case: StepCase, times: Times, name: str) -> dict[str, Any]:
     """Bytes, the roofline, and how steady steps are; the mean over the median is what encoding adds now and then."""
     decode_arm, cache = arm(name, case.tiny), times.caches[name]
     steps = [step for turn in times.steps[name] for step in turn]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from models import ARMS, arm, bench, speed_bench
+from models import ARMS, StepCase, arm, bench, speed_bench
 from racing import Race, replayed
 
 from kvbench.hardware.devices import Accelerator, processor
@@ -22,29 +21,10 @@ pytestmark = pytest.mark.benchmark(timer=replayed)
 COMPARED = ("none", "int4", "3-bit latents, bands")
 
 
-@dataclass(frozen=True)
-class Case:
-    """``rounds`` of ``steps`` in each of ``batch`` rows, of which the last ends at ``tokens``."""
-
-    batch: int
-    tokens: int
-    steps: int
-    rounds: int
-    tiny: bool = False
-
-    @property
-    def prompt(self) -> int:
-        """Tokens before the steps, of which one round is for warming up."""
-        return self.tokens - (self.rounds + 1) * self.steps
-
-    def __str__(self) -> str:
-        return f"{self.batch}x{self.tokens}"
-
-
 CASES = {
-    "tiny": [Case(2, 256, 1, 2, tiny=True)],
-    "quick": [Case(1, 1024, 4, 5), Case(1, 8192, 4, 5), Case(8, 4096, 2, 5)],
-    "full": [Case(1, 1024, 8, 15), Case(1, 8192, 8, 15), Case(8, 4096, 4, 15)],
+    "tiny": [StepCase(2, 256, 1, 2, tiny=True)],
+    "quick": [StepCase(1, 1024, 4, 5), StepCase(1, 8192, 4, 5), StepCase(8, 4096, 2, 5)],
+    "full": [StepCase(1, 1024, 8, 15), StepCase(1, 8192, 8, 15), StepCase(8, 4096, 4, 15)],
 }
 
 
@@ -55,7 +35,7 @@ def this_processor() -> Accelerator:
 
 
 @pytest.fixture(scope="module")
-def race(case: Case, this_processor: Accelerator) -> Race:
+def race(case: StepCase, this_processor: Accelerator) -> Race:
     """All arms on one prompt, a few steps at a time."""
     speed = speed_bench(case.prompt, case.tiny, case.batch, case.steps, case.rounds)
     times = speed.interleave({name: arm(name, case.tiny) for name in COMPARED})
@@ -69,7 +49,7 @@ def test_projection(benchmark: Any, race: Race, arm: str) -> None:
     race.report(benchmark, arm)
 
 
-def _facts(case: Case, times: Times, name: str, device: Accelerator) -> dict[str, Any]:
+def _facts(case: StepCase, times: Times, name: str, device: Accelerator) -> dict[str, Any]:
     """The projected step, and its share of the median one that was measured."""
     model = bench(case.tiny).loaded.model
     setting = Setting(shape_of("model", model.config), Parallel(), "fp32", device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -35,6 +36,25 @@ ARMS = {
     "int8 latents of half rank": ("pca:rank=0.5,heads=each,frame=after+int:bits=8", Reading()),
 }
 """What whole steps compare. ``3-bit latents`` take fewer than a quarter of the bytes of 16-bit keys and values."""
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """``rounds`` of ``steps`` in each of ``batch`` rows, of which the last ends at ``tokens``."""
+
+    batch: int
+    tokens: int
+    steps: int
+    rounds: int
+    tiny: bool = False
+
+    @property
+    def prompt(self) -> int:
+        """Tokens before the steps, of which one round is for warming up."""
+        return self.tokens - (self.rounds + 1) * self.steps
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.tokens}"
 
 
 @cache

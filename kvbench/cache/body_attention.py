@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kvbench.cache.absorb import Prepared, attend_absorbed, prepare_absorbed
 from kvbench.cache.body import Body
+from kvbench.cache.decoded_tiles import attend_tiles
 from kvbench.cache.latent_body import LatentBodyAttention
 from kvbench.cache.rebuild import attend_rebuilt, prepare_rebuilt
 from kvbench.cache.way import Way, way
@@ -19,7 +20,7 @@ from kvbench.hooks.latent_attention import Form
 from kvbench.hooks.rotary import EntryRotation
 from kvbench.hooks.turns import Turn
 from kvbench.kernels.reading import DEFAULT, Reading
-from kvbench.kernels.reference import TILE_SCORES, Part, Partial, attention_in_slices, merge
+from kvbench.kernels.reference import Part, Partial
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,11 @@ class BodyAttention:
             return attend_absorbed(self.codec, query, stored, tokens, scaling, mask, chosen)
         if chosen.reads in ("rebuilt", "bands"):
             return attend_rebuilt(self.codec, query, stored, tokens, rotate, scaling, mask)
-        parts = []
-        for start, stop in tiles(tokens, self.codec.block):
-            keys, values = self.codec.tile(span(stored, tokens, start, stop), rotate, start, stop, query.dtype)
-            tile_mask = None if mask is None else mask[..., start:stop]
-            if tile_mask is not None and query.shape[2] > 1 and bool(tile_mask.all()):
-                tile_mask = None  # most tiles of a long body are seen whole by a whole block of queries
-            parts.append(attention_in_slices(query, keys, values, scaling, tile_mask, softcap, TILE_SCORES))
-        part = merge(parts)
+
+        def decoded(start: int, stop: int) -> tuple[Tensor, Tensor]:
+            return self.codec.tile(span(stored, tokens, start, stop), rotate, start, stop, query.dtype)
+
+        part = attend_tiles(query, tiles(tokens, self.codec.block), decoded, scaling, mask, softcap)
         return Partial(part.output, part.lse, str(chosen))
 
     def prepare(

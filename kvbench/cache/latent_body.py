@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.absorb import Prepared, from_latents, into_latents
+from kvbench.cache.decoded_tiles import attend_tiles
 from kvbench.cache.way import ABSORBED, DECODED, latent_way
 from kvbench.codecs.codec import Codec, Rotate
 from kvbench.codecs.quantizers.base import Stored
@@ -21,15 +22,7 @@ from kvbench.codecs.stored import side, span, tiles
 from kvbench.hooks.latent_attention import Form
 from kvbench.kernels.decode import attend_exact
 from kvbench.kernels.reading import DEFAULT, Reading
-from kvbench.kernels.reference import (
-    TILE_SCORES,
-    Part,
-    Partial,
-    attention_in_slices,
-    merge,
-    partial_attention,
-    wide,
-)
+from kvbench.kernels.reference import Part, Partial, merge, partial_attention, wide
 
 
 @dataclass(frozen=True)
@@ -56,12 +49,11 @@ class LatentBodyAttention:
         """
         if self._fast(query, softcap):
             return self._attend_one(query, stored, tokens, rotate, scaling, mask)
-        parts = []
-        for start, stop in tiles(tokens, self.codec.block):
-            tile = self.codec.tile(span(stored, tokens, start, stop), rotate, start, stop, query.dtype)
-            tile_mask = None if mask is None else mask[..., start:stop]
-            parts.append(attention_in_slices(query, *self.form.met(*tile), scaling, tile_mask, softcap, TILE_SCORES))
-        part = merge(parts)
+
+        def decoded(start: int, stop: int) -> tuple[Tensor, Tensor]:
+            return self.form.met(*self.codec.tile(span(stored, tokens, start, stop), rotate, start, stop, query.dtype))
+
+        part = attend_tiles(query, tiles(tokens, self.codec.block), decoded, scaling, mask, softcap)
         return Partial(part.output, part.lse, str(ABSORBED if self.form.absorbed else DECODED))
 
     def prepare(
