@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from kept_kernels import cache_with_kernels
@@ -107,7 +109,7 @@ def child(site: Path, cache: Path, *command: object, code: int = 0) -> subproces
         [sys.executable, "-m", *map(str, command)],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
         check=False,
         env=environment,
         cwd=cache,
@@ -116,8 +118,47 @@ def child(site: Path, cache: Path, *command: object, code: int = 0) -> subproces
     return done
 
 
-def test_it_is_listed_beside_broken_ones(site: Path, cache: Path) -> None:
-    rows = {row["name"]: row for row in json.loads(child(site, cache, "kvbench", "ls", "compressors", "--json").stdout)}
+class Told(NamedTuple):
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+LIST, VALIDATE = "ls compressors --json", "validate halves --json"
+RUN = "run --suite tiny.toml --threads 1 --json"
+ALONE = {
+    "generate Hi --model random:llama --compressor at-fit": "does not fit: RuntimeError: the moon is in the",
+    "run --model random:llama --compressor at-import": "does not load: OSError: no such luck",
+    "show at-parse:": "refuses 'at-parse:': TypeError: no settings please",
+}
+ONE_BY_ONE = """
+import sys
+from kvbench.cli.main import main
+for line in sys.argv[1:]:
+    try:
+        main(line.split(" "))
+    except SystemExit as ended:
+        for stream in (sys.stdout, sys.stderr):
+            print(f"@@ {ended.code}", file=stream, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def told(site: Path, cache: Path) -> dict[str, Told]:
+    """Every command's output: one process, since what takes ten seconds is its start."""
+    (cache / "one_by_one.py").write_text(ONE_BY_ONE)
+    (cache / "tiny.toml").write_text(SUITE)
+    lines = (LIST, VALIDATE, RUN, *ALONE)
+    done = child(site, cache, "one_by_one", *lines)
+    out, err = (re.split(r"@@ (\d+)\n", stream) for stream in (done.stdout, done.stderr))
+    ended = zip(lines, map(int, out[1::2]), out[::2], err[::2], strict=False)
+    return {line: Told(code, printed, said) for line, code, printed, said in ended}
+
+
+def test_it_is_listed_beside_broken_ones(told: dict[str, Told]) -> None:
+    rows = {row["name"]: row for row in json.loads(told[LIST].out)}
     assert rows["halves"] == rows["halves"] | {"family": "low rank", "brings": "transform", "needs": ""}
     assert rows["at-import"]["family"] == "broken"
     assert rows["at-import"]["brings"] == (
@@ -126,10 +167,9 @@ def test_it_is_listed_beside_broken_ones(site: Path, cache: Path) -> None:
     assert {"pca", *POINTS} <= set(rows)
 
 
-def test_it_is_validated(site: Path, cache: Path) -> None:
-    (line,) = child(site, cache, "kvbench", "validate", "halves", "--json").stdout.splitlines()
-    checks = json.loads(line)["checks"]
-    assert len(checks) > 8 and all(check["passed"] for check in checks)
+def test_it_is_validated(told: dict[str, Told]) -> None:
+    checks = json.loads(told[VALIDATE].out)["checks"]
+    assert told[VALIDATE].code == 0 and len(checks) > 8 and all(check["passed"] for check in checks)
 
 
 def test_its_own_tests_run_the_conformance_kit(site: Path, cache: Path) -> None:
@@ -139,11 +179,10 @@ def test_its_own_tests_run_the_conformance_kit(site: Path, cache: Path) -> None:
     assert told.count("PASSED") == 4 and "test_conforms[halves+int:bits=4-canary] PASSED" in told
 
 
-def test_a_run_goes_on_after_broken_ones(site: Path, cache: Path) -> None:
-    (cache / "tiny.toml").write_text(SUITE)
-    command = ("kvbench", "run", "--suite", "tiny.toml", "--threads", 1, "--json")
-    done = child(site, cache, *command, code=4)
-    records = {record["trial"]["compressor"]: record for record in map(json.loads, done.stdout.splitlines())}
+def test_a_run_goes_on_after_broken_ones(told: dict[str, Told]) -> None:
+    code, printed, said = told[RUN]
+    assert code == 4
+    records = {record["trial"]["compressor"]: record for record in map(json.loads, printed.splitlines())}
     good = ("none", "halves", "halves+int:bits=4", "int:bits=4")
     assert all(records[spec]["status"] == "ok" and records[spec]["quality"]["tokens"] for spec in good)
     reasons = {
@@ -157,31 +196,13 @@ def test_a_run_goes_on_after_broken_ones(site: Path, cache: Path) -> None:
         failure = records[spec]["failure"]
         assert (records[spec]["status"], failure["message"]) == ("failed", reason)
         assert "kvbench_broken.py" in failure["traceback"] or spec == "wrong-shapes", "its author needs the place"
-        assert f"failed random:llama | {spec} | w: {reason}" in done.stderr
+        assert f"failed random:llama | {spec} | w: {reason}" in said
 
 
-ALONE = {
-    "generate Hi --model random:llama --compressor at-fit": "does not fit: RuntimeError: the moon is in the",
-    "run --model random:llama --compressor at-import": "does not load: OSError: no such luck",
-    "show at-parse:": "refuses 'at-parse:': TypeError: no settings please",
-}
-ONE_BY_ONE = """
-import sys
-from kvbench.cli.main import main
-for line in sys.argv[1:]:
-    try:
-        main(line.split(" "))
-    except SystemExit as ended:
-        print(ended.code)
-"""
-
-
-def test_alone_a_broken_one_is_one_line(site: Path, cache: Path) -> None:
-    (cache / "one_by_one.py").write_text(ONE_BY_ONE)  # one process: what takes ten seconds is its start
-    done = child(site, cache, "one_by_one", *ALONE)
-    assert done.stdout.split() == ["2"] * 3
-    for line, reason in zip(done.stderr.splitlines(), ALONE.values(), strict=True):
-        assert reason in line
+@pytest.mark.parametrize(("line", "reason"), ALONE.items())
+def test_alone_a_broken_one_is_one_line(told: dict[str, Told], line: str, reason: str) -> None:
+    code, printed, said = told[line]
+    assert (code, printed) == (2, "") and reason in said and len(said.splitlines()) == 1
 
 
 def test_the_readme_shows_this_very_class() -> None:
