@@ -47,6 +47,6 @@ def merge(sources: Sequence[Path], target: Path) -> Merged:
                 conflicts[record.id] = None
             if before is None or (record.status == "ok" and before.status != "ok"):
                 chosen[record.id] = new[record.id] = record
-        for record in new.values():
-            into.append(record)
+        if new:
+            into.append_all(new.values())
     return Merged(len(new), tuple(conflicts))

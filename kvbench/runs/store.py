@@ -85,9 +85,17 @@ class RunStore:
 
     def append(self, record: Record) -> None:
         """Add one terminal record, on disk before this returns. Raises KvbenchError if another process is writing."""
+        self.append_all([record])
+
+    def append_all(self, records: Iterable[Record]) -> None:
+        """Add records, all on disk before this returns; of a crash in between the first ones are left, each whole.
+
+        Raises:
+            KvbenchError: another process is writing.
+        """
         with self.writing():
             self._settle_tail()
-            append_bytes(self._records_path, encode_line(record))
+            append_bytes(self._records_path, b"".join(map(encode_line, records)))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
