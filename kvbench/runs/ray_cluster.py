@@ -19,7 +19,7 @@ from typing import Any
 from kvbench.errors import KvbenchError
 from kvbench.measure.parts.part import TIMEOUT_S
 from kvbench.runs.execution import Listener, PlannedTrial
-from kvbench.runs.records import Record
+from kvbench.runs.records import Record, Status
 from kvbench.runs.trial_child import TrialRequest, measure
 from kvbench.runs.trial_processes import unmeasured
 from kvbench.runs.trials import Trial
@@ -108,6 +108,7 @@ class _Running:
 
     def _ended(self, reference: Any) -> Record:
         task, lost = self._tasks.pop(reference), self._ray.exceptions
+        status: Status
         try:
             return Record.model_validate_json(self._ray.get(reference))
         except lost.OutOfMemoryError:
