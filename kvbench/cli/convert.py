@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,14 +20,22 @@ if TYPE_CHECKING:
     from kvbench.conversion.convert import Conversion
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What the bases are fitted to."""
+
+    text: Annotated[str, Parameter(help="Calibration text; essays+pydoc alternates two.")] = "essays"
+    windows: Annotated[Whole, Parameter(help="Windows of the calibration split.")] = 8
+    length: Annotated[Whole, Parameter(help="Tokens per window.")] = 1024
+
+
 def convert(
     *,
     compressor: Annotated[str, Parameter(help="mla:latent=…,rope_dims=…,choice=shared, or a saved one.")],
     out_dir: Annotated[Path, Parameter(name="--out", help="Folder to write to; it must not exist or be empty.")],
     model: Model = DEFAULT_MODEL,
-    text: Annotated[str, Parameter(help="Calibration text; essays+pydoc alternates two.")] = "essays",
-    windows: Annotated[Whole, Parameter(help="Windows of the calibration split.")] = 8,
-    length: Annotated[Whole, Parameter(help="Tokens per window.")] = 1024,
+    calibration: Calibration = Calibration(),
     dtype: Dtype = "float32",
     device: Device = "cpu",
     json_: Json = False,
@@ -44,7 +53,7 @@ def convert(
     from kvbench.measure.bench import CalibrationSource
     from kvbench.runs.progress import counted
 
-    source = CalibrationSource(text, windows, length)
+    source = CalibrationSource(**asdict(calibration))
     with counted(err, "calibrating") as report:
         made = convert_model(model, compressor, out_dir, source, dtype, device, report)
     if json_:

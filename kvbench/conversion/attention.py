@@ -6,7 +6,7 @@ layer's input x, so
 
 - ``kv_a_proj_with_mqa`` is ``[Eᵀ W_kv | c | Aᵀ W_k]``, with the constant of :mod:`kvbench.conversion.pinned_norm`;
 - ``kv_b_proj`` is ``[D_k | D_v]`` for every query head: heads of a group share those of their KV head;
-- a head's query is ``[q | A'ᵀq]``: A' commutes with RoPE (RoRoPE of TransMLA, arXiv 2502.07864), so it may stand before;
+- a head's query is ``[q | A'ᵀq]``: A' commutes with RoPE (RoRoPE of TransMLA, arXiv 2502.07864), so it may come first;
 - ``μ_v`` reaches the output through ``o_proj``, because attention weights sum to 1, and ``μ_k`` adds the same to all
   scores of a query, which the softmax never sees.
 
@@ -81,7 +81,9 @@ class LatentLayer:
             raise KvbenchError(f"the RoPE slice of layer {geometry.layer} mixes frequencies, so no table turns it")
         order = frequencies.argsort(stable=True)
         columns = torch.stack([2 * order, 2 * order + 1], 1).flatten()
-        sorted_rope = LinearTransform(axes[None, :, columns], rope.decoder[:, columns.to(rope.decoder.device)], rope.mean)
+        sorted_rope = LinearTransform(
+            axes[None, :, columns], rope.decoder[:, columns.to(rope.decoder.device)], rope.mean
+        )
         return cls(geometry, sorted_rope, joint, tuple(frequencies[order].tolist()))
 
     @property
@@ -103,7 +105,7 @@ class LatentLayer:
 
 
 def converted(module: nn.Module, norm: nn.Module, layer: LatentLayer, dtype: torch.dtype) -> dict[str, Tensor]:
-    """DeepSeek's tensors by name, fp64, for an attention ``module`` behind an RMSNorm ``norm``, to be kept in ``dtype``."""
+    """DeepSeek's tensors by name, fp64 to be kept in ``dtype``, for attention ``module`` behind the RMSNorm ``norm``."""
     query, key, value, output = (Linear.of(getattr(module, name)) for name in PROJECTIONS)
     before: Tensor = norm.weight.detach().double().cpu()  # type: ignore[assignment,operator,union-attr]
     heads = float(module.scaling) * _query_heads(layer)  # type: ignore[arg-type]

@@ -1,11 +1,10 @@
-"""A whole model with DeepSeek-V3's layers, as stock transformers builds and saves it."""
+"""A whole model with DeepSeek-V3's layers, as stock transformers builds it."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DeepseekV3Config, PreTrainedConfig, PreTrainedModel
 
@@ -33,7 +32,7 @@ COPIED = (
     "tie_word_embeddings",
 )
 """Words that both configs use for the same thing."""
-NO_EXPERTS = {
+NO_EXPERTS: dict[str, Any] = {
     "n_routed_experts": 1,
     "n_shared_experts": 1,
     "num_experts_per_tok": 1,
@@ -68,28 +67,11 @@ def latent_layers(geometry: ModelGeometry, plan: Plan) -> list[LatentLayer]:
 
 @torch.no_grad()
 def latent_model(model: PreTrainedModel, layers: list[LatentLayer]) -> PreTrainedModel:
-    """``model`` with ``layers`` for its attention, in its dtype, on the CPU: everything else is copied.
-
-    Raises:
-        KvbenchError: the dtype cannot hold it.
-    """
-    config = _config(model, layers)
-    made: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    """``model`` with ``layers`` for its attention, in its dtype, on the CPU: everything else is copied."""
+    made: PreTrainedModel = AutoModelForCausalLM.from_config(_config(model, layers), dtype=model.dtype)
     made.load_state_dict(_tensors(model, layers), strict=True)
     made.generation_config = model.generation_config
     return made.eval().requires_grad_(False)
-
-
-def save(model: PreTrainedModel, folder: Path) -> None:
-    """``save_pretrained``, with a full disk as one line.
-
-    Raises:
-        KvbenchError: the weights cannot be written.
-    """
-    try:
-        model.save_pretrained(folder)
-    except SafetensorError as error:  # a full disk comes as this, without an errno
-        raise KvbenchError(f"cannot write the converted model to {folder.parent}: {error}") from error
 
 
 def _config(model: PreTrainedModel, layers: list[LatentLayer]) -> PreTrainedConfig:

@@ -18,13 +18,13 @@ from kvbench.cache.self_test import TOLERANCE, TOLERANCE_IN_16_BIT
 from kvbench.compressors.compressor import Compressor, parse
 from kvbench.compressors.methods.mla import Mla
 from kvbench.compressors.methods.saved import Saved
-from kvbench.conversion.checkpoint import latent_layers, latent_model, save
+from kvbench.conversion.checkpoint import latent_layers, latent_model
 from kvbench.conversion.families import require_convertible
 from kvbench.conversion.reference import logits_through_codecs
 from kvbench.errors import KvbenchError
 from kvbench.measure.bench import CalibrationSource, ModelBench, Report
 from kvbench.models.conversion import PROBE
-from kvbench.models.saved import read_folder
+from kvbench.models.saved import read_folder, write_folder
 from kvbench.storage.folders import new_folder, require_vacant
 from kvbench.storage.frozen import Frozen
 
@@ -81,8 +81,7 @@ def convert_model(
     differences = []
 
     def build(partial: Path) -> None:
-        save(made, partial)
-        bench.loaded.tokenizer.save_pretrained(partial)
+        write_folder(made, bench.loaded.tokenizer, partial)
         report("comparing", 0, 1)
         differences.append(_difference(bench, plan, partial, ids))
 

@@ -19,12 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvbench.errors import KvbenchError
-
 EPSILON = 1e-6
 """ε of the norms of latents in DeepSeek-V3's code: they take the class's default, whatever the config says."""
 MARGIN, MARGIN_IN_FP16 = 2.0**24, 2.0**5
-"""How often the longest latent goes into ``c``. fp16 has no room for more: an error of 2⁻¹¹ is what it rounds anyway."""
+"""How often the longest latent goes into ``c``. fp16 has no room for more, and rounds by 2⁻¹¹ anyway."""
 LARGEST, LARGEST_IN_FP16 = 2.0**60, 2.0**15
 """Of ``c``, whose square must be a number of fp32 and which itself must be one of the weights' dtype."""
 
@@ -33,7 +31,8 @@ LARGEST, LARGEST_IN_FP16 = 2.0**60, 2.0**15
 class PinnedNorm:
     """A projection to ``weight`` (r + 1, in), ``bias`` (r + 1,), its norm's weight ``norm`` (r + 1,), all in fp64.
 
-    What the norm puts out are the latents times ``1 / scale``, with a zero behind them.
+    What the norm puts out are the latents divided by ``scale``, near 1 unless they are too long for the dtype, and a
+    zero behind them.
     """
 
     weight: Tensor
@@ -45,24 +44,22 @@ class PinnedNorm:
     def of(cls, weight: Tensor, bias: Tensor, longest: float, dtype: torch.dtype) -> PinnedNorm:
         """For latents ``weight`` (r, in) x + ``bias`` (r,) no longer than ``longest``, stored in ``dtype``.
 
-        The constant and the norm's weight are powers of two, so that no dtype rounds them.
-
-        Raises:
-            KvbenchError: the dtype cannot hold the constant.
+        The constant, the norm's weight and what latents are shrunk by where ``c`` would be too large for the dtype are
+        powers of two, so that no dtype rounds them.
         """
         narrow = dtype == torch.float16
         margin, largest = (MARGIN_IN_FP16, LARGEST_IN_FP16) if narrow else (MARGIN, LARGEST)
         constant = 2.0 ** math.ceil(math.log2(longest * margin)) if longest > 0 else 1.0
-        if not constant <= largest:
-            raise KvbenchError(
-                f"latents of up to {longest:.3g} leave no room in {str(dtype).removeprefix('torch.')} for the constant "
-                "that keeps their norm out of the way; convert in bfloat16 or float32"
-            )
-        divisor = math.sqrt(constant**2 / (len(weight) + 1) + EPSILON)
-        kept = 2.0 ** round(math.log2(divisor))
-        norm = functional.pad(torch.full((len(weight),), kept, dtype=torch.float64), (0, 1))
+        shrunk = min(1.0, largest / constant)
+        constant *= shrunk
+        divisor = math.sqrt(constant**2 / (len(weight) + 1) + EPSILON) / shrunk
+        kept = min(2.0 ** round(math.log2(divisor)), largest)
+        norm = torch.full((len(weight),), kept, dtype=torch.float64)
         return cls(
-            functional.pad(weight, (0, 0, 0, 1)), functional.pad(bias, (0, 1), value=constant), norm, divisor / kept
+            functional.pad(weight * shrunk, (0, 0, 0, 1)),
+            functional.pad(bias * shrunk, (0, 1), value=constant),
+            functional.pad(norm, (0, 1)),
+            divisor / kept,
         )
 
     def followed_by(self, matrix: Tensor) -> Tensor:
@@ -71,7 +68,7 @@ class PinnedNorm:
 
 
 def longest_output(weight: Tensor, bias: Tensor, norm: Tensor) -> float:
-    """No output of ``weight`` (out, in), ``bias`` (out,) is longer than this, behind an RMSNorm of weight ``norm`` (in,).
+    """No output of ``weight`` (out, in), ``bias`` (out,) behind an RMSNorm of weight ``norm`` (in,) is longer.
 
     What the norm puts out before its weight has length √in at most.
     """

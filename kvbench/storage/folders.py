@@ -94,7 +94,7 @@ def _build(target: Path, build: Callable[[Path], None]) -> None:
 
 
 def _in_partial(target: Path, build: Callable[[Path], None], into_place: Callable[[Path], object]) -> None:
-    """``build`` in a folder beside ``target``, flush it to disk, and rename it; whatever happens, none is left behind."""
+    """``build`` in a folder beside ``target``, flush it to disk, rename it; whatever happens, none is left behind."""
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

@@ -7,6 +7,7 @@ from driving import attach
 from kvbench.cache.body_attention import BodyAttention
 from kvbench.cache.prediction import body_bits_per_element, predict_bytes
 from kvbench.calibration.collect import collect
+from kvbench.codecs.transforms.rope import frequencies_of
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 from kvbench.hooks.geometry import probe_geometry
@@ -130,3 +131,21 @@ def test_what_does_not_fit_is_refused(llama, spec, message):
 def test_mla_needs_rope():
     with pytest.raises(KvbenchError, match="no RoPE"):
         Calibrated("gpt2", layers=1).fit("mla:rope_dims=8,latent=8")
+
+
+@pytest.mark.parametrize("choice", ["contribution", "shared"])
+def test_other_choices_of_the_slice_are_whole_too(llama, choice):
+    assert llama.error(f"{WHOLE},choice={choice}") < 1e-10
+
+
+def test_a_shared_slice_keeps_the_same_frequencies_in_all_layers():
+    deep = Calibrated(layers=4, hidden=96, heads=4, kv_heads=2, head_dim=16)
+    half = torch.arange(8)
+    pairs = torch.stack([half, half + 8], 1)
+
+    def kept(choice):
+        plan = deep.fit(f"mla:rope_dims=12,latent=24,choice={choice}")
+        bases = [plan.layers[layer].codec.keys.transform.encoder[0] for layer in range(4)]
+        return {tuple(frequencies_of(basis, 2, pairs).sort().values.tolist()) for basis in bases}
+
+    assert len(kept("shared")) == 1 < len(kept("contribution"))

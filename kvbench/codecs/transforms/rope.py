@@ -108,7 +108,7 @@ def frequencies_of(axes: Tensor, heads: int, pairs: Tensor) -> Tensor:
 def shared_counts(weights: Sequence[Tensor], count: int) -> Tensor:
     """How many components of every frequency (frequencies,) are kept where all layers keep the same, ``count`` in all.
 
-    ``weights`` (frequencies, heads) are those of a layer's components; each layer keeps its own heaviest of a frequency.
+    ``weights`` (frequencies, heads) are those of a layer's components; every layer keeps the heaviest of its own.
     """
     total = torch.stack([layer.sort(-1, descending=True).values for layer in weights]).sum(0)
     heaviest = total.flatten().argsort(descending=True, stable=True)[:count]

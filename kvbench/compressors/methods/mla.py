@@ -142,7 +142,7 @@ class _Components:
         return cls(contribution, frequency, contribution[order].view(len(pairs), heads))
 
     def order(self, counts: Tensor | None) -> Tensor:
-        """Columns of the basis by falling contribution; with ``counts`` (frequencies,), so many of each before others."""
+        """Columns of the basis by falling contribution; with ``counts`` (frequencies,), so many of each come first."""
         order = self.contribution.argsort(descending=True, stable=True)
         if counts is not None:
             frequency = self.frequency[order]
