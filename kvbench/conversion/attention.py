@@ -105,7 +105,7 @@ class LatentLayer:
 
 
 def converted(module: nn.Module, norm: nn.Module, layer: LatentLayer, dtype: torch.dtype) -> dict[str, Tensor]:
-    """DeepSeek's tensors by name, fp64 to be kept in ``dtype``, for attention ``module`` behind the RMSNorm ``norm``."""
+    """DeepSeek's tensors by name, fp64 to be kept in ``dtype``, for attention ``module`` behind RMSNorm ``norm``."""
     query, key, value, output = (Linear.of(getattr(module, name)) for name in PROJECTIONS)
     before: Tensor = norm.weight.detach().double().cpu()  # type: ignore[assignment,operator,union-attr]
     heads = float(module.scaling) * _query_heads(layer)  # type: ignore[arg-type]

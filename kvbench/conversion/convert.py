@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from kvbench.cache.attach import Plan
 from kvbench.cache.self_test import TOLERANCE, TOLERANCE_IN_16_BIT
+from kvbench.calibration.collect import collect
+from kvbench.calibration.statistics import Statistics
 from kvbench.compressors.compressor import Compressor, parse
 from kvbench.compressors.methods.mla import Mla
 from kvbench.compressors.methods.saved import Saved
@@ -22,6 +24,7 @@ from kvbench.conversion.checkpoint import latent_layers, latent_model
 from kvbench.conversion.families import require_convertible
 from kvbench.conversion.reference import logits_through_codecs
 from kvbench.errors import KvbenchError
+from kvbench.measure.arm_factory import ArmFactory
 from kvbench.measure.bench import CalibrationSource, ModelBench, Report
 from kvbench.models.conversion import PROBE
 from kvbench.models.saved import read_folder, write_folder
@@ -65,6 +68,8 @@ def convert_model(
 ) -> Conversion:
     """Fit ``spec``, an ``mla`` or a saved one, to ``model`` and write the model that it makes to ``folder``.
 
+    It is fitted to all tokens of the calibration text: no cache keeps the first ones exactly here.
+
     Raises:
         KvbenchError: bad input, or a folder that holds something.
         UnsupportedModelError: DeepSeek's layers cannot say what the model does.
@@ -73,8 +78,8 @@ def convert_model(
     require_vacant(folder)
     bench = ModelBench(model, dtype, device, report)
     require_convertible(bench.loaded.model, bench.geometry)
-    ids = bench.calibration_windows(source).ids[:1, :TOKENS]
-    plan = bench.fit(compressor, source)
+    windows = bench.calibration_windows(source).ids
+    plan = ArmFactory.of(bench.loaded).fit(compressor, lambda: _statistics(bench, windows))
     layers = latent_layers(bench.geometry, plan)
     report("converting", 0, 1)
     made = latent_model(bench.loaded.model, layers)
@@ -83,7 +88,7 @@ def convert_model(
     def build(partial: Path) -> None:
         write_folder(made, bench.loaded.tokenizer, partial)
         report("comparing", 0, 1)
-        differences.append(_difference(bench, plan, partial, ids))
+        differences.append(_difference(bench, plan, partial, windows[:1, :TOKENS]))
 
     new_folder(folder, build)
     return Conversion(
@@ -112,6 +117,13 @@ def parsed(spec: str) -> Compressor:
             "(mla:latent=0.5,rope_dims=32,choice=shared), and compress the latents of the converted model"
         )
     return compressor
+
+
+def _statistics(bench: ModelBench, windows: Tensor) -> Statistics:
+    def progress(done: int, total: int) -> None:
+        bench.report("calibrating", done, total)
+
+    return collect(bench.loaded.model, bench.geometry, windows, fisher=False, progress=progress, sinks=0)
 
 
 def _difference(bench: ModelBench, plan: Plan, folder: Path, ids: Tensor) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,10 +10,10 @@ from torch import Tensor
 from kvbench.codecs.joint import DecoupledCodec
 from kvbench.codecs.transforms.fitting import Basis, weighted_basis
 from kvbench.codecs.transforms.joint import balanced, joint_matrix
-from kvbench.codecs.transforms.rope import commuting_basis, frequencies_of, frequency_pairs, shared_counts
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.joint import join_sides, joint_moment
 from kvbench.compressors.part import Part
+from kvbench.compressors.rope_slice import Choice, rope_bases
 from kvbench.errors import UnsupportedModelError
 
 
@@ -29,9 +28,9 @@ class Mla(Part):
     compressed tokens are attended by another function than the model was trained with.** TransMLA itself reports
     perplexity 9.75 → 16.14 on Llama-3.2-1B at 56 % of the cache before tuning. Differences: sinks and the recent window
     keep exact keys with RoPE, adjacent frequencies are not folded, and the slice takes what ``choice`` weighs most
-    instead of one pair per frequency: ``energy`` of the keys, or the ``contribution`` to scores, the norm of the keys
-    times that of the queries (MHA2MLA). With ``shared``, the contribution summed over layers says how many pairs of
-    every frequency all of them keep, so that one table of RoPE serves the model: `kvbench convert` needs that.
+    instead of one pair per frequency (:mod:`kvbench.compressors.rope_slice`): ``energy`` of the keys, or their
+    ``contribution`` to scores, counting how far RoPE turns them; ``shared``: by contribution, the same frequencies in
+    all layers, so that one table of RoPE serves the model, as `kvbench convert` needs it.
     """
 
     name = "mla"
@@ -43,7 +42,7 @@ class Mla(Part):
 
     latent: float
     rope_dims: int
-    choice: Literal["energy", "contribution", "shared"] = "energy"
+    choice: Choice = "energy"
 
     def __post_init__(self) -> None:
         self.require(
@@ -60,7 +59,7 @@ class Mla(Part):
         layers = [*draft]
         for layer in layers:
             self._check(layer)
-        for layer, rope_basis in zip(layers, self._rope_bases(layers), strict=True):
+        for layer, rope_basis in zip(layers, rope_bases(layers, self.choice, self.rope_dims), strict=True):
             layer.keys.transform = rope_basis.transform(
                 torch.zeros(len(rope_basis.encoder[0])), self.rope_dims, draft.basis_dtype
             )
@@ -83,19 +82,6 @@ class Mla(Part):
         width = layer.geometry.elements_per_token
         return max(1, round(self.latent * width)) if self.latent <= 1 else int(self.latent)
 
-    def _rope_bases(self, layers: list[LayerDraft]) -> list[Basis]:
-        """Every layer's commuting basis, what its slice keeps first."""
-        bases = [_rope_basis(layer) for layer in layers]
-        if self.choice == "energy":
-            return [basis for basis, _ in bases]
-        components = [_Components.of(layer, *basis) for layer, basis in zip(layers, bases, strict=True)]
-        counts = None
-        if self.choice == "shared":
-            shapes = {each.by_frequency.shape for each in components}
-            self.require(len(shapes) == 1, "choice=shared needs layers of one shape; choose choice=contribution")
-            counts = shared_counts([each.by_frequency for each in components], self.rope_dims // 2)
-        return [basis.reordered(each.order(counts)) for (basis, _), each in zip(bases, components, strict=True)]
-
     def _joint(self, layer: LayerDraft, rope: Tensor) -> tuple[Basis, Tensor]:
         """Basis of [keys | values] of all heads without the key slice ``rope`` (K, rope_dims), and its mean."""
         heads, values = layer.geometry.kv_heads, layer.calibrated.second("value")
@@ -105,48 +91,3 @@ class Mla(Part):
         basis = weighted_basis(moment, metric, 1)
         without_rope = joint_matrix(nope, torch.eye(len(values), dtype=nope.dtype), heads)
         return Basis(basis.values, without_rope @ basis.encoder, basis.decoder), centre
-
-
-def _rope_basis(layer: LayerDraft) -> tuple[Basis, Tensor]:
-    """The commuting basis of the rotated dimensions, and their pairs; dimensions that need no rotation come last."""
-    geometry, statistics = layer.geometry, layer.calibrated
-    before = statistics.second("key")
-    pairs = frequency_pairs(before, statistics.second("rotated_key"), geometry.kv_heads, geometry.rotary_dims)
-    rotated = (torch.arange(len(before)) % geometry.head_dim < geometry.rotary_dims).double()
-    return commuting_basis(before * torch.outer(rotated, rotated), geometry.kv_heads, pairs), pairs
-
-
-@dataclass(frozen=True, eq=False)
-class _Components:
-    """The complex components (n / 2,) of a layer's commuting basis: their contributions to scores and frequencies.
-
-    Those without RoPE have frequency -1 and come last.
-    """
-
-    contribution: Tensor
-    frequency: Tensor
-    by_frequency: Tensor
-    """Contributions (frequencies, KV heads)."""
-
-    @classmethod
-    def of(cls, layer: LayerDraft, basis: Basis, pairs: Tensor) -> _Components:
-        heads, axes = layer.geometry.kv_heads, basis.encoder[0]
-        queries = layer.calibrated.query_second / layer.calibrated.count
-        per_head = axes.view(heads, -1, axes.shape[1])
-        met = torch.einsum("gdn,gde,gen->n", per_head, queries, per_head)
-        contribution = (basis.variances * met.clamp_min(0)).sqrt().view(-1, 2).sum(1)
-        frequency = frequencies_of(axes, heads, pairs)
-        contribution = contribution.where(frequency >= 0, -1)
-        order = frequency.argsort(stable=True)
-        order = order[frequency[order] >= 0]
-        return cls(contribution, frequency, contribution[order].view(len(pairs), heads))
-
-    def order(self, counts: Tensor | None) -> Tensor:
-        """Columns of the basis by falling contribution; with ``counts`` (frequencies,), so many of each come first."""
-        order = self.contribution.argsort(descending=True, stable=True)
-        if counts is not None:
-            frequency = self.frequency[order]
-            every = torch.nn.functional.one_hot(frequency.clamp_min(0), len(counts)).cumsum(0)
-            within = every.gather(1, frequency.clamp_min(0)[:, None])[:, 0] <= counts[frequency.clamp_min(0)]
-            order = order[(~within | (frequency < 0)).int().argsort(stable=True)]
-        return torch.stack([2 * order, 2 * order + 1], 1).flatten()
