@@ -51,6 +51,16 @@ def test_it_says_what_it_made(capsys: pytest.CaptureFixture[str]):
     assert told.err.endswith("written: made · use it: --model made\n")
 
 
+def test_a_saved_plan_is_converted_as_it_is(capsys: pytest.CaptureFixture[str]):
+    found = ("--method", "mla:rope_dims=8,choice=shared", "--target", "bits=24", "--save", "fit", "--tokens", "256")
+    assert kvbench("fit", *found, *SMALL, "--json") == 0
+    spec = json.loads(capsys.readouterr().out)["spec"]
+    assert kvbench("convert", "--compressor", "saved:path=fit", "--out", "made", *SMALL, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["kv_lora_rank"] == round(64 * float(spec.partition("latent=")[2].partition(",")[0])) + 1
+    assert told["logits_differ"] < 1e-5
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
