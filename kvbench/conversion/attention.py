@@ -51,12 +51,10 @@ class Linear:
 
 @dataclass(frozen=True)
 class LatentLayer:
-    """One layer's codec as matrices in fp64, K = kv_heads · head_dim.
+    """What a layer's codec decodes and encodes by: ``rope`` the slice of the keys, ``joint`` the latent of the rest.
 
-    ``rope`` encodes keys to the slice, its pairs by falling frequency; ``rope_decoder`` is (kv_heads, head_dim, rope).
-    ``joint`` encodes keys and values; its decoder's rows are ``key_decoder`` (kv_heads, head_dim, r) and
-    ``value_decoder`` (kv_heads, value_dim, r), ``value_mean`` (kv_heads, value_dim). ``frequencies`` (rope / 2,) number
-    those of the original model.
+    Each has one group of all heads. The pairs of ``rope`` stand in the order of their ``frequencies`` (rope / 2,):
+    places in the original model's list of them.
     """
 
     geometry: LayerGeometry
