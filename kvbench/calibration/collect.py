@@ -29,8 +29,8 @@ from kvbench.kernels.reference import exact_attention
 class _LayerCollector:
     """Accumulates one layer; also the layer's attention while collecting."""
 
-    def __init__(self, geometry: LayerGeometry, fisher: bool) -> None:
-        self.geometry, self.fisher = geometry, fisher
+    def __init__(self, geometry: LayerGeometry, fisher: bool, sinks: int) -> None:
+        self.geometry, self.fisher, self.sinks = geometry, fisher, sinks
         self._sums: dict[str, Tensor] = {}
         self._leaves: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -48,16 +48,16 @@ class _LayerCollector:
             self._moments("key", keys)
             self._moments("rotated_key", rotated)
             self._moments("value", values)
-            self._add("key_value_second", second_moment(token_rows(keys), token_rows(values)))
+            self._add("key_value_second", second_moment(*(token_rows(side, self.sinks) for side in (keys, values))))
             self._add("query_second", self._query_second(query))
             self._add("rotated_query_second", self._query_second(rotated_query))
             self._add("rotated_query_sum", self._beside_keys(rotated_query).double().sum((0, 2)))
-            self._add("count", torch.tensor(float(keys.shape[0] * (keys.shape[2] - SINKS)), dtype=torch.float64))
+            self._add("count", torch.tensor(float(keys.shape[0] * (keys.shape[2] - self.sinks)), dtype=torch.float64))
         return exact_attention(rotated_query, *call.met(rotated, values), call.scaling, call.mask, call.softcap)
 
     def take_input(self, hidden: Tensor) -> None:
         """Fold in the layer's input (batch, tokens, hidden)."""
-        self._add("input_abs_sum", hidden.detach()[:, SINKS:].abs().double().sum((0, 1)))
+        self._add("input_abs_sum", hidden.detach()[:, self.sinks :].abs().double().sum((0, 1)))
 
     def take_gradients(self) -> None:
         """Fold the gradients of the backward pass into the Fisher sums."""
@@ -65,7 +65,7 @@ class _LayerCollector:
             return
         for name, leaf in zip(("key", "rotated_key", "value"), self._leaves, strict=True):
             assert leaf.grad is not None
-            flat = token_rows(leaf.grad)
+            flat = token_rows(leaf.grad, self.sinks)
             self._add(f"fisher_{name}", (flat.T @ flat).double())
         self._leaves = None
 
@@ -76,7 +76,7 @@ class _LayerCollector:
         return LayerStatistics(**(empty | sums | projections))
 
     def _moments(self, name: str, states: Tensor) -> None:
-        flat = token_rows(states)
+        flat = token_rows(states, self.sinks)
         self._add(f"{name}_sum", flat.double().sum(0))
         self._add(f"{name}_second", second_moment(flat, flat))
 
@@ -88,7 +88,7 @@ class _LayerCollector:
 
     def _beside_keys(self, query: Tensor) -> Tensor:
         """Those channels of the queries behind the sinks that meet stored keys; the others meet latents."""
-        return query[:, :, SINKS:, : self.geometry.head_dim]
+        return query[:, :, self.sinks :, : self.geometry.head_dim]
 
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -97,8 +97,8 @@ class _LayerCollector:
 class _Collector:
     """Handler that sends every full-attention layer to its collector."""
 
-    def __init__(self, geometry: ModelGeometry, fisher: bool) -> None:
-        self.layers = {layer.layer: _LayerCollector(layer, fisher) for layer in geometry.compressible}
+    def __init__(self, geometry: ModelGeometry, fisher: bool, sinks: int) -> None:
+        self.layers = {layer.layer: _LayerCollector(layer, fisher, sinks) for layer in geometry.compressible}
 
     def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover | None:
         if layer not in self.layers:
@@ -119,19 +119,21 @@ def collect(
     identity: tuple[str, str, str] = ("", "", ""),
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
+    sinks: int = SINKS,
 ) -> Statistics:
     """Statistics over ``windows`` (count, length) of token ids; ``identity`` is (model, weights sha256, text sha256).
 
-    ``progress`` is called with (windows done, windows in all).
+    ``progress`` is called with (windows done, windows in all). The first ``sinks`` tokens of a window do not count: a
+    cache keeps them exactly.
 
     Raises:
         KvbenchError: the windows hold nothing but sinks.
     """
-    if windows.shape[1] <= SINKS:
-        raise KvbenchError(f"calibration windows must be longer than {SINKS} tokens, which are left out as sinks")
+    if windows.shape[1] <= sinks:
+        raise KvbenchError(f"calibration windows must be longer than {sinks} tokens, which are left out as sinks")
     if not geometry.compressible:
         return Statistics({}, *identity)  # nothing to know, and nothing for a backward pass to reach
-    collector = _Collector(geometry, fisher)
+    collector = _Collector(geometry, fisher, sinks)
     generator = torch.Generator().manual_seed(seed)
     projections = measure_projections(model, geometry)
     inputs = hidden_states(model, collector.layers, collector.take_input)

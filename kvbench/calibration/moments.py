@@ -9,9 +9,9 @@ SINKS = 4
 """Leading tokens of every window that stay out of the statistics."""
 
 
-def token_rows(states: Tensor) -> Tensor:
+def token_rows(states: Tensor, sinks: int = SINKS) -> Tensor:
     """(batch, kv heads, tokens, d) → (batch · tokens without sinks, kv heads · d) in at least fp32."""
-    kept = states[:, :, SINKS:].transpose(1, 2).flatten(2).flatten(0, 1)
+    kept = states[:, :, sinks:].transpose(1, 2).flatten(2).flatten(0, 1)
     return kept.to(torch.promote_types(kept.dtype, torch.float32))
 
 

@@ -9,6 +9,7 @@ import sys
 from cyclopts import App, CycloptsError, Parameter
 
 from kvbench.cli.console import say
+from kvbench.cli.convert import convert
 from kvbench.cli.doctor import doctor
 from kvbench.cli.fit import calibrate, fit
 from kvbench.cli.gate_times import gate_times
@@ -49,7 +50,7 @@ app = App(
 )
 VERBS = (
     *(run, sweep, trial, gate, gate_times, history, compare, report, leaderboard, records, merge, ls, show),
-    *(calibrate, fit, generate, lm_eval, validate, project, doctor),
+    *(calibrate, fit, convert, generate, lm_eval, validate, project, doctor),
 )
 for verb in VERBS:
     app.command(verb)

@@ -125,9 +125,17 @@ def probe_geometry(model: PreTrainedModel) -> ModelGeometry:
     if not layers:
         raise UnsupportedModelError(f"{type(model).__name__}: no attention layer ran through the attention interface")
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    kinds = [rope.get("rope_type")] + [part.get("rope_type") for part in rope.values() if isinstance(part, dict)]
-    dynamic = any(kind in ("dynamic", "longrope") for kind in kinds)
+    dynamic = any(_is_dynamic(each) for each in (rope, *rope.values()) if isinstance(each, dict))
     return ModelGeometry(layers, model.dtype, model.device, dynamic)
+
+
+def _is_dynamic(rope: dict[str, Any]) -> bool:
+    """Whether one entry of ``rope_parameters`` turns a position otherwise in a longer text.
+
+    LongRoPE does where it has other factors for those; with one list it is a table like any other.
+    """
+    kind = rope.get("rope_type")
+    return kind == "dynamic" or (kind == "longrope" and rope.get("short_factor") != rope.get("long_factor"))
 
 
 def _layer(index: int, call: AttentionCall, group: int, rotation: Rotation | None, stock: list[Any]) -> LayerGeometry:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -37,6 +38,20 @@ def read_folder(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
     return model, tokenizer
 
 
+def write_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """The inverse of :func:`read_folder`.
+
+    Raises:
+        KvbenchError: the weights cannot be written.
+    """
+    try:
+        with _quiet():
+            model.save_pretrained(folder)
+    except SafetensorError as error:  # a full disk comes as this, without an errno
+        raise KvbenchError(f"cannot write the model to folder {folder}: {error}") from error
+    tokenizer.save_pretrained(folder)
+
+
 def weights_sha256(folder: Path) -> str:
     """Digest over the names and contents of a folder's safetensors files."""
     digest = hashlib.sha256()
@@ -63,7 +78,7 @@ def _readable(folder: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bar, which takes longer to draw than a small model to load."""
+    """Without transformers' own progress bar, which takes longer to draw than a small model to load or save."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -160,6 +160,18 @@ def test_tensors_round_trip() -> None:
             assert torch.equal(getattr(again.layers[index], item.name), getattr(layer, item.name))
 
 
+def test_the_first_tokens_count_where_nothing_keeps_them() -> None:
+    one, ids = subject("llama"), token_ids(2, SINKS + 6, seed=3)
+    every = collect(one.model, one.geometry, ids, fisher=True, sinks=0).layers[0]
+    assert every.count == ids.numel()
+    with torch.no_grad():
+        cache = one.model(ids, past_key_values=one.stock_cache(), use_cache=True).past_key_values
+    values = cache.layers[0].values.transpose(1, 2).flatten(2).flatten(0, 1)
+    torch.testing.assert_close(every.value_second, values.T @ values, rtol=1e-6, atol=1e-9)
+    later = collect(one.model, one.geometry, ids, fisher=False).layers[0]
+    assert later.count == ids.numel() - 2 * SINKS and every.has_fisher
+
+
 def test_windows_of_nothing_but_sinks_are_refused() -> None:
     one = subject("llama")
     with pytest.raises(KvbenchError, match="longer than 4 tokens"):

@@ -7,6 +7,7 @@ from driving import attach
 from kvbench.cache.body_attention import BodyAttention
 from kvbench.cache.prediction import body_bits_per_element, predict_bytes
 from kvbench.calibration.collect import collect
+from kvbench.codecs.transforms.rope import frequencies_of
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 from kvbench.hooks.geometry import probe_geometry
@@ -17,11 +18,13 @@ PROMPT, NEW = 120, 16
 
 
 class Calibrated:
-    def __init__(self, family="llama", tie=False, **overrides):
+    def __init__(self, family="llama", tie=False, slow=1, **overrides):
         torch.manual_seed(0)
         self.model = build(family, torch.float64, **overrides)
         for layer in self.model.model.layers if tie else []:
             layer.self_attn.v_proj.weight = layer.self_attn.k_proj.weight
+        for layer in self.model.model.layers if slow > 1 else []:
+            layer.self_attn.k_proj.weight.data.view(2, 2, 8, -1)[:, :, -1] *= slow  # RoPE's slowest pair of each head
         self.geometry = probe_geometry(self.model)
         self.statistics = collect(self.model, self.geometry, torch.randint(3, 200, (4, 160)))
         self.ids = torch.randint(3, 200, (1, PROMPT + NEW))
@@ -130,3 +133,29 @@ def test_what_does_not_fit_is_refused(llama, spec, message):
 def test_mla_needs_rope():
     with pytest.raises(KvbenchError, match="no RoPE"):
         Calibrated("gpt2", layers=1).fit("mla:rope_dims=8,latent=8")
+
+
+@pytest.mark.parametrize("choice", ["contribution", "shared"])
+def test_other_choices_of_the_slice_are_whole_too(llama, choice):
+    assert llama.error(f"{WHOLE},choice={choice}") < 1e-10
+
+
+def kept_frequencies(plan):
+    """Of the slice of every layer, of 2 heads of 16 dimensions."""
+    half = torch.arange(8)
+    pairs = torch.stack([half, half + 8], 1)
+    bases = [layer.codec.keys.transform.encoder[0] for layer in plan.layers.values()]
+    return [tuple(frequencies_of(basis, 2, pairs).sort().values.tolist()) for basis in bases]
+
+
+def test_a_shared_slice_keeps_the_same_frequencies_in_all_layers():
+    deep = Calibrated(layers=4, hidden=96, heads=4, kv_heads=2, head_dim=16)
+    shared, own = (deep.fit(f"mla:rope_dims=12,latent=24,choice={choice}") for choice in ("shared", "contribution"))
+    assert len({*kept_frequencies(shared)}) == 1 < len({*kept_frequencies(own)})
+
+
+def test_strong_keys_that_hardly_turn_need_no_rope():
+    slow = Calibrated(layers=1, hidden=96, heads=4, kv_heads=2, head_dim=16, slow=6)
+    energy, contribution = ("mla:rope_dims=8,latent=56,choice=" + choice for choice in ("energy", "contribution"))
+    assert 7 in kept_frequencies(slow.fit(energy))[0] and 7 not in kept_frequencies(slow.fit(contribution))[0]
+    assert slow.error(contribution) < slow.error(energy)

@@ -48,6 +48,10 @@ class Basis:
         """The first ``rank`` components."""
         return Basis(self.values[:, :rank], self.encoder[..., :rank], self.decoder[:, :rank])
 
+    def reordered(self, order: Tensor) -> Basis:
+        """The components ``order`` (n,) in that order."""
+        return Basis(self.values[:, order], self.encoder[..., order], self.decoder[:, order])
+
     def scale(self, rank: int) -> float:
         """By what the first ``rank`` latents are multiplied in :meth:`transform`.
 

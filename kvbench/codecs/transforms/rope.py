@@ -6,6 +6,8 @@ the heads *within one frequency* by a complex matrix therefore commutes with it 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -91,3 +93,23 @@ def _complex_axes(moment: Tensor, real: Tensor, imaginary: Tensor) -> tuple[Tens
     axes[real, :, 0], axes[imaginary, :, 0] = unitary.real, unitary.imag
     axes[real, :, 1], axes[imaginary, :, 1] = -unitary.imag, unitary.real
     return axes.flatten(1), energy.clamp_min(0)
+
+
+def frequencies_of(axes: Tensor, heads: int, pairs: Tensor) -> Tensor:
+    """Which of the frequencies ``pairs`` every pair of neighbouring columns of ``axes`` (K, n) mixes: (n / 2,).
+
+    -1 where it is no single one of them, as for dimensions without RoPE.
+    """
+    energy = axes.square().view(heads, -1, axes.shape[1] // 2, 2).sum((0, 3))
+    share, frequency = (energy[pairs].sum(1) / energy.sum(0)).max(0)
+    return torch.where(share > 1 - TOLERANCE, frequency, -1)
+
+
+def shared_counts(weights: Sequence[Tensor], count: int) -> Tensor:
+    """How many components of every frequency (frequencies,) are kept where all layers keep the same, ``count`` in all.
+
+    ``weights`` (frequencies, heads) are those of a layer's components; every layer keeps the heaviest of its own.
+    """
+    total = torch.stack([layer.sort(-1, descending=True).values for layer in weights]).sum(0)
+    heaviest = total.flatten().argsort(descending=True, stable=True)[:count]
+    return torch.zeros(total.numel(), dtype=torch.long).index_fill_(0, heaviest, 1).view_as(total).sum(-1)

@@ -10,10 +10,10 @@ from torch import Tensor
 from kvbench.codecs.joint import DecoupledCodec
 from kvbench.codecs.transforms.fitting import Basis, weighted_basis
 from kvbench.codecs.transforms.joint import balanced, joint_matrix
-from kvbench.codecs.transforms.rope import commuting_basis, frequency_pairs
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.joint import join_sides, joint_moment
 from kvbench.compressors.part import Part
+from kvbench.compressors.rope_slice import Choice, rope_bases
 from kvbench.errors import UnsupportedModelError
 
 
@@ -27,8 +27,10 @@ class Mla(Part):
     the keys, keys scaled to the values' norm first. **What is left of the keys loses its RoPE, in the query too: the
     compressed tokens are attended by another function than the model was trained with.** TransMLA itself reports
     perplexity 9.75 → 16.14 on Llama-3.2-1B at 56 % of the cache before tuning. Differences: sinks and the recent window
-    keep exact keys with RoPE, adjacent frequencies are not folded, and the slice takes the most energy instead of one
-    pair per frequency.
+    keep exact keys with RoPE, adjacent frequencies are not folded, and the slice takes what ``choice`` weighs most
+    instead of one pair per frequency (:mod:`kvbench.compressors.rope_slice`): ``energy`` of the keys, or their
+    ``contribution`` to scores, counting how far RoPE turns them; ``shared``: by contribution, the same frequencies in
+    all layers, so that one table of RoPE serves the model, as `kvbench convert` needs it.
     """
 
     name = "mla"
@@ -40,6 +42,7 @@ class Mla(Part):
 
     latent: float
     rope_dims: int
+    choice: Choice = "energy"
 
     def __post_init__(self) -> None:
         self.require(
@@ -53,9 +56,10 @@ class Mla(Part):
     def apply(self, draft: Draft) -> None:
         """The RoPE part first, then the joint latent of the rest."""
         draft.store_keys_before_rope()
-        for layer in draft:
+        layers = [*draft]
+        for layer in layers:
             self._check(layer)
-            rope_basis = self._rope_basis(layer)
+        for layer, rope_basis in zip(layers, rope_bases(layers, self.choice, self.rope_dims), strict=True):
             layer.keys.transform = rope_basis.transform(
                 torch.zeros(len(rope_basis.encoder[0])), self.rope_dims, draft.basis_dtype
             )
@@ -77,14 +81,6 @@ class Mla(Part):
     def _latent(self, layer: LayerDraft) -> int:
         width = layer.geometry.elements_per_token
         return max(1, round(self.latent * width)) if self.latent <= 1 else int(self.latent)
-
-    def _rope_basis(self, layer: LayerDraft) -> Basis:
-        """The commuting basis of the rotated dimensions; the others, which need no rotation, come last."""
-        geometry, statistics = layer.geometry, layer.calibrated
-        before = statistics.second("key")
-        pairs = frequency_pairs(before, statistics.second("rotated_key"), geometry.kv_heads, geometry.rotary_dims)
-        rotated = (torch.arange(len(before)) % geometry.head_dim < geometry.rotary_dims).double()
-        return commuting_basis(before * torch.outer(rotated, rotated), geometry.kv_heads, pairs)
 
     def _joint(self, layer: LayerDraft, rope: Tensor) -> tuple[Basis, Tensor]:
         """Basis of [keys | values] of all heads without the key slice ``rope`` (K, rope_dims), and its mean."""
