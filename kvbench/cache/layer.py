@@ -218,10 +218,11 @@ class ExactLayer(KVLayer):
         self.record_past = False
 
     def attend(self, call: AttentionCall, rotator: Rotator | None) -> Tensor:
-        """Exact attention over the whole tail."""
+        """Exact attention over the tail; of one with a window, over what a mask of :meth:`get_mask_sizes` covers."""
         self.append(call.keys, call.values)
         assert self.tail_keys is not None and self.tail_values is not None
-        keys, values = self.tail_keys.view, self.tail_values.view
+        visible = slice(self._hidden(call.keys.shape[AXIS]), None)
+        keys, values = self.tail_keys.view[:, :, visible], self.tail_values.view[:, :, visible]
         mask = None if call.mask is None else call.mask[..., -keys.shape[AXIS] :]
         if self.reading.kernels and fitting_kernels(call.query, call.softcap) is not None:
             part = self.attend_exact(call.query, keys, values, call, mask)
@@ -251,9 +252,15 @@ class ExactLayer(KVLayer):
                 tail.drop_front(surplus, self.sliding_window)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Mask over the cached tokens plus the new ones, and the slot of the first cached one."""
-        cached = 0 if self.tail_keys is None else self.tail_keys.length
+        """Mask over the visible tokens plus the new ones, and the slot of the first visible one."""
+        cached = 0 if self.tail_keys is None else self.tail_keys.length - self._hidden(0)
         return cached + int(query_length), self.seen - cached
+
+    def _hidden(self, new: int) -> int:
+        """Tokens of the tail before the window of the ``new`` ones in it: kept for a crop, and seen by no query."""
+        if self.sliding_window is None or self.tail_keys is None:
+            return 0
+        return max(0, self.tail_keys.length - new - (self.sliding_window - 1))
 
     def get_max_length(self) -> int:
         """The window, if there is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from kvbench.cli.console import out
+from kvbench.cli.console import out, say
 from kvbench.cli.options import Json
 from kvbench.errors import EXIT_OK, PluginError, unknown
 
@@ -21,12 +22,12 @@ Rows = list[dict[str, str]]
 
 
 def ls(
-    what: Annotated[str, Parameter(help="compressors, models, texts, suites or devices.")] = "compressors",
+    what: Annotated[str, Parameter(help="compressors, models, families, texts, suites or devices.")] = "compressors",
     /,
     *,
     json_: Json = False,
 ) -> int:
-    """List what exists: compressors, models, texts, suites or devices."""
+    """List what exists: compressors, models, families, texts, suites or devices."""
     if what not in LISTS:
         raise unknown("list", what, LISTS)
     rows = LISTS[what]()
@@ -79,6 +80,27 @@ def _models() -> Rows:
     return [*rows, {"name": "random:<family>", "source": "random", "family": "any supported", "licence": ""}]
 
 
+def _families() -> Rows:
+    """Every decoder family of transformers: which layers are compressed, or why none can be."""
+    from kvbench.models.families import surveyed
+
+    version, families = surveyed()
+    installed = importlib.metadata.version("transformers")
+    if installed != version:
+        say(f"families of transformers {version}; {installed} is installed, which may have others")
+    return [
+        {
+            "name": name,
+            "attaches": "no" if verdict.refused else "yes",
+            "compressed": ", ".join(verdict.compressed),
+            "kept as it is": ", ".join(verdict.kept),
+            "keys before RoPE": verdict.before_rope,
+            "refused": verdict.refused,
+        }
+        for name, verdict in families.items()
+    ]
+
+
 def _texts() -> Rows:
     from kvbench.texts import registry as texts
 
@@ -116,6 +138,7 @@ def _device(device: Accelerator) -> dict[str, str]:
 LISTS: dict[str, Callable[[], Rows]] = {
     "compressors": _compressors,
     "models": _models,
+    "families": _families,
     "texts": _texts,
     "suites": _suites,
     "devices": _devices,

@@ -6,6 +6,8 @@ and *which key dimensions RoPE rotates* (those that come out NaN), for families 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from kvbench.errors import UnsupportedModelError
+from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.hooks.interception import AttentionCall, Interception, Takeover
 from kvbench.hooks.rotations import Rotation, rotation_of
 from kvbench.hooks.turns import Turn, measured_turn
@@ -101,6 +103,12 @@ class _Recorder:
     rotation: Rotation | None
 
     def attend(self, call: AttentionCall) -> Tensor:
+        if self.layer in self.probe.seen:
+            raise UnsupportedModelError(
+                f"layer {self.layer} attends several times in one forward pass, which a cache that keeps tokens once "
+                "does not follow",
+                "layers attend several times in one pass",
+            )
         self.probe.seen[self.layer] = (call, self.group, self.rotation)
         return call.absorbed().finished(call.query.new_zeros(*call.query.shape[:3], call.values.shape[-1]))
 
@@ -110,24 +118,49 @@ def probe_geometry(model: PreTrainedModel) -> ModelGeometry:
     """Measure the geometry of ``model`` with one forward pass over two tokens.
 
     Raises:
-        UnsupportedModelError: the family has no attention interface, or RoPE rotates dimensions that are not the first.
+        UnsupportedModelError: the family has no attention interface, cannot run on token ids alone, attends in a way
+            that is not known here, or RoPE rotates dimensions that are not the first.
     """
     probe = _Probe()
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    with Interception(model, probe):
+    with Interception(model, probe), refused_where_it_fails(model, "token ids alone"):
         output = model(ids, use_cache=False)
     if not hasattr(output, "logits"):
         raise UnsupportedModelError(
-            f"{type(model).__name__} gives no logits: it has no language-model head; load it by AutoModelForCausalLM"
+            f"{type(model).__name__} gives no logits: it has no language-model head; load it by AutoModelForCausalLM",
+            "no language-model head",
         )
     stock = DynamicCache(config=model.config).layers
     layers = tuple(_layer(index, *probe.seen[index], stock) for index in sorted(probe.seen))
     if not layers:
-        raise UnsupportedModelError(f"{type(model).__name__}: no attention layer ran through the attention interface")
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: no attention layer ran through the attention interface",
+            "no attention layer calls the attention interface",
+        )
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     kinds = [rope.get("rope_type")] + [part.get("rope_type") for part in rope.values() if isinstance(part, dict)]
     dynamic = any(kind in ("dynamic", "longrope") for kind in kinds)
     return ModelGeometry(layers, model.dtype, model.device, dynamic)
+
+
+@contextmanager
+def refused_where_it_fails(model: PreTrainedModel, what: str) -> Iterator[None]:
+    """Model code that fails within refuses the model in one line; it was written for another ``what``.
+
+    Raises:
+        UnsupportedModelError: it failed, other than for want of memory.
+    """
+    try:
+        yield
+    except (KvbenchError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot carry a compressed cache, since its code does not take {what}: "
+            f"{type(error).__name__}: {reason}",
+            f"its code does not take {what}",
+        ) from error
 
 
 def _layer(index: int, call: AttentionCall, group: int, rotation: Rotation | None, stock: list[Any]) -> LayerGeometry:
@@ -135,7 +168,8 @@ def _layer(index: int, call: AttentionCall, group: int, rotation: Rotation | Non
     rotary_dims = int(rotary.sum())
     if not bool(rotary[:rotary_dims].all()):
         raise UnsupportedModelError(
-            f"layer {index}: RoPE rotates key dimensions that are not the leading ones; this family is not supported"
+            f"layer {index}: RoPE rotates key dimensions that are not the leading ones; this family is not supported",
+            "RoPE rotates other key dimensions than the leading ones",
         )
     window = getattr(stock[index], "sliding_window", None) if index < len(stock) else None
     turn = measured_turn(rotation_of(call.module), rotary_dims) if rotary_dims else None

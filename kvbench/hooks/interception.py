@@ -24,7 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvbench.errors import KvbenchError, UnsupportedModelError
-from kvbench.hooks.implementation import IMPLEMENTATION, check_switched, switch, switch_back
+from kvbench.hooks.implementation import IMPLEMENTATION, check_switched, switch, switch_back, written_out
 from kvbench.hooks.latent_attention import Form, LatentAttention, latent_attention, require_dense
 from kvbench.hooks.rotations import Rotation, as_given, as_pair, rotation_of
 
@@ -139,26 +139,42 @@ class Interception:
 
 
 def attention_modules(model: nn.Module) -> dict[int, nn.Module]:
-    """Layer index → the innermost numbered module whose forward takes a cache.
+    """Layer index → the innermost numbered module whose forward takes a cache and hands further keywords on.
+
+    Of several in one layer the first: in decoders of encoder-decoder models the second one attends to the encoder.
 
     Raises:
         UnsupportedModelError: there are none, or they are sparse.
     """
     modules: dict[int, nn.Module] = {}
+    cached = [module for module in model.modules() if _takes_cache(module)]
+    hooked = {module for module in cached if _takes_keywords(module)}
     for module in model.modules():
         require_dense(module)
-        layer = getattr(module, "layer_idx", None)
-        if layer is None or any(hasattr(child, "layer_idx") for child in module.children()):
-            continue
-        parameters = inspect.signature(module.forward).parameters
-        if "past_key_values" in parameters or "layer_past" in parameters:
-            modules[layer] = module
+        if module in hooked and not any(part in hooked for part in module.modules() if part is not module):
+            modules.setdefault(module.layer_idx, module)  # type: ignore[arg-type,call-overload]
+    if cached and not modules:
+        raise written_out(model)
     if not modules:
         raise UnsupportedModelError(
             f"no attention layers found in {type(model).__name__}: kvbench needs a decoder whose attention modules "
-            "carry layer_idx and take past_key_values"
+            "carry layer_idx and take past_key_values",
+            "no attention layers that take a cache",
         )
     return dict(sorted(modules.items()))
+
+
+def _takes_cache(module: nn.Module) -> bool:
+    """Whether ``module`` is numbered and its forward takes a cache."""
+    if getattr(module, "layer_idx", None) is None:
+        return False
+    parameters = inspect.signature(module.forward).parameters
+    return "past_key_values" in parameters or "layer_past" in parameters
+
+
+def _takes_keywords(module: nn.Module) -> bool:
+    """Whether its forward takes any keyword, for its attention function: kvbench adds one of its own."""
+    return any(each.kind is each.VAR_KEYWORD for each in inspect.signature(module.forward).parameters.values())
 
 
 def rotate(module: nn.Module, states: Tensor, rotation: Rotation, rotary_dims: int) -> Tensor:
@@ -235,13 +251,14 @@ def _as_boolean(mask: Tensor) -> Tensor:
     """A caller's additive mask (0: attend, very negative: do not) as a boolean one.
 
     Raises:
-        KvbenchError: it holds anything else, such as a bias.
+        UnsupportedModelError: it holds anything else, such as a bias.
     """
     attend, blocked = mask == 0, mask <= torch.finfo(mask.dtype).min / 2
     if not bool((attend | blocked).all()):
-        raise KvbenchError(
+        raise UnsupportedModelError(
             "the attention mask adds a bias to scores, which compressed caches do not take: it may hold 0 and the "
-            "dtype's lowest number (or -inf) alone"
+            "dtype's lowest number (or -inf) alone",
+            "scores get a bias beside keys",
         )
     return attend
 
