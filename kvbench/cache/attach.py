@@ -90,6 +90,17 @@ class _LayerContext:
         return call.finished(self.layer.attend(call, self.rotator))
 
 
+@dataclass
+class _ReaderContext:
+    """Takes over a layer that reads the tokens of an earlier one, ``layer``, in place of keeping its own."""
+
+    layer: KVLayer
+
+    @torch.compiler.disable
+    def attend(self, call: AttentionCall) -> Tensor:
+        return call.finished(self.layer.read(call))
+
+
 class CompressedModel:
     """A model with kvbench's hooks on. Caches come from :meth:`new_cache`; close it to get the stock model back.
 
@@ -100,7 +111,8 @@ class CompressedModel:
         if plan.rotates and geometry.dynamic_rope:
             raise UnsupportedModelError(
                 "this model's RoPE depends on the length seen so far (dynamic NTK or LongRoPE), so stored keys cannot "
-                "be rotated again exactly; choose a compressor with keys after RoPE"
+                "be rotated again exactly; choose a compressor with keys after RoPE",
+                "RoPE depends on the length",
             )
         _require_heads(plan, geometry)
         self.model, self.plan, self.geometry, self.reading = model, plan, geometry, reading
@@ -132,6 +144,8 @@ class CompressedModel:
         for layer in layers:
             if isinstance(layer, KVLayer):
                 layer.reading = self.reading
+        for source in self.geometry.readers.values():
+            layers[source].readers += 1
         return CompressedCache(layers, self)
 
     def _new_layer(self, geometry: LayerGeometry, groups: dict[tuple[int, ...], list[SharedLayer]]) -> KVLayer:
@@ -179,7 +193,8 @@ class CompressedModel:
         if positions is None and rotation[0].shape[0] > 1:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} does not tell its attention layers the positions of a padded batch, so "
-                "keys stored before RoPE cannot be rotated again; choose keys after RoPE, or batch size 1"
+                "keys stored before RoPE cannot be rotated again; choose keys after RoPE, or batch size 1",
+                "not in padded batches",
             )
         if positions is None:
             positions = torch.arange(seen, seen + rotation[0].shape[1], device=rotation[0].device)[None]
@@ -200,6 +215,9 @@ class CompressedModel:
     ) -> Takeover | None:
         if isinstance(cache, CachesOfOneStep):
             return Takeover(self._context_of_step(layer, cache, rotation, positions))
+        source = self.geometry.readers.get(layer)
+        if source is not None:
+            return Takeover(_ReaderContext(cache.layers[source]))
         kv_layer = cache.layers[layer]
         if not isinstance(kv_layer, KVLayer):
             return None

@@ -96,7 +96,7 @@ def _difference(logits: Tensor, stock: Tensor) -> float:
 def _first_layers_in_fp32(model: PreTrainedModel, geometry: ModelGeometry) -> PreTrainedModel | None:
     """A copy of as many layers as hold one of every kind; None where the model cannot be copied or cut."""
     stack = _stack(model)
-    if stack is None or getattr(model, "hf_quantizer", None) is not None:
+    if stack is None or geometry.readers or getattr(model, "hf_quantizer", None) is not None:
         return None
     every = stack._modules
     modules = [*every.values()]

@@ -92,10 +92,9 @@ def _families() -> Rows:
         {
             "name": name,
             "attaches": "no" if verdict.refused else "yes",
-            "compressed": ", ".join(verdict.compressed),
+            "compressed, or why not": verdict.refused or ", ".join(verdict.compressed) or "nothing",
             "kept as it is": ", ".join(verdict.kept),
             "keys before RoPE": verdict.before_rope,
-            "refused": verdict.refused,
         }
         for name, verdict in families.items()
     ]

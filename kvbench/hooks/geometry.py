@@ -6,9 +6,9 @@ and *which key dimensions RoPE rotates* (those that come out NaN), for families 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -61,13 +61,15 @@ class LayerGeometry:
 
 @dataclass(frozen=True)
 class ModelGeometry:
-    """Geometry of all attention layers, and the dtype the model computes in."""
+    """Geometry of all layers that keep keys and values, and the dtype the model computes in."""
 
     layers: tuple[LayerGeometry, ...]
     dtype: torch.dtype
     device: torch.device
     dynamic_rope: bool
     """Whether the rotation of a position depends on the length seen so far (dynamic NTK, LongRoPE)."""
+    readers: Mapping[int, int] = field(default_factory=dict, hash=False)
+    """Layers that keep no keys and values but read those of an earlier one (Gemma 3n, Gemma 4), and which."""
 
     @property
     def compressible(self) -> tuple[LayerGeometry, ...]:
@@ -87,12 +89,17 @@ class _Probe:
 
     def __init__(self) -> None:
         self.seen: dict[int, tuple[AttentionCall, int, Rotation | None]] = {}
+        self.readers: dict[int, int] = {}
         self._groups: dict[int, int] = {}
 
     def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover:
         group = 0 if rotation is None else self._groups.setdefault(id(rotation[0]), len(self._groups))
         nan = None if rotation is None else tuple(torch.full_like(part, float("nan")) for part in rotation)
         return Takeover(_Recorder(self, layer, group, rotation), replace_rotation=nan)  # type: ignore[arg-type]
+
+    def source_of(self, keys: Tensor) -> int | None:
+        """The earlier layer that handed on ``keys``; None if they are new."""
+        return next((layer for layer, (call, *_) in self.seen.items() if call.keys is keys), None)
 
 
 @dataclass
@@ -109,7 +116,11 @@ class _Recorder:
                 "does not follow",
                 "layers attend several times in one pass",
             )
-        self.probe.seen[self.layer] = (call, self.group, self.rotation)
+        source = self.probe.source_of(call.keys)
+        if source is None:
+            self.probe.seen[self.layer] = (call, self.group, self.rotation)
+        else:
+            self.probe.readers[self.layer] = source
         return call.absorbed().finished(call.query.new_zeros(*call.query.shape[:3], call.values.shape[-1]))
 
 
@@ -140,7 +151,7 @@ def probe_geometry(model: PreTrainedModel) -> ModelGeometry:
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     kinds = [rope.get("rope_type")] + [part.get("rope_type") for part in rope.values() if isinstance(part, dict)]
     dynamic = any(kind in ("dynamic", "longrope") for kind in kinds)
-    return ModelGeometry(layers, model.dtype, model.device, dynamic)
+    return ModelGeometry(layers, model.dtype, model.device, dynamic, probe.readers)
 
 
 @contextmanager

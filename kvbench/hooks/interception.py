@@ -26,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.hooks.implementation import IMPLEMENTATION, check_switched, switch, switch_back, written_out
 from kvbench.hooks.latent_attention import Form, LatentAttention, latent_attention, require_dense
-from kvbench.hooks.rotations import Rotation, as_given, as_pair, rotation_of
+from kvbench.hooks.rotations import Rotation, as_given, as_pair, rotation_of, takes_halves
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class AttentionCall:
     ``query`` is (batch, heads, new tokens, head_dim), ``keys`` and ``values`` are whatever the cache's ``update``
     returned, or the new tokens' (batch, kv heads, new tokens, head_dim) without a cache. With ``rotation`` set, query
     and keys are still before RoPE and must be rotated with it. ``mask`` is boolean (batch, 1, new tokens, all tokens),
-    True = attend; None means causal among the new tokens and everything before them.
+    True = attend; None means causal among the new tokens and everything before them. ``sinks`` (heads,) are learned
+    scores that every softmax runs over beside those of the tokens, and whose values are zero (gpt-oss).
 
     ``form`` is set in multi-head latent attention (:mod:`kvbench.hooks.latent_attention`): keys are then the RoPE keys,
     values the latents, and queries (batch, heads, new tokens, rope + nope) meet neither of them but :meth:`met`.
@@ -51,6 +52,7 @@ class AttentionCall:
     softcap: float | None
     rotation: Rotation | None
     form: Form | None = None
+    sinks: Tensor | None = None
 
     def met(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stored ``keys`` and ``values`` of any tokens as the queries meet them."""
@@ -115,8 +117,10 @@ class Interception:
         modules = attention_modules(self.model)
         latent = [latent_attention(module) for module in modules.values()]
         switch(self.model, self)
+        positions = _Positions()
+        self._hooks.append(self.model.register_forward_pre_hook(positions.note, with_kwargs=True))
         for layer, module in modules.items():
-            hook = _pre_hook(layer, self.handler)
+            hook = _pre_hook(layer, self.handler, positions, takes_halves(module))
             self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         self._latent = [attention for attention in latent if attention is not None]
         for attention in self._latent:
@@ -192,14 +196,29 @@ def rotate(module: nn.Module, states: Tensor, rotation: Rotation, rotary_dims: i
     return torch.cat([rotated, states[..., rotary_dims:]], -1)
 
 
-def _pre_hook(layer: int, handler: Handler) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict] | None]:
+class _Positions:
+    """Where the tokens of a forward pass stand, as the caller says: Llama 4, for one, does not tell its layers."""
+
+    def __init__(self) -> None:
+        self.given: Tensor | None = None
+
+    def note(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook of the whole model. Positions of several axes, as of images, are none of tokens."""
+        given = kwargs.get("position_ids")
+        self.given = given if given is not None and given.dim() == 2 else None
+
+
+def _pre_hook(
+    layer: int, handler: Handler, positions: _Positions, halves: bool
+) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict] | None]:
     """The forward pre-hook of one attention module: calls the handler, rewrites two keyword arguments."""
 
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         cache = kwargs.get("past_key_values", kwargs.get("layer_past"))
         given = kwargs.get("position_embeddings")
-        rotation = as_pair(given)
-        takeover = handler.prepare(layer, cache, rotation, kwargs.get("position_ids"))
+        rotation = as_pair(given, halves)
+        told = kwargs.get("position_ids")
+        takeover = handler.prepare(layer, cache, rotation, positions.given if told is None else told)
         if takeover is None:
             return None
         check_switched(getattr(module, "config", None))
@@ -243,7 +262,9 @@ def _attention(
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         attention_mask = _as_boolean(attention_mask)
     query, form = (query, None) if latent is None else (latent.in_order(query), Form(latent))
-    call = AttentionCall(module, query, key, value, attention_mask, scaling, softcap, rotation, form)
+    call = AttentionCall(
+        module, query, key, value, attention_mask, scaling, softcap, rotation, form, kwargs.get("s_aux")
+    )
     return context.attend(call).to(query.dtype).transpose(1, 2).contiguous(), None
 
 
@@ -266,8 +287,11 @@ def _as_boolean(mask: Tensor) -> Tensor:
 def _stock(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Stock attention: torch's fused kernel, or the family's own eager function for a softcap, which that one lacks."""
-    if kwargs["softcap"] is None:
+    """Stock attention: torch's fused kernel, or the family's own eager function for what that one lacks.
+
+    These are softcaps and learned sinks.
+    """
+    if kwargs["softcap"] is None and kwargs.get("s_aux") is None:
         return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
     if mask is None and query.shape[2] > 1:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()

@@ -131,12 +131,12 @@ def kept_layers(model: PreTrainedModel, geometry: ModelGeometry) -> tuple[str, .
     return tuple(sorted(kept))
 
 
-def main() -> None:
-    """Try all families and write what came out; one whose cache is not exact is shown, for it must be refused."""
+def main(chosen: list[str]) -> None:
+    """Try the ``chosen`` families, by default all, and write what came out; how far each is from exact is printed."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    written = {}
-    for family in FAMILIES:
+    written = json.loads(FILE.read_text("utf-8"))["families"] if chosen else {}
+    for family in chosen or FAMILIES:
         with Keep64():
             verdict, errors = judge(family)
         stored = {key: value for key, value in asdict(verdict).items() if value}
@@ -147,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -91,6 +91,12 @@ FITTED: dict[str, dict[str, Any]] = {
     "longcat_flash": {"qk_rope_head_dim": 8, "qk_head_dim": 24, "head_dim": 8},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "llama4_text": {
+        "num_hidden_layers": 3,
+        "layer_types": ["chunked_attention", "full_attention", "full_attention"],
+        "no_rope_layers": [1, 0, 1],
+        "floor_scale": 4,  # temperatures that change within a few tokens
+    },
     "mamba2": {"num_heads": 8},
     "qwen4_exp_text": {
         "indexer_n_heads": 2,
