@@ -115,6 +115,7 @@ class CompressedModel:
                 "RoPE depends on the length",
             )
         _require_heads(plan, geometry)
+        _require_unread(plan, geometry)
         self.model, self.plan, self.geometry, self.reading = model, plan, geometry, reading
         self._modules = attention_modules(model)
         self._by_layer = {layer.layer: layer for layer in geometry.layers}
@@ -241,6 +242,21 @@ class CompressedModel:
             assert takeover is not None
             contexts.append(takeover.context)
         return OneStepContext(contexts, step.rows)
+
+
+def _require_unread(plan: Plan, geometry: ModelGeometry) -> None:
+    """Refuse a body of several layers where later layers read one of them: each would have to wait for the other.
+
+    Raises:
+        UnsupportedModelError: there is such a body.
+    """
+    for reader, source in geometry.readers.items():
+        chosen = plan.layers.get(source)
+        if chosen is not None and isinstance(chosen.codec, MemberCodec):
+            raise UnsupportedModelError(
+                f"layer {reader} reads the keys and values of layer {source}, which this compressor stores together "
+                "with those of other layers; choose one that compresses every layer by itself"
+            )
 
 
 def _require_heads(plan: Plan, geometry: ModelGeometry) -> None:

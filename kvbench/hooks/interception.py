@@ -119,6 +119,7 @@ class Interception:
         switch(self.model, self)
         positions = _Positions()
         self._hooks.append(self.model.register_forward_pre_hook(positions.note, with_kwargs=True))
+        self._hooks.append(self.model.register_forward_hook(positions.forget, always_call=True))
         for layer, module in modules.items():
             hook = _pre_hook(layer, self.handler, positions, takes_halves(module))
             self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
@@ -207,6 +208,10 @@ class _Positions:
         given = kwargs.get("position_ids")
         self.given = given if given is not None and given.dim() == 2 else None
 
+    def forget(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """A forward hook: the next pass may be one of a part of the model, which this does not see."""
+        self.given = None
+
 
 def _pre_hook(
     layer: int, handler: Handler, positions: _Positions, halves: bool
@@ -258,6 +263,8 @@ def _attention(
     context, rotation = kvbench
     if kwargs.get("dropout"):
         raise KvbenchError("the model drops attention weights at random, as in training; call model.eval()")
+    if kwargs.get("position_bias") is not None:
+        raise _biased("the model adds a bias to scores by position")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         attention_mask = _as_boolean(attention_mask)
@@ -276,12 +283,12 @@ def _as_boolean(mask: Tensor) -> Tensor:
     """
     attend, blocked = mask == 0, mask <= torch.finfo(mask.dtype).min / 2
     if not bool((attend | blocked).all()):
-        raise UnsupportedModelError(
-            "the attention mask adds a bias to scores, which compressed caches do not take: it may hold 0 and the "
-            "dtype's lowest number (or -inf) alone",
-            "scores get a bias beside keys",
-        )
+        raise _biased("the attention mask adds a bias to scores (it may hold 0 and the dtype's lowest number, or -inf)")
     return attend
+
+
+def _biased(what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{what}, which compressed caches do not take", "scores get a bias beside keys")
 
 
 def _stock(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
 import torch
-from driving import Subject, feed, token_ids, worst
+from driving import Subject, calibrated, feed, token_ids, worst
+from driving import subject as plain_subject
 from tiny_configs import VOCABULARY, tiny_model
 from transformers import PreTrainedModel
 
+from kvbench.cache.attach import CompressedModel
 from kvbench.cache.layer import KVLayer
 from kvbench.calibration.collect import _Collector
 from kvbench.codecs.frame import Frame
+from kvbench.compressors.compressor import parse
+from kvbench.errors import UnsupportedModelError
 from kvbench.hooks.geometry import ModelGeometry, probe_geometry
 from kvbench.hooks.interception import Interception
 from kvbench.measure.prompt import exact_prompt
@@ -81,6 +86,14 @@ def test_readers_attend_as_usual_while_keys_are_measured_before_rope(family: str
     one, ids = subject(family), ids_of(30)
     stock = one.model(ids, use_cache=False).logits
     assert worst(collected_logits(one.model, one.geometry, ids), stock) < EXACT
+
+
+def test_a_body_of_several_layers_is_refused_where_a_later_one_reads_one_of_them() -> None:
+    one = plain_subject("llama", layers=3)
+    plan = parse("xkv:rank=0.5,layers=2").fit(one.geometry, calibrated(one))
+    read = replace(one.geometry, layers=one.geometry.layers[:2], readers={2: 1})
+    with pytest.raises(UnsupportedModelError, match="layer 2 reads the keys and values of layer 1, which this"):
+        CompressedModel(one.model, plan, read)
 
 
 def collected_logits(model: PreTrainedModel, geometry: ModelGeometry, ids: torch.Tensor) -> torch.Tensor:
