@@ -24,7 +24,11 @@ class KvbenchError(Exception):
 
 
 class UnsupportedModelError(KvbenchError):
-    """The model cannot carry a compressed cache; the message gives the reason."""
+    """The model cannot carry a compressed cache; the message says why, and ``reason`` in a few words, for lists."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class FetchError(KvbenchError):

@@ -90,6 +90,17 @@ class _LayerContext:
         return call.finished(self.layer.attend(call, self.rotator))
 
 
+@dataclass
+class _ReaderContext:
+    """Takes over a layer that reads the tokens of an earlier one, ``layer``, in place of keeping its own."""
+
+    layer: KVLayer
+
+    @torch.compiler.disable
+    def attend(self, call: AttentionCall) -> Tensor:
+        return call.finished(self.layer.read(call))
+
+
 class CompressedModel:
     """A model with kvbench's hooks on. Caches come from :meth:`new_cache`; close it to get the stock model back.
 
@@ -100,9 +111,11 @@ class CompressedModel:
         if plan.rotates and geometry.dynamic_rope:
             raise UnsupportedModelError(
                 "this model's RoPE depends on the length seen so far (dynamic NTK or LongRoPE), so stored keys cannot "
-                "be rotated again exactly; choose a compressor with keys after RoPE"
+                "be rotated again exactly; choose a compressor with keys after RoPE",
+                "RoPE depends on the length",
             )
         _require_heads(plan, geometry)
+        _require_unread(plan, geometry)
         self.model, self.plan, self.geometry, self.reading = model, plan, geometry, reading
         self._modules = attention_modules(model)
         self._by_layer = {layer.layer: layer for layer in geometry.layers}
@@ -132,6 +145,8 @@ class CompressedModel:
         for layer in layers:
             if isinstance(layer, KVLayer):
                 layer.reading = self.reading
+        for source in self.geometry.readers.values():
+            layers[source].readers += 1
         return CompressedCache(layers, self)
 
     def _new_layer(self, geometry: LayerGeometry, groups: dict[tuple[int, ...], list[SharedLayer]]) -> KVLayer:
@@ -179,7 +194,8 @@ class CompressedModel:
         if positions is None and rotation[0].shape[0] > 1:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} does not tell its attention layers the positions of a padded batch, so "
-                "keys stored before RoPE cannot be rotated again; choose keys after RoPE, or batch size 1"
+                "keys stored before RoPE cannot be rotated again; choose keys after RoPE, or batch size 1",
+                "not in padded batches",
             )
         if positions is None:
             positions = torch.arange(seen, seen + rotation[0].shape[1], device=rotation[0].device)[None]
@@ -200,6 +216,9 @@ class CompressedModel:
     ) -> Takeover | None:
         if isinstance(cache, CachesOfOneStep):
             return Takeover(self._context_of_step(layer, cache, rotation, positions))
+        source = self.geometry.readers.get(layer)
+        if source is not None:
+            return Takeover(_ReaderContext(cache.layers[source]))
         kv_layer = cache.layers[layer]
         if not isinstance(kv_layer, KVLayer):
             return None
@@ -223,6 +242,21 @@ class CompressedModel:
             assert takeover is not None
             contexts.append(takeover.context)
         return OneStepContext(contexts, step.rows)
+
+
+def _require_unread(plan: Plan, geometry: ModelGeometry) -> None:
+    """Refuse a body of several layers where later layers read one of them: each would have to wait for the other.
+
+    Raises:
+        UnsupportedModelError: there is such a body.
+    """
+    for reader, source in geometry.readers.items():
+        chosen = plan.layers.get(source)
+        if chosen is not None and isinstance(chosen.codec, MemberCodec):
+            raise UnsupportedModelError(
+                f"layer {reader} reads the keys and values of layer {source}, which this compressor stores together "
+                "with those of other layers; choose one that compresses every layer by itself"
+            )
 
 
 def _require_heads(plan: Plan, geometry: ModelGeometry) -> None:

@@ -9,7 +9,7 @@ parts by log-sum-exp.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,8 +27,24 @@ from kvbench.codecs.quantizers.base import Stored
 from kvbench.hooks.interception import AttentionCall
 from kvbench.hooks.rotary import EntryRotation, Rotator
 from kvbench.kernels.decode import merged
-from kvbench.kernels.reference import Part, causal_mask, exact_attention
+from kvbench.kernels.reference import Part, beside_sinks, causal_mask, exact_attention
 from kvbench.selectors.base import OBSERVED, Leaving, Selector, pick
+
+
+@dataclass
+class _Step:
+    """A forward pass: what its queries see of the exact tokens, and what encodes by it.
+
+    ``tail`` starts at slot ``tail_start`` and is all there is where it is ``alone``. ``limits`` (queries,): where the
+    body ended for each query, as decoded; None where all see all of it.
+    """
+
+    query: Tensor
+    scaling: float
+    tail: tuple[Tensor, Tensor]
+    tail_start: int
+    alone: bool
+    limits: Tensor | None = None
 
 
 class CompressedLayer(KVLayer):
@@ -51,6 +67,7 @@ class CompressedLayer(KVLayer):
         self.most_at_once: int | None = None
         self.body, self.owns_body, self.reader = Body(), True, BodyReader()
         self.block_frame: BlockFrame | None = None  # None for keys after RoPE, and until the model has run
+        self._step: _Step | None = None
         self._clear()
 
     def _clear(self) -> None:
@@ -70,31 +87,39 @@ class CompressedLayer(KVLayer):
 
     # ---- attention -------------------------------------------------------------------------------------------------
 
-    def attend(self, call: AttentionCall, rotator: Rotator | None) -> Tensor:
-        """Attend over sinks, body and tail; then encode what has left the window."""
+    def take(self, call: AttentionCall, rotator: Rotator | None) -> None:
+        """Append them to the tail, and note what queries are to see of it; ``as_decoded``, encode what has left it."""
         self.append(call.keys, call.values)
         self._set_frame(rotator)
         query = call.query
         past = self.seen - query.shape[AXIS]
         if self.tail_start == 0:
             self._find_first(call.mask)
-        if self.tail_start == 0 and not (self.as_decoded and past):
-            output = self._attend_tail_only(query, call)
-            self._settle(query, call.scaling)
-            self.round_prompt()
-            return output
-        limits = None
-        tail_start = self.tail_start
-        tail = self._tail()
-        if self.as_decoded and query.shape[AXIS] > 1:
-            limits = self._limits(past, query)
-            tail = (tail[0].clone(), tail[1].clone())  # settling moves the tail's memory
+        alone = self.tail_start == 0 and not (self.as_decoded and past)
+        step = _Step(query, call.scaling, self._tail(), self.tail_start, alone)
+        if not alone and self.as_decoded and query.shape[AXIS] > 1:
+            step.limits = self._limits(past, query)
+            step.tail = step.tail[0].clone(), step.tail[1].clone()  # settling moves the tail's memory
             self._settle_as_decoded(query, call.scaling)
-        parts = self._parts(query, call, tail, tail_start, limits)
-        output = merged(parts, query, self.reading.kernels).output
-        if limits is None:
-            self._settle(query, call.scaling)
-        return output
+        self._step = step
+
+    def look(self, call: AttentionCall) -> Tensor:
+        """Attend over sinks, body and tail."""
+        step = self._step
+        assert step is not None
+        if step.alone:
+            return self._attend_tail_only(call.query, call)
+        parts = self._parts(call.query, call, step.tail, step.tail_start, step.limits)
+        return beside_sinks(merged(parts, call.query, self.reading.kernels), call.sinks)
+
+    def settle(self) -> None:
+        """Encode what has left the window."""
+        step, self._step = self._step, None
+        assert step is not None
+        if step.limits is None:
+            self._settle(step.query, step.scaling)
+        if step.alone:
+            self.round_prompt()
 
     def _set_frame(self, rotator: Rotator | None) -> None:
         """``rotator`` knows the positions of this cache; None where stored keys are after RoPE, or there is none."""
@@ -106,8 +131,8 @@ class CompressedLayer(KVLayer):
         if query.shape[AXIS] == 1:
             part = self.attend_exact(query, keys, values, call, call.mask)
             self.attended_by = f"{part.by} {call.reads}"
-            return part.output
-        return exact_attention(query, *call.met(keys, values), call.scaling, call.mask, call.softcap)
+            return beside_sinks(part, call.sinks)
+        return exact_attention(query, *call.met(keys, values), call.scaling, call.mask, call.softcap, call.sinks)
 
     def _parts(
         self,

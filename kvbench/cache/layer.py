@@ -21,7 +21,7 @@ from kvbench.hooks.interception import AttentionCall
 from kvbench.hooks.rotary import Rotator
 from kvbench.kernels.decode import attend_exact, fitting_kernels
 from kvbench.kernels.reading import DEFAULT, Reading
-from kvbench.kernels.reference import Part, exact_attention
+from kvbench.kernels.reference import Part, beside_sinks, exact_attention
 
 TensorsByKind = Iterator[tuple[str, GrowingTensor | Tensor]]
 """Kinds of bytes (payload, scales, exact, positions), each with a tensor of that kind."""
@@ -49,6 +49,8 @@ class KVLayer(CacheLayerMixin):
         self.attended_by = ""  # what attended to the stored tokens last, in the words of kvbench.cache.way
         self.tail_keys: GrowingTensor | None = None
         self.tail_values: GrowingTensor | None = None
+        self.readers = 0  # later layers that read this one's tokens in every forward pass
+        self._unread = 0  # how often they are still to be read in this one
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Remember dtype and device; memory is taken as tokens arrive."""
@@ -127,9 +129,34 @@ class KVLayer(CacheLayerMixin):
         ``keys`` and ``query`` are after RoPE, the latter (batch, heads, any tokens, head_dim).
         """
 
-    @abstractmethod
     def attend(self, call: AttentionCall, rotator: Rotator | None) -> Tensor:
-        """Store the new tokens and attend: (batch, heads, new tokens, value_dim); may compress afterwards."""
+        """Store the new tokens and attend: (batch, heads, new tokens, value_dim); may compress afterwards.
+
+        Where later layers read these tokens too, once the last one has.
+        """
+        self.take(call, rotator)
+        self._unread = 1 + self.readers
+        return self.read(call)
+
+    def read(self, call: AttentionCall) -> Tensor:
+        """Attention of one of the layers that read these tokens in a forward pass."""
+        output = self.look(call)
+        self._unread -= 1
+        if not self._unread:
+            self.settle()
+        return output
+
+    @abstractmethod
+    def take(self, call: AttentionCall, rotator: Rotator | None) -> None:
+        """Store the new tokens."""
+
+    @abstractmethod
+    def look(self, call: AttentionCall) -> Tensor:
+        """Attention to all tokens, the last of which were just taken: (batch, heads, new tokens, value_dim)."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """All layers have seen the new tokens exactly as they should: drop or compress what has left the window."""
 
     @abstractmethod
     def tensors_by_kind(self) -> TensorsByKind:
@@ -217,23 +244,31 @@ class ExactLayer(KVLayer):
         self.is_sliding = sliding_window is not None
         self.record_past = False
 
-    def attend(self, call: AttentionCall, rotator: Rotator | None) -> Tensor:
-        """Exact attention over the whole tail."""
+    def take(self, call: AttentionCall, rotator: Rotator | None) -> None:
+        """Append them to the tail."""
         self.append(call.keys, call.values)
+
+    def look(self, call: AttentionCall) -> Tensor:
+        """Exact attention over the tail; of one with a window, over what a mask of :meth:`get_mask_sizes` covers."""
         assert self.tail_keys is not None and self.tail_values is not None
-        keys, values = self.tail_keys.view, self.tail_values.view
+        visible = slice(self._hidden(call.query.shape[AXIS]), None)
+        keys, values = self.tail_keys.view[:, :, visible], self.tail_values.view[:, :, visible]
         mask = None if call.mask is None else call.mask[..., -keys.shape[AXIS] :]
         if self.reading.kernels and fitting_kernels(call.query, call.softcap) is not None:
             part = self.attend_exact(call.query, keys, values, call, mask)
-            output, self.attended_by = part.output, f"{part.by} {call.reads}"
+            output, self.attended_by = beside_sinks(part, call.sinks), f"{part.by} {call.reads}"
         else:
-            output = exact_attention(call.query, *call.met(keys, values), call.scaling, mask, call.softcap)
+            met = call.met(keys, values)
+            output = exact_attention(call.query, *met, call.scaling, mask, call.softcap, call.sinks)
             if call.query.shape[AXIS] == 1:
                 self.attended_by = f"torch {call.reads}"
+        return output
+
+    def settle(self) -> None:
+        """Keep the window alone."""
         if not self.record_past:
             self._trim()
         self.round_prompt()
-        return output
 
     def load(self, keys: Tensor, values: Tensor, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
         """Take in a prompt."""
@@ -251,9 +286,15 @@ class ExactLayer(KVLayer):
                 tail.drop_front(surplus, self.sliding_window)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Mask over the cached tokens plus the new ones, and the slot of the first cached one."""
-        cached = 0 if self.tail_keys is None else self.tail_keys.length
+        """Mask over the visible tokens plus the new ones, and the slot of the first visible one."""
+        cached = 0 if self.tail_keys is None else self.tail_keys.length - self._hidden(0)
         return cached + int(query_length), self.seen - cached
+
+    def _hidden(self, new: int) -> int:
+        """Tokens of the tail before the window of the ``new`` ones in it: kept for a crop, and seen by no query."""
+        if self.sliding_window is None or self.tail_keys is None:
+            return 0
+        return max(0, self.tail_keys.length - new - (self.sliding_window - 1))
 
     def get_max_length(self) -> int:
         """The window, if there is one."""

@@ -29,7 +29,7 @@ from kvbench.errors import KvbenchError
 from kvbench.hooks.interception import AttentionCall
 from kvbench.hooks.rotary import StaticRotator
 from kvbench.kernels.reading import Reading
-from kvbench.kernels.reference import merge, partial_attention
+from kvbench.kernels.reference import beside_sinks, merge, partial_attention
 
 
 class StaticLayer(CacheLayerMixin):
@@ -135,7 +135,7 @@ class StaticExactLayer(StaticLayer):
         mask = torch.arange(self.window, device=self.seen.device) <= self.seen
         mask = mask.view(1, 1, 1, -1)
         exact = call.met(self.exact_keys, self.exact_values)
-        return partial_attention(call.query, *exact, call.scaling, mask, call.softcap).output
+        return beside_sinks(partial_attention(call.query, *exact, call.scaling, mask, call.softcap), call.sinks)
 
     def tensors_by_kind(self) -> TensorsByKind:
         """All of it is exact."""
@@ -200,14 +200,14 @@ class StaticCompressedLayer(StaticLayer):
         mask = (index <= self.seen - self.start).view(1, 1, 1, -1)
         part = partial_attention(query, *exact, call.scaling, mask, call.softcap)
         if not self.capacity:
-            return part.output
+            return beside_sinks(part, call.sinks)
         if self.codec.decoupled:
             query = torch.cat([query, self._before_rope(query)], -1)
         mask = (torch.arange(self.capacity, device=self.seen.device) < self.start).view(1, 1, 1, -1)
         rotate_keys = None if self.block_frame is None else self._rotate_keys
         attention = body_attention(self.codec, self.reading, call.form)
         body = attention.attend(query, self.body, self.capacity, rotate_keys, call.scaling, mask, call.softcap)
-        return merge([part, body]).output
+        return beside_sinks(merge([part, body]), call.sinks)
 
     def _rotate_keys(self, keys: Tensor, begin: int, end: int) -> Tensor:
         assert self.block_frame is not None

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvbench.calibration.moments import SINKS, second_moment, token_rows
+from kvbench.calibration.readers import reader_takeover
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 from kvbench.hooks.interception import AttentionCall, Interception, Takeover, rotate
 from kvbench.hooks.rotations import Rotation
@@ -68,18 +69,19 @@ class _Keeper:
             query, keys = (
                 rotate(call.module, states, call.rotation, self.geometry.rotary_dims) for states in (query, keys)
             )
-        return exact_attention(query, *call.met(keys, call.values), call.scaling, call.mask, call.softcap)
+        return exact_attention(query, *call.met(keys, call.values), call.scaling, call.mask, call.softcap, call.sinks)
 
 
 class _Keepers:
     """Handler that sends every full-attention layer to its keeper."""
 
     def __init__(self, geometry: ModelGeometry) -> None:
+        self._geometry = geometry
         self.layers = {layer.layer: _Keeper(layer) for layer in geometry.compressible}
 
     def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover | None:
         if layer not in self.layers:
-            return None
+            return reader_takeover(self._geometry, layer)
         return Takeover(self.layers[layer], before_rope=self.layers[layer].geometry.rotary_dims > 0)
 
     def take(self, group: Group, side: int) -> Tensor:

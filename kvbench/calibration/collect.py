@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from kvbench.calibration.across import collect_across
 from kvbench.calibration.moments import SINKS, second_moment, token_rows
 from kvbench.calibration.projections import hidden_states, measure_projections
+from kvbench.calibration.readers import reader_takeover
 from kvbench.calibration.statistics import LayerStatistics, Statistics
 from kvbench.errors import KvbenchError
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
@@ -53,7 +54,8 @@ class _LayerCollector:
             self._add("rotated_query_second", self._query_second(rotated_query))
             self._add("rotated_query_sum", self._beside_keys(rotated_query).double().sum((0, 2)))
             self._add("count", torch.tensor(float(keys.shape[0] * (keys.shape[2] - self.sinks)), dtype=torch.float64))
-        return exact_attention(rotated_query, *call.met(rotated, values), call.scaling, call.mask, call.softcap)
+        met = call.met(rotated, values)
+        return exact_attention(rotated_query, *met, call.scaling, call.mask, call.softcap, call.sinks)
 
     def take_input(self, hidden: Tensor) -> None:
         """Fold in the layer's input (batch, tokens, hidden)."""
@@ -98,11 +100,12 @@ class _Collector:
     """Handler that sends every full-attention layer to its collector."""
 
     def __init__(self, geometry: ModelGeometry, fisher: bool, sinks: int) -> None:
+        self._geometry = geometry
         self.layers = {layer.layer: _LayerCollector(layer, fisher, sinks) for layer in geometry.compressible}
 
     def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover | None:
         if layer not in self.layers:
-            return None
+            return reader_takeover(self._geometry, layer)
         return Takeover(self.layers[layer], before_rope=self.layers[layer].geometry.rotary_dims > 0)
 
     def take_input(self, layer: int, hidden: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from kvbench.cli.console import out
+from kvbench.cli.console import out, say
 from kvbench.cli.options import Json
 from kvbench.compressors.names import plugins
 from kvbench.errors import EXIT_OK, KvbenchError, PluginError, unknown
@@ -24,13 +25,15 @@ Rows = list[dict[str, str]]
 
 
 def ls(
-    what: Annotated[str, Parameter(help="compressors, models, texts, suites, devices or runs.")] = "compressors",
+    what: Annotated[
+        str, Parameter(help="compressors, models, families, texts, suites, devices or runs.")
+    ] = "compressors",
     folder: Annotated[Path, Parameter(help="Of runs: where the results folders lie.")] = Path("runs"),
     /,
     *,
     json_: Json = False,
 ) -> int:
-    """List what exists: compressors, models, texts, suites or devices, and the runs in a folder."""
+    """List what exists: compressors, models, families, texts, suites or devices, and the runs in a folder."""
     if what not in (*LISTS, "runs"):
         raise unknown("list", what, (*LISTS, "runs"))
     rows = _runs(folder) if what == "runs" else LISTS[what]()
@@ -84,6 +87,26 @@ def _models() -> Rows:
         for entry in entries
     ]
     return [*rows, {"name": "random:<family>", "source": "random", "family": "any supported", "licence": ""}]
+
+
+def _families() -> Rows:
+    """Every decoder family of transformers: which layers are compressed, or why none can be."""
+    from kvbench.models.families import surveyed
+
+    version, families = surveyed()
+    installed = importlib.metadata.version("transformers")
+    if installed != version:
+        say(f"families of transformers {version}; {installed} is installed, which may have others")
+    return [
+        {
+            "name": name,
+            "attaches": "no" if verdict.refused else "yes",
+            "compressed, or why not": verdict.refused or ", ".join(verdict.compressed) or "nothing",
+            "kept as it is": ", ".join(verdict.kept),
+            "keys before RoPE": verdict.before_rope,
+        }
+        for name, verdict in families.items()
+    ]
 
 
 def _texts() -> Rows:
@@ -145,6 +168,7 @@ def _run(store: RunStore) -> dict[str, str]:
 LISTS: dict[str, Callable[[], Rows]] = {
     "compressors": _compressors,
     "models": _models,
+    "families": _families,
     "texts": _texts,
     "suites": _suites,
     "devices": _devices,

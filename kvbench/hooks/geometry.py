@@ -6,14 +6,16 @@ and *which key dimensions RoPE rotates* (those that come out NaN), for families 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from kvbench.errors import UnsupportedModelError
+from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.hooks.interception import AttentionCall, Interception, Takeover
 from kvbench.hooks.rotations import Rotation, rotation_of
 from kvbench.hooks.turns import Turn, measured_turn
@@ -59,13 +61,15 @@ class LayerGeometry:
 
 @dataclass(frozen=True)
 class ModelGeometry:
-    """Geometry of all attention layers, and the dtype the model computes in."""
+    """Geometry of all layers that keep keys and values, and the dtype the model computes in."""
 
     layers: tuple[LayerGeometry, ...]
     dtype: torch.dtype
     device: torch.device
     dynamic_rope: bool
     """Whether the rotation of a position depends on the length seen so far (dynamic NTK, LongRoPE)."""
+    readers: Mapping[int, int] = field(default_factory=dict, hash=False)
+    """Layers that keep no keys and values but read those of an earlier one (Gemma 3n, Gemma 4), and which."""
 
     @property
     def compressible(self) -> tuple[LayerGeometry, ...]:
@@ -85,12 +89,17 @@ class _Probe:
 
     def __init__(self) -> None:
         self.seen: dict[int, tuple[AttentionCall, int, Rotation | None]] = {}
+        self.readers: dict[int, int] = {}
         self._groups: dict[int, int] = {}
 
     def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover:
         group = 0 if rotation is None else self._groups.setdefault(id(rotation[0]), len(self._groups))
         nan = None if rotation is None else tuple(torch.full_like(part, float("nan")) for part in rotation)
         return Takeover(_Recorder(self, layer, group, rotation), replace_rotation=nan)  # type: ignore[arg-type]
+
+    def source_of(self, keys: Tensor) -> int | None:
+        """The earlier layer that handed on ``keys``; None if they are new."""
+        return next((layer for layer, (call, *_) in self.seen.items() if call.keys is keys), None)
 
 
 @dataclass
@@ -101,7 +110,17 @@ class _Recorder:
     rotation: Rotation | None
 
     def attend(self, call: AttentionCall) -> Tensor:
-        self.probe.seen[self.layer] = (call, self.group, self.rotation)
+        if self.layer in self.probe.seen:
+            raise UnsupportedModelError(
+                f"layer {self.layer} attends several times in one forward pass, which a cache that keeps tokens once "
+                "does not follow",
+                "layers attend several times in one pass",
+            )
+        source = self.probe.source_of(call.keys)
+        if source is None:
+            self.probe.seen[self.layer] = (call, self.group, self.rotation)
+        else:
+            self.probe.readers[self.layer] = source
         return call.absorbed().finished(call.query.new_zeros(*call.query.shape[:3], call.values.shape[-1]))
 
 
@@ -110,23 +129,48 @@ def probe_geometry(model: PreTrainedModel) -> ModelGeometry:
     """Measure the geometry of ``model`` with one forward pass over two tokens.
 
     Raises:
-        UnsupportedModelError: the family has no attention interface, or RoPE rotates dimensions that are not the first.
+        UnsupportedModelError: the family has no attention interface, cannot run on token ids alone, attends in a way
+            that is not known here, or RoPE rotates dimensions that are not the first.
     """
     probe = _Probe()
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    with Interception(model, probe):
+    with Interception(model, probe), refused_where_it_fails(model, "token ids alone"):
         output = model(ids, use_cache=False)
     if not hasattr(output, "logits"):
         raise UnsupportedModelError(
-            f"{type(model).__name__} gives no logits: it has no language-model head; load it by AutoModelForCausalLM"
+            f"{type(model).__name__} gives no logits: it has no language-model head; load it by AutoModelForCausalLM",
+            "no language-model head",
         )
     stock = DynamicCache(config=model.config).layers
     layers = tuple(_layer(index, *probe.seen[index], stock) for index in sorted(probe.seen))
     if not layers:
-        raise UnsupportedModelError(f"{type(model).__name__}: no attention layer ran through the attention interface")
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: no attention layer ran through the attention interface",
+            "no attention layer calls the attention interface",
+        )
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     dynamic = any(_is_dynamic(each) for each in (rope, *rope.values()) if isinstance(each, dict))
-    return ModelGeometry(layers, model.dtype, model.device, dynamic)
+    return ModelGeometry(layers, model.dtype, model.device, dynamic, probe.readers)
+
+
+@contextmanager
+def refused_where_it_fails(model: PreTrainedModel, what: str) -> Iterator[None]:
+    """Model code that fails within refuses the model in one line; it was written for another ``what``.
+
+    Raises:
+        UnsupportedModelError: it failed, other than for want of memory.
+    """
+    try:
+        yield
+    except (KvbenchError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot carry a compressed cache, since its code does not take {what}: "
+            f"{type(error).__name__}: {reason}",
+            f"its code does not take {what}",
+        ) from error
 
 
 def _is_dynamic(rope: dict[str, Any]) -> bool:
@@ -143,7 +187,8 @@ def _layer(index: int, call: AttentionCall, group: int, rotation: Rotation | Non
     rotary_dims = int(rotary.sum())
     if not bool(rotary[:rotary_dims].all()):
         raise UnsupportedModelError(
-            f"layer {index}: RoPE rotates key dimensions that are not the leading ones; this family is not supported"
+            f"layer {index}: RoPE rotates key dimensions that are not the leading ones; this family is not supported",
+            "RoPE rotates other key dimensions than the leading ones",
         )
     window = getattr(stock[index], "sliding_window", None) if index < len(stock) else None
     turn = measured_turn(rotation_of(call.module), rotary_dims) if rotary_dims else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from kvbench.errors import KvbenchError, UnsupportedModelError
@@ -42,10 +43,7 @@ def switch(model: PreTrainedModel, user: object) -> None:
         model.set_attn_implementation(IMPLEMENTATION)
         if model.config._attn_implementation != IMPLEMENTATION:
             _put_back(before)
-            raise UnsupportedModelError(
-                f"{type(model).__name__} has no attention interface: its attention is written out in the model "
-                "code, so no cache can be attached; use a family with one (Llama, Qwen, Mistral, Gemma, Phi, GPT-NeoX…)"
-            )
+            raise written_out(model)
         _SWITCHED[model] = _Switched(before)
     _SWITCHED[model].users.add(id(user))
 
@@ -59,6 +57,15 @@ def switch_back(model: PreTrainedModel, user: object) -> None:
     if not switched.users:
         _put_back(switched.before)
         del _SWITCHED[model]
+
+
+def written_out(model: nn.Module) -> UnsupportedModelError:
+    """The error for a model that does not call transformers' attention interface."""
+    return UnsupportedModelError(
+        f"{type(model).__name__} has no attention interface: its attention is written out in the model "
+        "code, so no cache can be attached; use a family with one (`kvbench ls families` lists them)",
+        "attention is written out in the model's code",
+    )
 
 
 def check_switched(config: PreTrainedConfig | None) -> None:

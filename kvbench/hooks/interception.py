@@ -24,9 +24,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvbench.errors import KvbenchError, UnsupportedModelError
-from kvbench.hooks.implementation import IMPLEMENTATION, check_switched, switch, switch_back
+from kvbench.hooks.implementation import IMPLEMENTATION, check_switched, switch, switch_back, written_out
 from kvbench.hooks.latent_attention import Form, LatentAttention, latent_attention, require_dense
-from kvbench.hooks.rotations import Rotation, as_given, as_pair, rotation_of
+from kvbench.hooks.rotations import Rotation, as_given, as_pair, rotation_of, takes_halves
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class AttentionCall:
     ``query`` is (batch, heads, new tokens, head_dim), ``keys`` and ``values`` are whatever the cache's ``update``
     returned, or the new tokens' (batch, kv heads, new tokens, head_dim) without a cache. With ``rotation`` set, query
     and keys are still before RoPE and must be rotated with it. ``mask`` is boolean (batch, 1, new tokens, all tokens),
-    True = attend; None means causal among the new tokens and everything before them.
+    True = attend; None means causal among the new tokens and everything before them. ``sinks`` (heads,) are learned
+    scores that every softmax runs over beside those of the tokens, and whose values are zero (gpt-oss).
 
     ``form`` is set in multi-head latent attention (:mod:`kvbench.hooks.latent_attention`): keys are then the RoPE keys,
     values the latents, and queries (batch, heads, new tokens, rope + nope) meet neither of them but :meth:`met`.
@@ -51,6 +52,7 @@ class AttentionCall:
     softcap: float | None
     rotation: Rotation | None
     form: Form | None = None
+    sinks: Tensor | None = None
 
     def met(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stored ``keys`` and ``values`` of any tokens as the queries meet them."""
@@ -115,8 +117,11 @@ class Interception:
         modules = attention_modules(self.model)
         latent = [latent_attention(module) for module in modules.values()]
         switch(self.model, self)
+        positions = _Positions()
+        self._hooks.append(self.model.register_forward_pre_hook(positions.note, with_kwargs=True))
+        self._hooks.append(self.model.register_forward_hook(positions.forget, always_call=True))
         for layer, module in modules.items():
-            hook = _pre_hook(layer, self.handler)
+            hook = _pre_hook(layer, self.handler, positions, takes_halves(module))
             self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         self._latent = [attention for attention in latent if attention is not None]
         for attention in self._latent:
@@ -139,26 +144,42 @@ class Interception:
 
 
 def attention_modules(model: nn.Module) -> dict[int, nn.Module]:
-    """Layer index → the innermost numbered module whose forward takes a cache.
+    """Layer index → the innermost numbered module whose forward takes a cache and hands further keywords on.
+
+    Of several in one layer the first: in decoders of encoder-decoder models the second one attends to the encoder.
 
     Raises:
         UnsupportedModelError: there are none, or they are sparse.
     """
     modules: dict[int, nn.Module] = {}
+    cached = [module for module in model.modules() if _takes_cache(module)]
+    hooked = {module for module in cached if _takes_keywords(module)}
     for module in model.modules():
         require_dense(module)
-        layer = getattr(module, "layer_idx", None)
-        if layer is None or any(hasattr(child, "layer_idx") for child in module.children()):
-            continue
-        parameters = inspect.signature(module.forward).parameters
-        if "past_key_values" in parameters or "layer_past" in parameters:
-            modules[layer] = module
+        if module in hooked and not any(part in hooked for part in module.modules() if part is not module):
+            modules.setdefault(module.layer_idx, module)  # type: ignore[arg-type,call-overload]
+    if cached and not modules:
+        raise written_out(model)
     if not modules:
         raise UnsupportedModelError(
             f"no attention layers found in {type(model).__name__}: kvbench needs a decoder whose attention modules "
-            "carry layer_idx and take past_key_values"
+            "carry layer_idx and take past_key_values",
+            "no attention layers that take a cache",
         )
     return dict(sorted(modules.items()))
+
+
+def _takes_cache(module: nn.Module) -> bool:
+    """Whether ``module`` is numbered and its forward takes a cache."""
+    if getattr(module, "layer_idx", None) is None:
+        return False
+    parameters = inspect.signature(module.forward).parameters
+    return "past_key_values" in parameters or "layer_past" in parameters
+
+
+def _takes_keywords(module: nn.Module) -> bool:
+    """Whether its forward takes any keyword, for its attention function: kvbench adds one of its own."""
+    return any(each.kind is each.VAR_KEYWORD for each in inspect.signature(module.forward).parameters.values())
 
 
 def rotate(module: nn.Module, states: Tensor, rotation: Rotation, rotary_dims: int) -> Tensor:
@@ -176,14 +197,33 @@ def rotate(module: nn.Module, states: Tensor, rotation: Rotation, rotary_dims: i
     return torch.cat([rotated, states[..., rotary_dims:]], -1)
 
 
-def _pre_hook(layer: int, handler: Handler) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict] | None]:
+class _Positions:
+    """Where the tokens of a forward pass stand, as the caller says: Llama 4, for one, does not tell its layers."""
+
+    def __init__(self) -> None:
+        self.given: Tensor | None = None
+
+    def note(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook of the whole model. Positions of several axes, as of images, are none of tokens."""
+        given = kwargs.get("position_ids")
+        self.given = given if given is not None and given.dim() == 2 else None
+
+    def forget(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """A forward hook: the next pass may be one of a part of the model, which this does not see."""
+        self.given = None
+
+
+def _pre_hook(
+    layer: int, handler: Handler, positions: _Positions, halves: bool
+) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict] | None]:
     """The forward pre-hook of one attention module: calls the handler, rewrites two keyword arguments."""
 
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         cache = kwargs.get("past_key_values", kwargs.get("layer_past"))
         given = kwargs.get("position_embeddings")
-        rotation = as_pair(given)
-        takeover = handler.prepare(layer, cache, rotation, kwargs.get("position_ids"))
+        rotation = as_pair(given, halves)
+        told = kwargs.get("position_ids")
+        takeover = handler.prepare(layer, cache, rotation, positions.given if told is None else told)
         if takeover is None:
             return None
         check_switched(getattr(module, "config", None))
@@ -223,11 +263,15 @@ def _attention(
     context, rotation = kvbench
     if kwargs.get("dropout"):
         raise KvbenchError("the model drops attention weights at random, as in training; call model.eval()")
+    if kwargs.get("position_bias") is not None:
+        raise _biased("the model adds a bias to scores by position")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         attention_mask = _as_boolean(attention_mask)
     query, form = (query, None) if latent is None else (latent.in_order(query), Form(latent))
-    call = AttentionCall(module, query, key, value, attention_mask, scaling, softcap, rotation, form)
+    call = AttentionCall(
+        module, query, key, value, attention_mask, scaling, softcap, rotation, form, kwargs.get("s_aux")
+    )
     return context.attend(call).to(query.dtype).transpose(1, 2).contiguous(), None
 
 
@@ -235,22 +279,26 @@ def _as_boolean(mask: Tensor) -> Tensor:
     """A caller's additive mask (0: attend, very negative: do not) as a boolean one.
 
     Raises:
-        KvbenchError: it holds anything else, such as a bias.
+        UnsupportedModelError: it holds anything else, such as a bias.
     """
     attend, blocked = mask == 0, mask <= torch.finfo(mask.dtype).min / 2
     if not bool((attend | blocked).all()):
-        raise KvbenchError(
-            "the attention mask adds a bias to scores, which compressed caches do not take: it may hold 0 and the "
-            "dtype's lowest number (or -inf) alone"
-        )
+        raise _biased("the attention mask adds a bias to scores (it may hold 0 and the dtype's lowest number, or -inf)")
     return attend
+
+
+def _biased(what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{what}, which compressed caches do not take", "scores get a bias beside keys")
 
 
 def _stock(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Stock attention: torch's fused kernel, or the family's own eager function for a softcap, which that one lacks."""
-    if kwargs["softcap"] is None:
+    """Stock attention: torch's fused kernel, or the family's own eager function for what that one lacks.
+
+    These are softcaps and learned sinks.
+    """
+    if kwargs["softcap"] is None and kwargs.get("s_aux") is None:
         return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
     if mask is None and query.shape[2] > 1:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()

@@ -147,7 +147,8 @@ def require_dense(module: nn.Module) -> None:
     if getattr(module, "indexer", None) is not None:
         raise UnsupportedModelError(
             f"{type(module).__name__}: an indexer picks the tokens that queries attend (sparse attention) and keeps "
-            "keys of its own beside the cache; kvbench carries dense attention only"
+            "keys of its own beside the cache; kvbench carries dense attention only",
+            "sparse attention: an indexer picks tokens",
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,31 +22,76 @@ _PAIRS = WeakTensorKeyDictionary()
 """Rotations already taken apart: all layers of a forward pass are given the same tensor, and get the same pair."""
 
 
-def as_pair(given: Any) -> Rotation | None:
+def as_pair(given: Any, halves: bool = False) -> Rotation | None:
     """cos and sin of the ``position_embeddings`` that a layer is given.
 
-    Complex ones (1 or batch, tokens, rotary dims / 2) turn neighbouring dimensions, as in DeepSeek-V2.
+    Complex ones (1 or batch, tokens, rotary dims / 2) turn neighbouring dimensions, as in DeepSeek-V2. ``halves``: cos
+    and sin are as narrow (:func:`takes_halves`).
     """
-    if not isinstance(given, Tensor):
+    if not isinstance(given, Tensor) and not halves:
         return given  # type: ignore[no-any-return]
     if torch.compiler.is_compiling():  # a graph has no table to look into
         return _pair(given)
-    if given not in _PAIRS:
-        _PAIRS[given] = _pair(given)
-    return _PAIRS[given]  # type: ignore[no-any-return]
+    key = given if isinstance(given, Tensor) else given[0]
+    if key not in _PAIRS:
+        _PAIRS[key] = _pair(given)
+    return _PAIRS[key]  # type: ignore[no-any-return]
 
 
 def as_given(rotation: Rotation, given: Any) -> Any:
     """The inverse: ``rotation`` in the shape of what the layer was ``given``."""
-    return _complex(rotation).to(given.dtype) if isinstance(given, Tensor) else rotation
+    if isinstance(given, Tensor):
+        return _complex(rotation).to(given.dtype)
+    width = given[0].shape[-1]
+    return rotation[0][..., :width], rotation[1][..., :width]
 
 
 def rotation_of(module: nn.Module) -> Apply:
     """The ``apply_rotary_pos_emb`` of the family of an attention ``module``."""
     family = sys.modules[type(module).__module__]
     if hasattr(family, "apply_rotary_pos_emb"):
-        return family.apply_rotary_pos_emb  # type: ignore[no-any-return]
+        apply = _of_both(family.apply_rotary_pos_emb)
+        return _of_whole(apply) if _halves(apply) else apply
     return neighbours_turned if hasattr(family, "apply_rotary_emb") else halves_turned
+
+
+@lru_cache(maxsize=64)
+def _of_both(apply: Callable[..., Any]) -> Apply:
+    """``apply`` for queries and keys, where it takes one of them at a time: (states, cos, sin), as Gemma 3n does."""
+    if list(inspect.signature(apply).parameters)[1] != "cos":
+        return apply
+    return lambda query, keys, cos, sin: (apply(query, cos, sin), apply(keys, cos, sin))
+
+
+def takes_halves(module: nn.Module) -> bool:
+    """Whether the family of an attention ``module`` hands it cos and sin of half the rotated width, as gpt-oss does."""
+    family = sys.modules[type(module).__module__]
+    return hasattr(family, "apply_rotary_pos_emb") and _halves(_of_both(family.apply_rotary_pos_emb))
+
+
+@lru_cache(maxsize=64)
+def _halves(apply: Apply) -> bool:
+    return not _turns(apply, 4) and _turns(apply, 2)
+
+
+def _turns(apply: Apply, width: int) -> bool:
+    """Whether ``apply`` takes cos and sin of ``width`` for four dimensions."""
+    states, table = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, width)
+    try:
+        return apply(states, states, table, table)[0].shape == states.shape
+    except (RuntimeError, IndexError, TypeError, ValueError):
+        return False
+
+
+@lru_cache(maxsize=64)
+def _of_whole(apply: Apply) -> Apply:
+    """``apply`` with cos and sin of the whole width, of which it takes the first half."""
+
+    def applied(query: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        half = cos.shape[-1] // 2
+        return apply(query, keys, cos[..., :half], sin[..., :half])
+
+    return applied
 
 
 def halves_turned(query: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +115,9 @@ def neighbours_turned(query: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> 
     return query * cos + turned[0] * sin, keys * cos + turned[1] * sin
 
 
-def _pair(given: Tensor) -> Rotation:
+def _pair(given: Any) -> Rotation:
+    if not isinstance(given, Tensor):
+        return torch.cat([given[0]] * 2, -1), torch.cat([given[1]] * 2, -1)
     return given.real.repeat_interleave(2, -1), given.imag.repeat_interleave(2, -1)
 
 

@@ -44,13 +44,14 @@ def measured_turn(apply: Callable[..., tuple[Tensor, Tensor]], dims: int) -> Tur
     try:
         quarter = _applied(apply, unit, nothing, torch.ones_like(nothing))[0, 0]  # row i: where dimension i goes
         generator = torch.Generator().manual_seed(0)
+        partners, signs = quarter.abs().argmax(0), quarter.sum(0)
         states, cos, sin = (torch.rand(1, 7, dims, generator=generator) for _ in range(3))
+        cos, sin = ((table + table[..., partners]) / 2 for table in (cos, sin))  # both of a pair turn by one angle
         rotated = _applied(apply, states[None], cos, sin)[0]
     except (RuntimeError, IndexError, TypeError, ValueError):
         return None  # it takes tables of another shape
     if quarter.shape != (dims, dims) or rotated.shape != states.shape:
         return None
-    partners, signs = quarter.abs().argmax(0), quarter.sum(0)
     expected = states * cos + signs * states[..., partners] * sin
     if not torch.allclose(rotated, expected, atol=1e-6):
         return None

@@ -151,6 +151,17 @@ def merge(parts: Sequence[Part]) -> Partial:
     return Partial(reduce(torch.add, outputs), top + total.log())
 
 
+def beside_sinks(part: Part, sinks: Tensor | None) -> Tensor:
+    """The output of ``part`` if its softmax also ran over a learned score per head, ``sinks`` (heads,), of value zero.
+
+    A sink is one more part: its log-sum-exp is the score, its output zero. What is left of the merge is a weight,
+    ``exp(lse) / (exp(lse) + exp(sink))`` (gpt-oss, arXiv 2508.10925; Xiao et al. 2023 for sinks among tokens).
+    """
+    if sinks is None:
+        return part.output
+    return part.output * torch.sigmoid(part.lse - sinks.to(part.lse.dtype).view(-1, 1)).unsqueeze(-1)
+
+
 def exact_attention(
     query: Tensor,
     keys: Tensor,
@@ -158,19 +169,20 @@ def exact_attention(
     scaling: float,
     mask: Tensor | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention over exact keys and values that end with the queries' own tokens; the output alone.
 
     Without a mask the queries are the last tokens and attend causally. A single query is folded over its head group
     (2-3x over ``enable_gqa`` on CPU); in 16 bit, and for prompts, it goes through torch's fused kernel, which keeps
-    scores in fp32 without a copy of the keys; with a softcap, which that kernel lacks, through
-    :func:`partial_attention` in slices of queries. Keys and values stored in another dtype than the queries' are
-    converted for the fused kernel, which takes one dtype.
+    scores in fp32 without a copy of the keys; with a softcap or ``sinks`` (:func:`beside_sinks`), which that kernel
+    lacks, through :func:`partial_attention` in slices of queries. Keys and values stored in another dtype than the
+    queries' are converted for the fused kernel, which takes one dtype.
     """
     (batch, heads, queries, dim), (kv_heads, tokens) = query.shape, keys.shape[1:3]
     narrow = query.dtype.itemsize == 2
-    if softcap is not None or (queries == 1 and not narrow):
-        return _sliced(query, keys, values, scaling, mask, softcap)
+    if softcap is not None or sinks is not None or (queries == 1 and not narrow):
+        return beside_sinks(_sliced(query, keys, values, scaling, mask, softcap), sinks).to(query.dtype)
     keys, values = keys.to(query.dtype), values.to(query.dtype)
     if queries == 1:
         folded = query.reshape(batch, kv_heads, heads // kv_heads, dim)
@@ -220,7 +232,7 @@ def attention_in_slices(
 
 def _sliced(
     query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None, softcap: float | None
-) -> Tensor:
+) -> Partial:
     if mask is None and query.shape[2] > 1:
         mask = causal_mask(query.shape[2], keys.shape[2], query.device)
-    return attention_in_slices(query, keys, values, scaling, mask, softcap).output.to(query.dtype)
+    return attention_in_slices(query, keys, values, scaling, mask, softcap)

@@ -106,7 +106,8 @@ class _Recorder:
             rotation=self.rotation,
             latent=call.form is not None,
         )
-        return exact_attention(call.query, *call.met(call.keys, call.values), call.scaling, call.mask, call.softcap)
+        met = call.met(call.keys, call.values)
+        return exact_attention(call.query, *met, call.scaling, call.mask, call.softcap, call.sinks)
 
 
 class _Handler:
@@ -114,7 +115,9 @@ class _Handler:
         self.prompts: dict[int, LayerPrompt] = {}
         self._layers = {layer.layer: layer for layer in geometry.layers}
 
-    def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover:
+    def prepare(self, layer: int, cache: Any, rotation: Rotation | None, positions: Tensor | None) -> Takeover | None:
+        if layer not in self._layers:  # it keeps nothing, and reads what an earlier one was given
+            return None
         rotates = self._layers[layer].rotary_dims > 0
         return Takeover(_Recorder(layer, rotation if rotates else None, self.prompts))
 
@@ -126,7 +129,8 @@ def exact_prompt(model: PreTrainedModel, geometry: ModelGeometry, ids: Tensor) -
     Raises:
         UnsupportedModelError: layers without attention keep a state that would be missing.
     """
-    others = set(range(len(DynamicCache(config=model.config).layers))) - {layer.layer for layer in geometry.layers}
+    others = set(range(len(DynamicCache(config=model.config).layers))) - set(geometry.readers)
+    others -= {layer.layer for layer in geometry.layers}
     if others:
         raise UnsupportedModelError(
             f"{type(model).__name__}: layer {min(others)} keeps a state instead of keys and values, so a prompt cannot "

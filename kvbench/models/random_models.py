@@ -109,6 +109,11 @@ FAMILIES = {
         lacks=_NO_WINDOW | {"intermediate"},
         experts=True,
     ),
+    "gpt_oss": Family(
+        tf.GptOssConfig,
+        {**_EXPERTS, "num_local_experts": 4, "head_dim": 16, "sliding_window": 8},
+        experts=True,
+    ),
     "deepseek_v2": Family(
         tf.DeepseekV2Config, {**_DEEPSEEK, "q_lora_rank": None}, lacks=_MULTI_HEAD, experts=True
     ),  # as V2-Lite

@@ -18,6 +18,7 @@ from kvbench.codecs.frame import Frame
 from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.hooks.geometry import probe_geometry
 from kvbench.hooks.interception import Interception
+from kvbench.models.random_models import build, cast
 
 pytestmark = pytest.mark.usefixtures("fp64")
 EXACT = 1e-10
@@ -148,11 +149,14 @@ REFUSED = {
         "no attention interf",
     ),
     "bloom": (transformers.BloomConfig(vocab_size=99, hidden_size=32, n_layer=2, n_head=4), "no attention interface"),
-    "gpt_oss": (
-        transformers.GptOssConfig(
-            **TINY, intermediate_size=48, num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1
+    "doge": (transformers.DogeConfig(**TINY, intermediate_size=48, num_key_value_heads=2), "adds a bias to scores"),
+    "diffllama": (transformers.DiffLlamaConfig(**TINY, intermediate_size=48), "attends several times"),
+    "falcon_mamba": (transformers.FalconMambaConfig(vocab_size=99, hidden_size=32), "no attention layers"),
+    "minimax": (
+        transformers.MiniMaxConfig(
+            **TINY, intermediate_size=48, num_key_value_heads=2, head_dim=8, num_local_experts=2
         ),
-        "identity codecs",
+        "its code does not take kvbench's cache: ValueError",
     ),
 }
 
@@ -200,15 +204,17 @@ def test_rope_that_depends_on_the_length_forbids_keys_before_rope() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_what_is_wrong_in_fp32_is_refused_in_16_bit_too(dtype: torch.dtype) -> None:
+def test_what_is_wrong_in_fp32_is_refused_in_16_bit_too(dtype: torch.dtype, monkeypatch) -> None:
     """Its rounding is no excuse: the bound of 16 bit lets a mistake of a tenth pass, a copy in fp32 does not."""
-    config = REFUSED["gpt_oss"][0]
-    model = random_model(config)
+    model = build("gpt_oss")
     for module in model.modules():  # sinks so small that they take a hundredth of the attention
         if hasattr(module, "sinks"):
-            module.sinks.data.fill_(-5)
-    model = model.to(dtype)
+            module.sinks.data.fill_(-2)
+    model = cast(model, dtype)
     geometry = probe_geometry(model)
+    self_test(model, geometry, "after")
+    for module in ("layer", "compressed"):
+        monkeypatch.setattr(f"kvbench.cache.{module}.beside_sinks", lambda part, sinks: part.output)
     with pytest.raises(UnsupportedModelError, match="identity codecs"):
         self_test(model, geometry, "after")
 

@@ -123,12 +123,12 @@ def test_lists_of_names_need_no_torch():
     script = """
 import sys
 from kvbench.cli.main import _exit_code
-codes = [_exit_code(["ls", what]) for what in ("compressors", "suites", "models", "texts", "devices")]
+codes = [_exit_code(["ls", what]) for what in ("compressors", "suites", "models", "families", "texts", "devices")]
 codes += [_exit_code(line.split()) for line in ("show pcaa", "run --compressor int:bits=4+pcaa", "run --suite quik")]
 print("codes:", codes, "torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "codes: [0, 0, 0, 0, 0, 2, 2, 2] False"
+    assert done.stdout.splitlines()[-1] == "codes: [0, 0, 0, 0, 0, 0, 2, 2, 2] False"
 
 
 def test_version_is_the_packages(kvbench: Cli):
@@ -293,7 +293,7 @@ def test_show_with_a_model_says_what_it_takes_there(kvbench: Cli):
     assert kvbench("show", "kvtc", "--model", "random:llama").code == 2, "without bits there is nothing to fit"
 
 
-@pytest.mark.parametrize("what", ["compressors", "models", "texts", "suites"])
+@pytest.mark.parametrize("what", ["compressors", "models", "families", "texts", "suites"])
 def test_ls_as_table_and_as_json(kvbench: Cli, what: str):
     rows = json.loads(kvbench("ls", what, "--json").out)
     assert len(rows) > 2 and len({row["name"] for row in rows}) == len(rows)

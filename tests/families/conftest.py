@@ -1,0 +1,5 @@
+"""Fixtures of the families' tests."""
+
+from fp64 import fp64, no_grad, one_thread
+
+__all__ = ["fp64", "no_grad", "one_thread"]
