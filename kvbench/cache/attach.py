@@ -146,7 +146,9 @@ class CompressedModel:
             if isinstance(layer, KVLayer):
                 layer.reading = self.reading
         for source in self.geometry.readers.values():
-            layers[source].readers += 1
+            read = layers[source]
+            assert isinstance(read, KVLayer)
+            read.readers += 1
         return CompressedCache(layers, self)
 
     def _new_layer(self, geometry: LayerGeometry, groups: dict[tuple[int, ...], list[SharedLayer]]) -> KVLayer:
@@ -218,7 +220,9 @@ class CompressedModel:
             return Takeover(self._context_of_step(layer, cache, rotation, positions))
         source = self.geometry.readers.get(layer)
         if source is not None:
-            return Takeover(_ReaderContext(cache.layers[source]))
+            read = cache.layers[source]
+            assert isinstance(read, KVLayer)
+            return Takeover(_ReaderContext(read))
         kv_layer = cache.layers[layer]
         if not isinstance(kv_layer, KVLayer):
             return None

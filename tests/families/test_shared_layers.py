@@ -97,5 +97,5 @@ def test_a_body_of_several_layers_is_refused_where_a_later_one_reads_one_of_them
 
 
 def collected_logits(model: PreTrainedModel, geometry: ModelGeometry, ids: torch.Tensor) -> torch.Tensor:
-    with Interception(model, _Collector(geometry, fisher=False)):
+    with Interception(model, _Collector(geometry, fisher=False, sinks=0)):
         return model(ids, use_cache=False).logits
