@@ -28,8 +28,8 @@ from kvbench.measure.arm_factory import ArmFactory
 from kvbench.measure.bench import CalibrationSource, ModelBench, Report
 from kvbench.models.conversion import PROBE
 from kvbench.models.saved import read_folder, write_folder
-from kvbench.storage.folders import new_folder, require_vacant
 from kvbench.storage.frozen import Frozen
+from kvbench.storage.new_folder import new_folder, require_vacant
 
 TOKENS = 64
 """Of the calibration text, that the converted model is compared on."""

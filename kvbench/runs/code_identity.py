@@ -25,7 +25,7 @@ from kvbench.measure.parts import PARTS
 ROOT = Path(kvbench.__file__).parents[1]
 """The folder that the package ``kvbench`` lies in."""
 
-SHARED = ("kvbench.runs.runner", "kvbench.runs.resolve", "kvbench.measure.bench")
+SHARED = ("kvbench.runs.measuring", "kvbench.runs.resolve", "kvbench.measure.bench")
 """What every trial enters."""
 ALWAYS_MEASURED = ("kvbench.compressors.methods.none", "kvbench.compressors.methods.hf")
 """The baselines that every trial is compared with; the registry imports methods by their names, at run time."""

@@ -15,7 +15,6 @@ from filelock import FileLock, Timeout
 
 from kvbench.errors import FetchError, KvbenchError
 from kvbench.storage.digests import file_crc32
-from kvbench.storage.files import sync_folder
 
 
 def cache_dir() -> Path:
@@ -52,48 +51,15 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
     return target
 
 
-def require_vacant(target: Path) -> None:
-    """Refuse to write where something is.
-
-    Raises:
-        KvbenchError: a file, or a folder that is not empty.
-    """
-    if target.is_dir() and any(target.iterdir()):
-        raise KvbenchError(f"folder {target} is not empty; choose another, or empty it")
-    if target.exists() and not target.is_dir():
-        raise KvbenchError(f"{target} is a file; choose a folder that does not exist yet")
-
-
-def new_folder(target: Path, build: Callable[[Path], None]) -> None:
-    """Make ``target``, a folder outside the cache that a person named, by ``build(partial)`` beside it.
-
-    Raises:
-        KvbenchError: something is there already.
-        OSError: it cannot be written.
-    """
-    target = target.expanduser().resolve()
-    require_vacant(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-
-    def into_place(partial: Path) -> None:
-        require_vacant(target)  # building takes a while
-        if target.is_dir():
-            target.rmdir()
-        partial.rename(target)
-        sync_folder(target.parent)
-
-    _in_partial(target, build, into_place)
-
-
 def _build(target: Path, build: Callable[[Path], None]) -> None:
     def with_sums(partial: Path) -> None:
         build(partial)
         (partial / SUMS).write_text(json.dumps(_checksums(partial)), "utf-8")
 
-    _in_partial(target, with_sums, lambda partial: partial.rename(target))
+    in_partial(target, with_sums, lambda partial: partial.rename(target))
 
 
-def _in_partial(target: Path, build: Callable[[Path], None], into_place: Callable[[Path], object]) -> None:
+def in_partial(target: Path, build: Callable[[Path], None], into_place: Callable[[Path], object]) -> None:
     """``build`` in a folder beside ``target``, flush it to disk, rename it; whatever happens, none is left behind."""
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

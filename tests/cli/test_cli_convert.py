@@ -47,7 +47,8 @@ def test_convert_then_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 def test_it_says_what_it_made(capsys: pytest.CaptureFixture[str]):
     assert kvbench("convert", "--compressor", SPEC, "--out", "made", *SMALL) == 0
     told = capsys.readouterr()
-    assert "33 (25 latent, 8 RoPE) elements a token and layer, 64 before: 1.94 times fewer" in told.out
+    printed = " ".join(told.out.split())
+    assert "33 (25 latent, 8 RoPE) elements a token and layer, 64 before: 1.94 times fewer" in printed
     assert told.err.endswith("written: made · use it: --model made\n")
 
 

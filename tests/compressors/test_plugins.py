@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint
 import pytest
 from default_specs import DEFAULT_SPECS
 
-from kvbench.compressors import registry
+from kvbench.compressors import names, registry
 from kvbench.compressors.compressor import parse
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
@@ -46,13 +46,13 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Pretend that a package with these entry points is installed."""
 
     def pretend(**points: str) -> None:
-        offered = [EntryPoint(name, value, registry.ENTRY_POINTS) for name, value in points.items()]
-        monkeypatch.setattr(registry, "entry_points", lambda group: offered if group == registry.ENTRY_POINTS else [])
-        registry._plugins.cache_clear()
+        offered = [EntryPoint(name, value, names.ENTRY_POINTS) for name, value in points.items()]
+        monkeypatch.setattr(names, "entry_points", lambda group: offered if group == names.ENTRY_POINTS else [])
+        names.plugins.cache_clear()
 
     yield pretend
     monkeypatch.undo()
-    registry._plugins.cache_clear()
+    names.plugins.cache_clear()
 
 
 def test_a_plugin_is_found_by_name(install: Install) -> None:

@@ -141,6 +141,6 @@ def test_what_cannot_be_saved_is_named(model: Subject) -> None:
         callback: object
 
     plan = fitted("int:bits=4", model)
-    odd = Plan(dict.fromkeys(plan.layers, Odd(print)), plan.spans)  # type: ignore[arg-type]
+    odd = Plan(dict.fromkeys(plan.layers, Odd(len)), plan.spans)  # type: ignore[arg-type]
     with pytest.raises(KvbenchError, match="a builtin_function_or_method cannot be saved"):
         dump_plan(odd, model.geometry, "m", "s")

@@ -17,6 +17,7 @@ from driving import subject
 from kvbench.compressors import registry
 from kvbench.compressors.compressor import parse
 from kvbench.compressors.methods.saved import PLAN
+from kvbench.compressors.names import ENTRY_POINTS
 from kvbench.compressors.plan_file import dump_plan
 from kvbench.runs.code_identity import ROOT, code_sha256, code_text, packages
 
@@ -50,6 +51,7 @@ EDITS = {
     "compressors/methods/ftc.py": "ftc",
     "compressors/methods/palu.py": NONE,
     "conformance/kit.py": NONE,
+    "conversion/convert.py": NONE,
     "gate/verdicts.py": NONE,
     "hardware/bandwidth.py": "speed",
     "hardware/environment.py": NONE,
@@ -70,7 +72,8 @@ EDITS = {
     "codecs/quantizers/codebook.py": ALL,
     "report/page.py": NONE,
     "report/columns/speed.py": NONE,
-    "runs/runner.py": ALL,
+    "runs/runner.py": NONE,
+    "runs/measuring.py": ALL,
     "runs/store.py": NONE,
     "selectors/base.py": ALL,
     "selectors/attention.py": "snapkv",
@@ -216,7 +219,7 @@ def test_a_part_of_another_package_is_read_with_what_it_imports(tmp_path, monkey
     part = (Path(__file__).parents[1] / "plugin" / "kvbench_halves.py").read_text()
     (tmp_path / "others" / "halves.py").write_text(part + "\nfrom .sizes import SIZE\n")
     monkeypatch.syspath_prepend(tmp_path)
-    point = EntryPoint("halves", "others.halves:Halves", registry.ENTRY_POINTS)
+    point = EntryPoint("halves", "others.halves:Halves", ENTRY_POINTS)
     monkeypatch.setattr(registry, "_plugins", lambda: {"halves": point})
     name = "halves quality cpu"
     before = identity(name)

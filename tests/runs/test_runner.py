@@ -17,6 +17,7 @@ from kept_kernels import cache_with_kernels
 
 from kvbench.compressors import registry
 from kvbench.compressors.draft import Draft
+from kvbench.compressors.names import ENTRY_POINTS
 from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
 from kvbench.measure import quality as quality_module
@@ -106,7 +107,7 @@ class Diary:
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVBENCH_CACHE", cache_with_kernels(tmp_path / "cache"))
     monkeypatch.setattr(
-        registry, "_plugins", lambda: {"faulty": EntryPoint("faulty", f"{__name__}:Faulty", registry.ENTRY_POINTS)}
+        registry, "_plugins", lambda: {"faulty": EntryPoint("faulty", f"{__name__}:Faulty", ENTRY_POINTS)}
     )
 
 

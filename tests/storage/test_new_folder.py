@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kvbench.errors import KvbenchError
-from kvbench.storage.folders import new_folder
+from kvbench.storage.new_folder import new_folder
 
 
 def written(partial: Path) -> None:
