@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,11 +15,8 @@ from tempfile import TemporaryDirectory
 from kvbench.errors import KvbenchError
 from kvbench.gate.times import Round
 
-CONTROL = "hf"
-"""The compressor whose time is the control: transformers' own cache and attention."""
-
 Times = dict[str, float]
-"""Seconds per token by the key of the trial."""
+"""Time per token as a share of stock transformers' in the same turns, by the key of the trial."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Version:
             raise KvbenchError(f"the kvbench of {home} would run instead of that of {self.place}")
 
     def times(self, suite: Path, threads: int) -> Times:
-        """Seconds per token of every trial of ``suite`` that was measured, from a fresh process."""
+        """The time of every trial of ``suite`` that was measured, from a fresh process."""
         with TemporaryDirectory(prefix="kvbench-times-") as folder:
             command = [self.python, "-P", "-m", "kvbench", "run", "--suite", str(suite), "--out", folder]
             options = ["--threads", str(threads), "--json", "--quiet"]
@@ -69,7 +66,7 @@ class Version:
 def rounds(
     base: Version, head: Version, suite: Path, count: int, threads: int, report: Callable[[int], None]
 ) -> dict[str, list[Round]]:
-    """Rounds of both sides by trial, those of which both sides and both controls were measured.
+    """Rounds of both sides by trial, those of which both sides were measured.
 
     Which side goes first is drawn anew every round, so that nothing periodic meets one of them. ``report`` is called
     with the number of finished rounds.
@@ -82,16 +79,10 @@ def rounds(
         first, second = (side.times(suite, threads) for side in sides)
         before, after = (first, second) if first_is_base else (second, first)
         for key in sorted({*before, *after}):
-            by_key.setdefault(key, []).extend(_round(key, before, after))
+            both = [Round(before[key], after[key])] if key in before and key in after else []
+            by_key.setdefault(key, []).extend(both)
         report(done + 1)
-    return {key: each for key, each in by_key.items() if not _is_control(key)}
-
-
-def _round(key: str, before: Mapping[str, float], after: Mapping[str, float]) -> list[Round]:
-    control = _control_of(key)
-    if not all(name in side for side in (before, after) for name in (key, control)):
-        return []
-    return [Round(before[key], before[control], after[key], after[control])]
+    return by_key
 
 
 def _times(lines: str) -> Times:
@@ -100,15 +91,7 @@ def _times(lines: str) -> Times:
     for line in lines.splitlines():
         record = json.loads(line)
         trial, speed = record["trial"], record.get("speed")
-        if record["status"] == "ok" and speed:
-            times[f"{trial['model']} | {trial['compressor']} | {trial['workload']['name']}"] = speed["tpot_s"]
+        if record["status"] == "ok" and speed and speed["ratio_to_hf"]:
+            key = f"{trial['model']} | {trial['compressor']} | {trial['workload']['name']}"
+            times[key] = 1 / speed["ratio_to_hf"]
     return times
-
-
-def _control_of(key: str) -> str:
-    model, _, workload = key.split(" | ")
-    return f"{model} | {CONTROL} | {workload}"
-
-
-def _is_control(key: str) -> bool:
-    return key == _control_of(key)

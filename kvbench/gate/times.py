@@ -1,9 +1,9 @@
 """Times of two versions of the code, measured in turns: same, slower, faster, or not known.
 
-In every round each side runs in a fresh process and also times a control that neither side's code goes into: stock
-transformers' own cache. A time is divided by its process' control, which takes the drift of the machine out, and then
-compared within its round. Two tight intervals are no proof: what makes one process slower may stay for minutes.
-Therefore a slowdown counts when a second series of rounds finds it again.
+In every round each side runs in a fresh process, where every decode step takes turns with a control that neither side's
+code goes into: stock transformers' own cache and attention. A time is a share of the control's, which takes the drift
+of the machine out, and is compared within its round. Two tight intervals are no proof: what makes one process slower
+may stay for minutes. Therefore a slowdown counts when a second series of rounds finds it again.
 """
 
 from __future__ import annotations
@@ -34,12 +34,10 @@ class TimeVerdict(StrEnum):
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds per token of one round: of the benchmark and of its process' control, on either side."""
+    """The time per token on either side, as a share of the control's in the same process and turns."""
 
     base: float
-    base_control: float
     head: float
-    head_control: float
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,7 @@ def judge_times(key: str, rounds: Sequence[Round], margin: float = MARGIN) -> Ti
     within it, *ambiguous* where it reaches across."""
     if len(rounds) < LEAST_ROUNDS:
         return TimeRow(key, TimeVerdict.NOT_MEASURED, note=f"{len(rounds)} rounds of both; {LEAST_ROUNDS} are needed")
-    ratio = paired_ratio(
-        [each.head / each.head_control for each in rounds], [each.base / each.base_control for each in rounds]
-    )
+    ratio = paired_ratio([each.head for each in rounds], [each.base for each in rounds])
     assert ratio.low is not None and ratio.high is not None
     return row_of(key, (ratio.ratio - 1, ratio.low - 1, ratio.high - 1), margin)
 
