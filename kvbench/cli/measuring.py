@@ -106,7 +106,7 @@ def runner_into(folder: Path, progress: RunProgress, execution: Execution, execu
 
 
 def solved(runner: Runner, suite: Suite, equal_bytes: EqualBytes) -> Suite:
-    """``suite`` with methods solved for equal bytes, where that was asked for."""
+    """``suite`` with methods solved for equal bytes, if ``--at`` is given."""
     from kvbench.runs.frontier import solve_suite
 
     if equal_bytes.at is None:

@@ -17,7 +17,6 @@ from itertools import pairwise
 import numpy as np
 import ruptures
 
-from kvbench.runs.canonical import digest
 from kvbench.runs.records import Record
 
 LEAST_POINTS = 8
@@ -71,7 +70,8 @@ def series_of(records: Iterable[Record]) -> list[Series]:
             continue
         commit = (record.provenance.git_sha or "unknown")[:10] + ("+" if record.provenance.git_dirty else "")
         point = Point(record.provenance.started, commit, 1 / speed.ratio_to_hf)
-        by_series.setdefault((record.trial.key, machine(record), _benchmark(record)), []).append(point)
+        benchmark = record.trial.without_code().id  # what is measured, whichever code measures it
+        by_series.setdefault((record.trial.key, machine(record), benchmark), []).append(point)
     return [
         Series(key, machine, tuple(sorted(points, key=lambda point: point.measured)))
         for (key, machine, _), points in sorted(by_series.items())
@@ -99,9 +99,3 @@ def changes(series: Series) -> list[Change]:
         Change(series.points[start].commit, series.points[start].measured, math.exp(after - before))
         for start, (before, after) in zip(starts[1:-1], pairwise(levels), strict=True)
     ]
-
-
-def _benchmark(record: Record) -> str:
-    """What is measured, whichever code measures it."""
-    trial = record.trial.without_code()
-    return digest([trial.id])

@@ -91,7 +91,7 @@ def _times(lines: str) -> Times:
     for line in lines.splitlines():
         record = json.loads(line)
         trial, speed = record["trial"], record.get("speed")
-        if record["status"] == "ok" and speed and speed["ratio_to_hf"]:
+        if record["status"] == "ok" and speed and speed.get("ratio_to_hf"):
             key = f"{trial['model']} | {trial['compressor']} | {trial['workload']['name']}"
             times[key] = 1 / speed["ratio_to_hf"]
     return times

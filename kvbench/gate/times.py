@@ -9,7 +9,7 @@ may stay for minutes. Therefore a slowdown counts when a second series of rounds
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from kvbench.errors import EXIT_OK, EXIT_REGRESSION, EXIT_UNDECIDED
@@ -75,16 +75,18 @@ def row_of(key: str, change: tuple[float, float, float], margin: float) -> TimeR
 
 
 def confirmed(first: Iterable[TimeRow], second: Mapping[str, TimeRow]) -> list[TimeRow]:
-    """``first`` after a second series: what is slower in one of two only is ambiguous."""
-    rows = []
-    for row in first:
-        again = second.get(row.key)
-        if row.verdict is TimeVerdict.SLOWER and again is not None and again.verdict is not TimeVerdict.SLOWER:
-            then = f"{again.change:+.1%}" if again.change is not None else str(again.verdict)
-            note = f"slower once, {then} when measured again"
-            row = TimeRow(row.key, TimeVerdict.AMBIGUOUS, row.change, row.low, row.high, note)
-        rows.append(row)
-    return rows
+    """``first`` after a second series: what is slower in one of two only is ambiguous, and what was not measured again
+    is not measured."""
+    return [_confirmed(row, second.get(row.key)) if row.verdict is TimeVerdict.SLOWER else row for row in first]
+
+
+def _confirmed(slower: TimeRow, again: TimeRow | None) -> TimeRow:
+    if again is None or again.change is None:
+        return TimeRow(slower.key, TimeVerdict.NOT_MEASURED, note="slower once, and could not be measured again")
+    if again.verdict is TimeVerdict.SLOWER:
+        return slower
+    note = f"slower once, {again.change:+.1%} when measured again"
+    return replace(slower, verdict=TimeVerdict.AMBIGUOUS, note=note)
 
 
 def exit_code(rows: Sequence[TimeRow], strict: bool = False) -> int:

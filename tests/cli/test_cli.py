@@ -303,9 +303,9 @@ def test_ls_as_table_and_as_json(kvbench: Cli, what: str):
 
 def test_the_list_of_compressors_is_what_their_code_says(tmp_path: Path):
     made = json.dumps([compressor_row(name) for name in BUILT_IN], indent=1, ensure_ascii=False) + "\n"
-    if CATALOGUE.read_text("utf-8") != made:
-        (tmp_path / CATALOGUE.name).write_text(made)
-        pytest.fail(f"a compressor has changed; look at {tmp_path / CATALOGUE.name} and copy it to {CATALOGUE}")
+    (tmp_path / CATALOGUE.name).write_text(made, "utf-8")
+    told = f"a compressor has changed; look at {tmp_path / CATALOGUE.name} and copy it to {CATALOGUE}"
+    assert CATALOGUE.read_text("utf-8") == made, told
 
 
 def test_tables_in_pipes_are_wider_than_a_narrow_terminal():

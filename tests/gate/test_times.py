@@ -43,6 +43,8 @@ def test_a_slowdown_must_come_back():
     (row,) = confirmed([slow], {KEY: same})
     assert row.verdict is TimeVerdict.AMBIGUOUS and "slower once" in row.note
     assert confirmed([same], {KEY: slow}) == [same]
+    few = judge_times(KEY, drifting(3, count=3))
+    assert all(confirmed([slow], again)[0].verdict is TimeVerdict.NOT_MEASURED for again in ({}, {KEY: few}))
 
 
 def test_verdicts_and_exit_codes():
