@@ -143,6 +143,15 @@ def feed(
     return torch.cat(logits, 1)
 
 
+def as_decoded(one: Subject, frame: Frame, ids: Tensor) -> Tensor:
+    """Logits of 34 tokens ``ids`` through identity codecs: a prompt of 5, the rest in two blocks as if decoded."""
+    with one.attach(one.identity(frame)) as compressed:
+        cache = compressed.new_cache()
+        prefill = feed(one.model, cache, ids, [5])
+        cache.as_decoded = True
+        return torch.cat([prefill, feed(one.model, cache, ids, (17, 12), start=5)], 1)
+
+
 def worst(actual: Tensor, expected: Tensor, mask: Tensor | None = None) -> float:
     """Largest absolute difference, over real tokens only if a ``mask`` (rows, tokens) is given; NaN stays NaN."""
     difference = (actual - expected).abs()

@@ -12,6 +12,7 @@ from driving import (
     SMALL_SPANS,
     VARIANTS,
     Subject,
+    as_decoded,
     feed,
     in_frame,
     left_padding,
@@ -72,12 +73,7 @@ def test_left_padded_batch(family: str, frame: Frame) -> None:
 def test_blocks_as_decoded(family: str, frame: Frame) -> None:
     one, ids = subject(family), token_ids(2, TOKENS)
     stock = one.model(ids, use_cache=False).logits
-    with one.attach(one.identity(frame)) as compressed:
-        cache = compressed.new_cache()
-        prefill = feed(one.model, cache, ids, [5])
-        cache.as_decoded = True
-        logits = feed(one.model, cache, ids, (17, 12), start=5)
-    assert worst(torch.cat([prefill, logits], 1), stock) < EXACT
+    assert worst(as_decoded(one, frame, ids), stock) < EXACT
 
 
 @frames

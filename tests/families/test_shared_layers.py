@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from driving import Subject, calibrated, feed, token_ids, worst
+from driving import Subject, as_decoded, calibrated, feed, token_ids, worst
 from driving import subject as plain_subject
 from tiny_configs import VOCABULARY, tiny_model
 from transformers import PreTrainedModel
@@ -63,12 +63,7 @@ def test_blocks_as_decoded(family: str, frame: Frame) -> None:
     """What has left the window within a block is dropped when the last reader has seen it, not before."""
     one, ids = subject(family), ids_of(34)
     stock = one.model(ids, use_cache=False).logits
-    with one.attach(one.identity(frame)) as compressed:
-        cache = compressed.new_cache()
-        prefill = feed(one.model, cache, ids, [5])
-        cache.as_decoded = True
-        logits = feed(one.model, cache, ids, (17, 12), start=5)
-    assert worst(torch.cat([prefill, logits], 1), stock) < EXACT
+    assert worst(as_decoded(one, frame, ids), stock) < EXACT
 
 
 @families
