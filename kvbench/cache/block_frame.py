@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kvbench.codecs.frame import Bands
-from kvbench.hooks.rotary import EntryRotation, Rotator, StaticRotator
+from kvbench.hooks.interception import rotate
+from kvbench.hooks.rotary import EntryRotation, Rotator, StaticRotator, turned_back
+from kvbench.hooks.rotations import Rotation
 from kvbench.hooks.turns import Rotary
+
+FEW = 256
+"""Tokens whose rotation is kept from layer to layer; of more, such as a prompt, it would be memory of the cache."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,35 @@ class BlockFrame:
         In fp32, or fp64 for keys in that.
         """
         return self._turned(keys, slots, start, inverse=True)
+
+    def store_following(self, keys: Tensor, first: int, start: int) -> Tensor:
+        """:meth:`store` where entries follow one another, 0 at slot ``first``: layers of a step turn by one table."""
+        rotator = self.rotator
+        assert isinstance(rotator, Rotator)
+        if self.bands is not None and rotator.turn is None:  # tables that say nothing of single dimensions
+            slots = torch.arange(first, first + start + keys.shape[2], device=keys.device)[None, None]
+            return self.store(keys, slots, start)
+        keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
+        entries = torch.arange(start, start + keys.shape[2], device=keys.device)
+
+        def make() -> Rotation:
+            return self._back(rotator, first, entries, keys.dtype)
+
+        key = "stored", self.bands, first, start, len(entries), keys.dtype
+        rotation = rotator.remembered(key, make) if len(entries) <= FEW else make()
+        return rotate(rotator.module, keys, rotation, rotator.rotary_dims)
+
+    def _back(self, rotator: Rotator, first: int, entries: Tensor, dtype: torch.dtype) -> Rotation:
+        """What turns keys at ``entries`` back to how they are stored: fast dimensions by their tokens, others by their
+        block."""
+        at_token = turned_back(rotator.rotation(first + entries), dtype)
+        if self.bands is None:
+            return at_token
+        at_block = turned_back(rotator.rotation(first + entries // self.bands.block * self.bands.block), dtype)
+        fast = torch.zeros(at_token[0].shape[-1], dtype=torch.bool, device=entries.device)
+        fast[list(self.bands.fast)] = True
+        cos, sin = (torch.where(fast, *both) for both in zip(at_token, at_block, strict=True))
+        return cos, sin
 
     def restore(self, keys: Tensor, slots: Tensor, start: int) -> Tensor:
         """The inverse of :meth:`store`."""
@@ -82,5 +116,4 @@ class BlockRotation(EntryRotation):
 
     def references(self, groups: int) -> Rotary | None:
         """The rotation of every block's first entry; else as :meth:`rotary`."""
-        rotary = self.rotary(groups)
-        return rotary and replace(rotary, positions=rotary.positions[..., :: self._block])
+        return self.rotary(groups, self._block)

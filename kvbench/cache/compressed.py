@@ -320,17 +320,14 @@ class CompressedLayer(KVLayer):
         """``keys``, which come next in the body, as it stores them."""
         if self.block_frame is None:
             return keys
-        return self.block_frame.store(keys, self._slots_with(slots, keys), self.body.entries)
+        if slots is None:
+            return self.block_frame.store_following(keys, self.spans.sinks, self.body.entries)
+        if self.body.slots is not None:
+            slots = torch.cat([self.body.slots.view, slots], -1)
+        return self.block_frame.store(keys, slots, self.body.entries)
 
     def _encode(self, keys: Tensor, values: Tensor) -> Stored:
         return self._bound.encode(keys, values)
-
-    def _slots_with(self, new: Tensor | None, keys: Tensor) -> Tensor:
-        """The slots of the body's entries and of the ``new`` ones, those of ``keys``."""
-        if new is None:
-            start, entries = self.spans.sinks, self.body.entries + keys.shape[AXIS]
-            return torch.arange(start, start + entries, device=keys.device)[None, None]
-        return new if self.body.slots is None else torch.cat([self.body.slots.view, new], -1)
 
     @property
     def _bound(self) -> Codec:

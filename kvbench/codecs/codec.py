@@ -66,16 +66,20 @@ class SideCodec:
 
     def encode(self, states: Tensor) -> Stored:
         """(batch, kv heads, tokens, head_dim) → stored tensors (batch, groups, entries, …)."""
-        latents = states if self.transform is None else self.transform.forward(states)
-        return self.quantizer.encode(self._unpredicted(latents) if self.leading else latents)
+        if self.transform is None:
+            return self.quantizer.encode(states)
+        latents = self._predicted(states) if self.leading else self.transform.forward(states)
+        return self.quantizer.encode(latents)
 
-    def _unpredicted(self, latents: Tensor) -> Tensor:
-        """``latents``, of which the leading ones stay and the others lose what those tell once they are quantized."""
-        assert self.transform is not None
-        told = self._leading_quantizer.decode(self._leading_quantizer.encode(latents[..., : self.leading]))
-        encoder, decoder = (basis.to(latents.dtype) for basis in (self.transform.encoder, self.transform.decoder))
-        prediction = torch.matmul(told, torch.matmul(decoder[:, : self.leading], encoder[..., self.leading :]))
-        return torch.cat([latents[..., : self.leading], latents[..., self.leading :] - prediction], -1)
+    def _predicted(self, states: Tensor) -> Tensor:
+        """The leading latents, and the others of what those, once quantized, do not tell of ``states``."""
+        transform = self.transform
+        assert transform is not None
+        centred, (encoder, decoder) = transform.centred(states), transform.wide
+        first = torch.matmul(centred, encoder[..., : self.leading])
+        told = self._leading_quantizer.decode(self._leading_quantizer.encode(first)).to(first.dtype)
+        rest = torch.matmul(centred - torch.matmul(told, decoder[:, : self.leading]), encoder[..., self.leading :])
+        return torch.cat([first, rest], -1)
 
     @cached_property
     def _leading_quantizer(self) -> Quantizer:

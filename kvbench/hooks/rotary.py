@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from copy import copy, deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from kvbench.hooks.geometry import LayerGeometry
 from kvbench.hooks.interception import rotate
 from kvbench.hooks.rotations import Rotation
 from kvbench.hooks.turns import Rotary, Turn
+
+Made = TypeVar("Made")
 
 SAME_TURN = 0.02
 """Cosines and sines of one position agree within this, in 16 bit too; those of the next position do not."""
@@ -37,6 +39,8 @@ class RotaryTable:
         self.cos: Tensor | None = None
         self.sin: Tensor | None = None
         self._latest: Callable[[], Tensor | None] = lambda: None
+        self._checked, self._pairs = (0, 0), False  # which tables, by their ids, turn pairs as a Turn says
+        self._remembered: tuple[Callable[[], Tensor | None], dict[tuple[object, ...], Any]] = lambda: None, {}
         self._lock = threading.Lock()
 
     def fill(self, positions: Tensor, rotation: Rotation) -> None:
@@ -66,11 +70,33 @@ class RotaryTable:
                 )
             self._latest = weakref.ref(cos)  # a strong one would keep a whole prompt's table alive, uncounted
 
+    def turns_pairs(self, turn: Turn) -> bool:
+        """Whether there is a column for every dimension of ``turn``, and both of a pair turn by the same angle."""
+        if self.cos is None or self.sin is None or self.cos.shape[-1] != len(turn.partners):
+            return False
+        if self._checked != (id(self.cos), id(turn)):
+            partners = list(turn.partners)
+            differ = [((table - table[:, partners]).abs() > 0).any() for table in (self.cos, self.sin)]  # not at NaN
+            self._checked, self._pairs = (id(self.cos), id(turn)), not bool(torch.stack(differ).any())
+        return self._pairs
+
     def lookup(self, positions: Tensor) -> Rotation:
         """cos and sin (rows, tokens, dims) at ``positions`` (rows, tokens)."""
         assert self.cos is not None and self.sin is not None
         index = positions.long()
         return self.cos[index], self.sin[index]
+
+    def remembered(self, positions: Tensor, key: tuple[object, ...], make: Callable[[], Made]) -> Made:
+        """What ``make`` makes of the rotation of ``positions``, the very same tensor: once for all layers of a step.
+
+        Kept here, with the tables, until other positions come: it is no memory of a cache.
+        """
+        latest, made = self._remembered
+        if latest() is not positions:
+            self._remembered = latest, made = weakref.ref(positions), {}
+        if key not in made:
+            made[key] = make()
+        return made[key]  # type: ignore[no-any-return]
 
     @property
     def nbytes(self) -> int:
@@ -127,7 +153,12 @@ class Rotator:
 
     def __init__(self, module: nn.Module, geometry: LayerGeometry, table: RotaryTable, positions: Positions) -> None:
         self.module, self.rotary_dims, self.table, self._positions = module, geometry.rotary_dims, table, positions
-        self.turn = geometry.turn
+        self._turn = geometry.turn
+
+    @property
+    def turn(self) -> Turn | None:
+        """How it rotates, dimension by dimension of its table; None where only the model's function knows."""
+        return self._turn if self._turn is not None and self.table.turns_pairs(self._turn) else None
 
     def slots(self, keys: Tensor, start: int, stop: int) -> Tensor:
         """Rotate ``keys`` (batch, kv heads, tokens, d) that sit at slots [start, stop)."""
@@ -155,6 +186,21 @@ class Rotator:
         rotation = turned_back(rotation, keys.dtype) if inverse else rotation
         rotated = rotate(self.module, keys.reshape(batch * heads, 1, tokens, dim), rotation, self.rotary_dims)
         return rotated.view(batch, heads, tokens, dim)
+
+    def rotary(self, turn: Turn, slots: slice) -> Rotary:
+        """What a kernel rotates keys at ``slots`` by, all heads alike: the same object for all layers of a step."""
+        cos, sin = self.table.cos, self.table.sin
+        assert cos is not None and sin is not None
+        key = "rotary", id(cos), id(turn), slots.start, slots.stop, slots.step  # ids of what the rotary keeps alive
+        return self.remembered(key, lambda: Rotary(turn, cos, sin, self.positions[:, None, slots]))
+
+    def rotation(self, slots: Tensor) -> Rotation:
+        """The rotation of the tokens at ``slots`` (tokens,), (1 or batch, tokens, dims) each."""
+        return self.table.lookup(self.positions[:, slots])
+
+    def remembered(self, key: tuple[object, ...], make: Callable[[], Made]) -> Made:
+        """What ``make`` makes of the rotations of this cache's tokens, by :meth:`RotaryTable.remembered`."""
+        return self.table.remembered(self.positions, key, make)
 
     @property
     def positions(self) -> Tensor:
@@ -188,9 +234,8 @@ class EntryRotation:
 
     @property
     def turn(self) -> Turn | None:
-        """How it rotates, for kernels; None where only the model's function knows."""
-        turn, cos = self._rotator.turn, self._rotator.table.cos
-        return None if turn is None or cos is None or cos.shape[-1] != len(turn.partners) else turn
+        """:attr:`Rotator.turn`."""
+        return self._rotator.turn
 
     def __call__(self, keys: Tensor, begin: int, end: int) -> Tensor:
         """Rotate ``keys`` (batch, kv heads, tokens, head_dim) that sit at entries [begin, end)."""
@@ -198,17 +243,18 @@ class EntryRotation:
             return self._rotator.slots(keys, self._start + begin, self._start + end)
         return self._rotator.at(keys, self._slots[:, :, begin:end].expand(-1, keys.shape[1], -1))
 
-    def rotary(self, groups: int) -> Rotary | None:
-        """What a kernel rotates by, for ``groups`` of heads that hold the same tokens each; None without a turn."""
+    def rotary(self, groups: int, every: int = 1) -> Rotary | None:
+        """What a kernel rotates by, for ``groups`` of heads that hold the same tokens each; None without a turn.
+
+        Of the entries, one in ``every``.
+        """
         table, turn = self._rotator.table, self.turn
         if turn is None or table.cos is None or table.sin is None:
             return None
-        positions = self._rotator.positions
         if self._slots is None:
-            entries = positions[:, None, self._start : self._start + self._entries]
-        else:
-            slots = self._slots[:, :: max(1, self._slots.shape[1] // groups)]
-            entries = positions.expand(slots.shape[0], -1).gather(1, slots.flatten(1).long()).view(slots.shape)
+            return self._rotator.rotary(turn, slice(self._start, self._start + self._entries, every))
+        slots, positions = self._slots[:, :: max(1, self._slots.shape[1] // groups), ::every], self._rotator.positions
+        entries = positions.expand(slots.shape[0], -1).gather(1, slots.flatten(1).long()).view(slots.shape)
         return Rotary(turn, table.cos, table.sin, entries)
 
 

@@ -9,6 +9,7 @@ import torch
 from driving import feed, left_padding, subject, token_ids
 
 from kvbench.hooks.rotary import Positions, RotaryTable
+from kvbench.hooks.turns import Turn
 
 
 def rotation(positions: torch.Tensor, dims: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,6 +42,24 @@ def test_a_table_does_not_keep_the_prompts_rotation_alive() -> None:
     table.fill(positions, (cos, sin))
     del cos
     assert alive() is None
+
+
+def test_what_is_made_of_positions_is_made_once_for_all_layers() -> None:
+    table, made = RotaryTable(), []
+    first, second = torch.arange(3)[None], torch.arange(3)[None]
+    for positions in (first, first, second, first):  # equal ones of two caches are not the same
+        table.remembered(positions, ("key",), lambda: made.append(len(made)))
+    table.remembered(first, ("another",), lambda: made.append(len(made)))
+    assert made == [0, 1, 2, 3]
+
+
+def test_kernels_get_no_turn_where_a_pair_turns_by_two_angles() -> None:
+    turn, positions = Turn((1, 0, 3, 2), (-1.0, 1.0, -1.0, 1.0)), torch.arange(7)[None]
+    for angles, pairs in (([1.0, 1.0, 0.1, 0.1], True), ([1.0, 1.0, 0.1, 0.2], False), ([1.0, 1.0], False)):
+        table = RotaryTable()
+        turned = positions.double().unsqueeze(-1) * torch.tensor(angles)
+        table.fill(positions, (turned.cos(), turned.sin()))
+        assert table.turns_pairs(turn) is pairs
 
 
 def test_positions_are_one_row_while_rows_agree() -> None:

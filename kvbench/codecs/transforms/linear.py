@@ -76,8 +76,17 @@ class LinearTransform:
 
     def forward(self, states: Tensor) -> Tensor:
         """(batch, kv heads, tokens, head_dim) → latents (batch, groups, tokens, rank) in :attr:`dtype`."""
-        grouped = gather_heads(states, self.groups).to(self.dtype)
-        return torch.matmul(grouped - self.mean.unsqueeze(-2), self.encoder.to(self.dtype))
+        return torch.matmul(self.centred(states), self.encoder.to(self.dtype))
+
+    def centred(self, states: Tensor) -> Tensor:
+        """States (batch, kv heads, tokens, head_dim) less the mean, (batch, groups, tokens, in) in :attr:`dtype`."""
+        return gather_heads(states, self.groups).to(self.dtype) - self.mean.unsqueeze(-2)
+
+    @property
+    def wide(self) -> tuple[Tensor, Tensor]:
+        """Encoder and decoder in :attr:`dtype`."""
+        decoder = self.decoder.to(self.dtype)
+        return (decoder.mT if self.orthonormal else self.encoder.to(self.dtype)), decoder
 
     def inverse(self, latents: Tensor, kv_heads: int) -> Tensor:
         """Latents (batch, groups, tokens, rank) → states (batch, kv heads, tokens, head_dim) in :attr:`dtype`."""
