@@ -135,9 +135,11 @@ def _arms(case: Case) -> dict[str, Arm]:
         arms[name] = _coded(codec, queries, codec.encode(keys, values), case.tokens, Reading())
     for name, (base, reading) in PLAIN.items():
         arms[name] = _coded(codecs()[base], queries, arms[base].stored, case.tokens, reading)
-    turned, encoded = rotation(case.tokens), {name: codec.encode(keys, values) for name, codec in before_rope().items()}
+    encoded = {name: codec.encode(keys, values) for name, codec in before_rope().items()}
     for name, (base, reading) in BEFORE_ROPE.items():
-        arms[name] = _coded(before_rope()[base], queries, encoded[base], case.tokens, reading, turned)
+        codec = before_rope()[base]
+        turned = rotation(case.tokens, codec.bands)
+        arms[name] = _coded(codec, queries, encoded[base], case.tokens, reading, turned)
     return arms
 
 

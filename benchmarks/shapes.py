@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
+from kvbench.cache.block_frame import BlockFrame
 from kvbench.codecs.codec import Codec, SideCodec
+from kvbench.codecs.frame import BLOCK, Bands
 from kvbench.codecs.joint import JointCodec
 from kvbench.codecs.quantizers.base import Passthrough, Quantizer
 from kvbench.codecs.quantizers.codebook import CodebookQuantizer
@@ -24,12 +27,13 @@ HEADS, KV_HEADS, DIM, LAYERS = 9, 3, 64, 30
 SCALING = DIM**-0.5
 WIDTHS = (6,) * 8 + (5,) * 8 + (4,) * 8 + (3,) * 16 + (2,) * 8 + (1,) * 8 + (0,) * 8
 """Bits of a head's components, 3 on average, as water-filling gives them."""
+FAST = 24
+"""Dimensions of a head that RoPE turns fast."""
 
 
-@cache
-def deviations() -> Tensor:
-    """(64,) standard deviations for which these widths are right: a bit more for twice the spread. Mean square 1."""
-    spread = torch.tensor([2.0**width for width in WIDTHS])
+def deviations(widths: Sequence[int] = WIDTHS) -> Tensor:
+    """Standard deviations for which ``widths`` are right: a bit more for twice the spread. Mean square 1."""
+    spread = torch.tensor([2.0**width for width in widths])
     return spread / spread.square().mean().sqrt()
 
 
@@ -98,11 +102,36 @@ def before_rope() -> dict[str, Codec]:
         "keys before RoPE, 3 bits, joint": JointCodec(keys, joint, True),
         "keys before RoPE, 3 bits, split": Codec(split["keys"], split["values"], True),
         "keys before RoPE, half rank, fp32": Codec(plain[0], plain[1], True),
+        "keys in bands, 3 bits, joint": _banded(),
     }
 
 
-def rotation(tokens: int) -> EntryRotation:
-    """Llama's rotation of ``tokens`` entries at positions 0, 1, 2, …"""
+def _banded() -> Codec:
+    """As ``ftc:frame=bands`` makes it: fast dimensions first, with latents of their own, then the others and values."""
+    fast = sorted(range(DIM), key=lambda dim: dim % (DIM // 2))[:FAST]
+    bands = Bands(DIM, tuple(sorted(fast)), BLOCK)
+    is_fast = torch.zeros(KV_HEADS, 2, DIM, dtype=torch.bool)
+    is_fast[:, 0, fast] = True
+    parts = [is_fast.flatten().nonzero()[:, 0], (~is_fast).flatten().nonzero()[:, 0]]
+    kept = [[width for width in _spread(WIDTHS, len(part)) if width] for part in parts]
+    decoder = torch.zeros(1, sum(map(len, kept)), 2 * KV_HEADS * DIM)
+    for first, part, widths in zip((0, len(kept[0])), parts, kept, strict=True):
+        generator = torch.Generator().manual_seed(len(part))
+        basis = torch.linalg.qr(torch.randn(len(part), len(part), generator=generator)).Q
+        decoder[0, first : first + len(widths), part] = basis[: len(widths)]
+    quantizer = CodebookQuantizer(tuple(kept[0] + kept[1]), deviations(kept[0] + kept[1]))
+    transform = _orthonormal(decoder, torch.full((1, 2 * KV_HEADS * DIM), 0.1))
+    joint = SideCodec(KV_HEADS, 2 * DIM, transform, quantizer, leading=len(kept[0]))
+    return JointCodec(SideCodec(KV_HEADS, DIM, None, quantizer), joint, True, bands)
+
+
+def _spread(widths: tuple[int, ...], count: int) -> list[int]:
+    """``count`` widths, falling, that are distributed as ``widths`` are."""
+    return [widths[index * len(widths) // count] for index in range(count)]
+
+
+def rotation(tokens: int, bands: Bands | None = None) -> EntryRotation:
+    """Llama's rotation of ``tokens`` entries at positions 0, 1, 2, … that are stored before RoPE, or in ``bands``."""
     config = LlamaConfig(hidden_size=HEADS * DIM, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS)
     module, positions, table = LlamaAttention(config, 0), torch.arange(tokens)[None], RotaryTable()
     table.fill(positions, LlamaRotaryEmbedding(config)(torch.zeros(1), positions))
@@ -110,7 +139,7 @@ def rotation(tokens: int) -> EntryRotation:
     index.extend(0, positions)
     turn = measured_turn(rotation_of(module), DIM)
     geometry = LayerGeometry(0, HEADS, KV_HEADS, DIM, DIM, DIM, 0, None, turn)
-    return EntryRotation(Rotator(module, geometry, table, index), 0, tokens, None)
+    return BlockFrame(Rotator(module, geometry, table, index), bands).rotation(0, tokens, None)
 
 
 def _kept(transform: LinearTransform, rank: int) -> LinearTransform:

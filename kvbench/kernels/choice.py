@@ -101,7 +101,7 @@ def _cpu() -> Kernels:
         if "avx" in features and not features.get("avx2"):
             raise _MissingError("this processor has no AVX2")
         from kvbench.kernels.cpu import coded, exact, rebuilt, step
-        from kvbench.kernels.cpu.llvm import vectors
+        from kvbench.kernels.cpu.llvm import matrix_ops, vectors
     except ImportError as error:
         raise _MissingError(f"numba cannot be imported ({error}); pip install numba") from error
     return Kernels(
@@ -114,7 +114,7 @@ def _cpu() -> Kernels:
         step.merge_parts,
         coded.LatentBasis,
         rebuilt.rebuilds,
-        "VNNI" if vectors.has_vnni() else "SIMD",
+        "AMX" if matrix_ops.has_matrices() else "VNNI" if vectors.has_vnni() else "SIMD",
     )
 
 

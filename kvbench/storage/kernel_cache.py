@@ -20,12 +20,13 @@ from kvbench.storage.folders import cache_dir
 
 
 @contextmanager
-def kernel_cache(source: Path) -> Iterator[None]:
+def kernel_cache(source: Path, variant: str = "") -> Iterator[None]:
     """Let numba keep what is declared meanwhile in kvbench's cache folder, by the content of ``source`` (file, folder).
 
-    Where the cache folder cannot be written, kernels are compiled anew in every process.
+    ``variant``: what else kernels are compiled for that numba does not know of. Where the cache folder cannot be
+    written, kernels are compiled anew in every process.
     """
-    with _kept_in(cache_folder(source)):
+    with _kept_in(cache_folder(source, variant)):
         yield
 
 
@@ -42,10 +43,10 @@ def _kept_in(folder: Path) -> Iterator[None]:
         settings.CACHE_DIR = before
 
 
-def cache_folder(source: Path) -> Path:
+def cache_folder(source: Path, variant: str = "") -> Path:
     """Where to keep what is compiled from ``source``; a temporary folder if that cannot be written."""
     files = [source] if source.is_file() else sorted(source.rglob("*.py"))
-    version = sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    version = sha256(variant.encode() + b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
     folder = cache_dir() / "kernels" / version
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.kernels.cpu.coded import LatentBasis, coded_attention, readable
 from kvbench.kernels.cpu.column_layout import column_layout
 from kvbench.kernels.cpu.exact import exact_decode
+from kvbench.kernels.cpu.llvm.matrix_ops import has_matrices
 from kvbench.kernels.cpu.llvm.unpack_ops import columns_of_a_table
+from kvbench.kernels.cpu.work_split import COSTLY, splits_for
 from kvbench.kernels.reference import Partial, partial_attention
 
 SCALING = 0.11
@@ -28,7 +31,7 @@ SCALING = 0.11
 shapes = st.tuples(
     st.integers(1, 3),  # batch
     st.integers(1, 3),  # head groups
-    st.integers(1, 7),  # query rows of a group
+    st.integers(1, 11),  # query rows of a group
     st.integers(1, 24),  # packing groups of eight tokens
 )
 
@@ -374,6 +377,33 @@ def test_splits_and_threads_change_nothing(
     expected = reference(query, key_states, value_states, None)
     assert_close(coded, expected, 1e-3)
     assert_close(exact, expected, 3e-6)
+
+
+def test_fewer_tokens_are_shared_where_they_take_longer() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert [splits_for(1, tokens) for tokens in (1000, 1024)] == [1, 2]
+        assert [splits_for(1, tokens, 16 * COSTLY) for tokens in (120, 128)] == [1, 2]
+        assert splits_for(2, 4096, 16 * COSTLY) == 1  # all threads have a pair
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not has_matrices(), reason="this processor has no AMX, or Linux does not grant it")
+@given(st.integers(6, 20), st.integers(1, 20), st.sampled_from([16, 48, 64, 144]), st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_matrices_give_the_same_sums(rows: int, eights: int, rank: int, looked_up: bool) -> None:
+    torch.manual_seed(rank + eights)
+    widths = [(8, 6, 5, 3, 2, 1)[index * 6 // rank] for index in range(rank)]
+    quantizer = codebook(widths) if looked_up else IntegerQuantizer(3, rank)
+    (keys, _), (values, _) = (stored(quantizer, torch.randn(2, 1, 8 * eights, rank), 0) for _ in range(2))
+    query = torch.randn(2, 1, rows, rank)
+    by_matrices = coded_attention(query, keys, values, 8 * eights, SCALING)
+    with patch("kvbench.kernels.cpu.coded._ENOUGH", 1000):
+        by_rows = coded_attention(query, keys, values, 8 * eights, SCALING)
+    for actual, expected in ((by_matrices.output, by_rows.output), (by_matrices.lse, by_rows.lse)):
+        assert torch.allclose(actual, expected, rtol=1e-6, atol=1e-6)  # whole numbers are the same, then fp32 rounds
 
 
 def test_a_row_that_sees_nothing_weighs_nothing() -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kvbench.kernels.cpu.llvm.matrix_ops import has_matrices
 from kvbench.storage.kernel_cache import kernel_cache
 
-with kernel_cache(Path(__file__).parent):
+VARIANT = "by matrices" if has_matrices() else ""
+
+with kernel_cache(Path(__file__).parent, VARIANT):
     from kvbench.kernels.cpu import coded, exact, rebuilt, step
 
 __all__ = ["coded", "exact", "rebuilt", "step"]

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from kvbench.codecs.kernel_view import BlockAffine, Coded
 from kvbench.kernels.cpu.column_layout import column_layout
+from kvbench.kernels.cpu.llvm.matrix_ops import has_matrices
+from kvbench.kernels.cpu.llvm.rebuild_ops import COLUMNS
 from kvbench.kernels.cpu.llvm.vectors import LANES
+from kvbench.kernels.cpu.memory import ROWS_AT_ONCE
 from kvbench.kernels.cpu.rebuilt import rebuilt_side, rotation, turned_query
 from kvbench.kernels.cpu.records import (
     CODED,
@@ -28,6 +31,9 @@ from kvbench.kernels.cpu.records import (
 from kvbench.kernels.cpu.step import Pending, Work
 from kvbench.kernels.cpu.work_split import mask_bytes, splits_for
 from kvbench.kernels.rebuilding import KeyRotation, RebuiltKeys
+
+_ENOUGH = 6
+"""Rows of queries that pay for bringing a tile into the order that matrices are multiplied in."""
 
 _SIGNED = 0x80808080
 """Flips the highest bit of four bytes, which turns 0…255 into -128…127."""
@@ -104,7 +110,20 @@ class CodedAttention:
     ) -> None:
         batch, groups, rows, query_width = shape
         key_basis, value_basis = bases
-        splits = splits_for(batch * groups, tokens)
+        key_side, stream, value_side = nothing(CodedSide), nothing(CodedSide), _side(values, rows, value_basis, True)
+        rebuilt_record, turned, alive = nothing(RebuiltSide), nothing(TurnedQuery), [_arrays(values)]
+        if keys is not None:
+            key_side = _side(keys, rows, key_basis)
+            alive.append(_arrays(keys))
+        if rebuilt is not None:
+            turned, arrays = turned_query(rebuilt)
+            alive.append(arrays)
+            if rebuilt.dims != ():
+                stream = _side(rebuilt.coded, rows, None)
+                rebuilt_record, arrays = rebuilt_side(rebuilt)
+                alive += [arrays, _arrays(rebuilt.coded)]
+        multiplied = _multiplied(key_side, value_side, rebuilt_record, rows)
+        splits = splits_for(batch * groups, tokens, multiplied)
         units = batch * groups * splits
         job = nothing(CodedJob)._replace(
             splits=splits,
@@ -114,21 +133,6 @@ class CodedAttention:
             query_width=query_width,
             scaling=fp32_bits(scaling),
         )
-        key_side, stream, value_side = nothing(CodedSide), nothing(CodedSide), _side(values, rows, value_basis, True)
-        rebuilt_record, turned, alive = nothing(RebuiltSide), nothing(TurnedQuery), [_arrays(values)]
-        if keys is not None:
-            key_side = _side(keys, rows, key_basis)
-            alive.append(_arrays(keys))
-        if rebuilt is not None:
-            turned, arrays = turned_query(rebuilt, query_width)
-            alive.append(arrays)
-            if rebuilt.dims != ():
-                stream = _side(rebuilt.coded, rows, None)
-                rebuilt_record, arrays = rebuilt_side(rebuilt)
-                alive += [arrays, _arrays(rebuilt.coded)]
-        # What takes the time is multiplying bytes, however few bits they are stored in.
-        multiplied = key_side.padded_columns + value_side.padded_columns
-        multiplied += rebuilt_record.steps * rebuilt_record.heads * rebuilt_record.dims // rows
         self._work = Work(units, splits, rows, value_side.head_dim, batch * groups * tokens * multiplied)
         self._job = pack(Claims(0, units, units), job, key_side, rebuilt_record, stream, turned, value_side)
         self._groups, self._alive = groups, tuple(alive)
@@ -176,6 +180,13 @@ def coded_attention(
     return CodedAttention(shape, keys, values, tokens, scaling, bases)(query, mask)
 
 
+def _multiplied(keys: CodedSide, values: CodedSide, rebuilt: RebuiltSide, rows: int) -> int:
+    """How long a token takes: in bytes that three rows of queries are multiplied with, however few bits they are
+    stored in. Keys are rebuilt once for all rows, by factors of one byte instead of two."""
+    absorbed = rows * (keys.padded_columns + values.padded_columns)
+    return (absorbed + rebuilt.slices * COLUMNS * rebuilt.heads * rebuilt.dims // 2) // ROWS_AT_ONCE
+
+
 def _arrays(coded: Coded) -> object:
     """What the addresses in a side's record belong to, the codes and the basis aside."""
     layout = column_layout(coded)
@@ -214,7 +225,8 @@ def _side(coded: Coded, rows: int, basis: LatentBasis | None, signed: bool = Fal
         affine=layout.affine.ctypes.data,
         unpack_plan=layout.unpack_plan.ctypes.data,
         components=len(coded.widths),
-        component_of_column=0 if layout.in_order else layout.component_of_column.ctypes.data,
+        ordered_columns=layout.ordered,
+        component_of_column=layout.component_of_column.ctypes.data,
         column_scale=0 if column_scale is None else column_scale.ctypes.data,
         decoder=0 if decoder is None else decoder.data_ptr(),
         decoder_group_stride=0 if decoder is None else decoder.stride(0),
@@ -225,5 +237,6 @@ def _side(coded: Coded, rows: int, basis: LatentBasis | None, signed: bool = Fal
         mean_head_stride=0 if mean is None else mean.stride(1),
         head_dim=head_dim,
         queries_per_head=rows if decoder is None else rows // decoder.shape[2],
+        by_matrices=has_matrices() and rows >= _ENOUGH and not layout.direct,
         basis_in_fp16=decoder is not None and decoder.dtype == torch.float16,
     )

@@ -15,16 +15,19 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kvbench.kernels.cpu.llvm import byte_ops, float_ops, product_ops, vectors
+from kvbench.kernels.cpu.llvm import byte_ops, float_ops, matrix_ops, product_ops, vectors
 from kvbench.kernels.cpu.memory import JIT, ROWS_AT_ONCE, TILE, fill, floats, record_at
 from kvbench.kernels.cpu.projection_kernel import finalise_output, output_from_latents
-from kvbench.kernels.cpu.query_kernel import begin_query, prefetch_blocks, query_for
+from kvbench.kernels.cpu.query_kernel import absorb_query, begin_query, prefetch_blocks, query_for
 from kvbench.kernels.cpu.rebuild_kernel import (
     add_rebuilt_scores,
+    into_steps,
     place_query,
     read_token_affine,
     rotary_tile,
+    split_query,
     turn_query,
+    used_into_steps,
 )
 from kvbench.kernels.cpu.softmax_kernel import apply_mask, begin_softmax, update_softmax
 from kvbench.kernels.cpu.tile_kernel import AFFINE_BYTES, prefetch_scales, read_affine, tile_bytes, whole_bytes
@@ -49,6 +52,7 @@ def attend_coded(first: int, last: int, job: Any) -> None:
     block = coded_workspace(job)
     work = record_at(block.ctypes.data, WORKSPACE)
     scaling = vectors.as_float(np.int32(job.scaling))
+    matrix_ops.configure()
     tiles = (job.tokens + TILE - 1) // TILE
     for unit in range(first, last):
         pair, split = unit // job.splits, unit % job.splits
@@ -58,6 +62,8 @@ def attend_coded(first: int, last: int, job: Any) -> None:
             begin_query(query, scaling, keys, head, work)
         else:
             fill(work.mean_score, rows, _F(0))
+        if turned.block:
+            split_query(query, job.query_width, turned, work)
         if rebuilt.decoder:
             place_query(query, job.query_width, scaling, rebuilt, work)
         begin_softmax(work)
@@ -69,11 +75,13 @@ def attend_coded(first: int, last: int, job: Any) -> None:
             prefetch_scales(values, row, head, start + _PREFETCHED)
             key_tile, stream_tile = 0, 0
             if turned.block and (tile == first_tile or start % turned.block == 0):
-                begin_block(query, turned, keys, row, head, start // turned.block, scaling, work)
+                begin_block(turned, keys, row, head, start // turned.block, scaling, work)
             if keys.codes:
                 prefetch_scales(keys, row, head, start + _PREFETCHED)
                 prefetch_blocks(keys, row, head, start + _PREFETCHED, TILE)
                 key_tile = tile_bytes(keys, row, head, start, count, work.key_tile)
+                if keys.by_matrices:
+                    into_steps(key_tile, keys, work)
                 add_scores(key_tile, keys, row, head, start, count, scaling, work)
             else:
                 fill(work.scores, rows * TILE, _F(0))
@@ -83,9 +91,11 @@ def attend_coded(first: int, last: int, job: Any) -> None:
                     stream_tile = key_tile
                 else:
                     stream_tile = whole_bytes(stream, row, head, start, count, work.stream_tile)
+                if stream_tile != key_tile or not keys.by_matrices:
+                    used_into_steps(stream_tile, stream, rebuilt, work)
                 read_token_affine(stream, row, head, start, count, work)
                 rotary_tile(rebuilt, row, head, start, count, work)
-                add_rebuilt_scores(stream_tile, stream, rebuilt, head, work)
+                add_rebuilt_scores(stream, rebuilt, head, work)
             apply_mask(work, mask and mask + start, count)
             if update_softmax(work):
                 value_tile = 0
@@ -97,17 +107,18 @@ def attend_coded(first: int, last: int, job: Any) -> None:
                 add_values(value_tile, values, row, head, start, count, work)
         finalise_output(values, scaling, job.lse + 4 * unit * rows, work)
         output_from_latents(values, head, job.output + 4 * unit * rows * values.head_dim, work)
+    matrix_ops.release()
     block[0] = 0  # numba drops an array after its last use, and all others know its address only
 
 
 @njit(**JIT)
-def begin_block(query: int, turned: Any, side: Any, row: int, head: int, block: int, scaling: Any, work: Any) -> None:
+def begin_block(turned: Any, side: Any, row: int, head: int, block: int, scaling: Any, work: Any) -> None:
     """Take the queries, turned back to a block, to the keys' columns; the mean's part differs between blocks."""
-    turn_query(query, side.head_dim, turned, row, head, block, work)
-    begin_query(work.turned_query, scaling, side, head, work)
-    block_score, mean_score = floats(work.block_score, work.rows), floats(work.mean_score, work.rows)
+    turn_query(turned, row, head, block, work)
+    absorb_query(turned, side, head, scaling, work)
+    mean_score = floats(work.mean_score, work.rows)
     for r in range(work.rows):
-        block_score[r], mean_score[r] = mean_score[r] * scaling, _F(0)
+        mean_score[r] = _F(0)
 
 
 @njit(**JIT)
@@ -120,7 +131,10 @@ def add_scores(tile: int, side: Any, row: int, head: int, start: int, count: int
         for r in range(work.rows):
             float_ops.fill_row(work.scores + 4 * (TILE * r + first), block_score[r], (last - first) // 16)
         for channel in range(side.channel_groups):
-            score_channel_group(tile, side, count, channel, first, last, work)
+            if side.by_matrices:
+                score_by_matrices(side, channel, first, last, work)
+            else:
+                score_channel_group(tile, side, count, channel, first, last, work)
         first = last
 
 
@@ -128,8 +142,13 @@ def add_scores(tile: int, side: Any, row: int, head: int, start: int, count: int
 def add_values(tile: int, side: Any, row: int, head: int, start: int, count: int, work: Any) -> None:
     """A tile's values times their softmax weights, added to the sums."""
     read_affine(side, row, head, start, count, work.affine)
+    if side.by_matrices and side.flip:
+        matrix_ops.flip(tile, TILE * side.padded_columns // 64)
     for channel in range(side.channel_groups):
-        mix_channel_group(tile, side, count, channel, work)
+        if side.by_matrices:
+            mix_by_matrices(tile, side, channel, work)
+        else:
+            mix_channel_group(tile, side, count, channel, work)
 
 
 @njit(**JIT)
@@ -163,6 +182,23 @@ def score_channel_group(tile: int, side: Any, count: int, channel: int, first: i
 
 
 @njit(**JIT)
+def score_by_matrices(side: Any, channel: int, first: int, last: int, work: Any) -> None:
+    """:func:`score_channel_group` of a tile in steps, all rows at once."""
+    wide = min(side.group_columns, side.padded_columns - channel * side.group_columns)
+    groups, step, rows, parts = (wide + 63) // 64, work.query_stride, work.rows, (last - first) // 16
+    codes = work.step_tile + TILE * channel * side.group_columns + 4 * first
+    query, scale = work.query_bytes + 2 * channel * rows * step, work.affine + AFFINE_BYTES * channel + 4 * first
+    units, sums = floats(work.query_unit, (channel + 1) * rows), floats(work.query_sum, (channel + 1) * rows)
+    for row in range(0, 2 * rows, 2 * matrix_ops.ROWS):
+        products, lefts = work.products + 4 * (TILE * row + first), 1 if 2 * rows - row <= matrix_ops.ROWS else 2
+        matrix_ops.scores(codes, query + row * step, products, groups, step, lefts, parts)
+    for r in range(rows):
+        unit, total = units[channel * rows + r], sums[channel * rows + r]
+        products, scores = work.products + 4 * (2 * TILE * r + first), work.scores + 4 * (TILE * r + first)
+        float_ops.add_scores(products, _LOW, unit, total, scale, scale + 4 * TILE, scores, parts)
+
+
+@njit(**JIT)
 def tile_form(side: Any, count: int, channel: int) -> Any:
     """Whether a tile is nibbles, its bytes per 8 tokens, where a channel group begins, and how far on the next tile."""
     group_bytes, first = 8 * side.padded_columns, 4 * channel * side.group_columns
@@ -178,19 +214,10 @@ def mix_channel_group(tile: int, side: Any, count: int, channel: int, work: Any)
     nibbles, group_bytes, start, ahead = tile_form(side, count, channel)
     first = channel * side.group_columns
     stop = first + min(side.group_columns, side.padded_columns - first)
-    scale = work.affine + AFFINE_BYTES * channel
-    largest = max(float_ops.largest(scale, _F(1e-30)), _F(1e-30))
-    lift = _F(128) if side.flip else _F(0)
-    unit, peak = floats(work.weight_unit, work.rows), floats(work.peak, work.rows)
+    unit = floats(work.weight_unit, work.rows)
     for row in range(0, work.rows, ROWS_AT_ONCE):
         some = min(ROWS_AT_ONCE, work.rows - row)
-        for r in range(row, row + some):
-            weights, high = work.scores + 4 * TILE * r, work.weight_bytes + 2 * (r - row) * TILE
-            unit[r] = largest * peak[r] / _MOST
-            float_ops.round_weights(weights, scale, _F(1) / unit[r], high, high + TILE)
-            product_ops.join_weights(high, high + TILE, TILE // 64)
-            bias = work.bias + 4 * (vectors.LANES * channel + r * work.bias_width)
-            float_ops.weighted_sum(weights, scale + 4 * TILE, scale, lift, bias)
+        round_weights(side, channel, row, some, work)
         column = first
         while column < stop:
             left = (stop - column) // vectors.LANES
@@ -213,3 +240,37 @@ def mix_channel_group(tile: int, side: Any, count: int, channel: int, work: Any)
                 total = work.total + 4 * (r * work.total_width + column)
                 float_ops.add_mixed(work.products + 8 * TILE * (r - row), 4 * TILE, unit[r], total, columns)
             column += columns * vectors.LANES
+
+
+@njit(**JIT)
+def mix_by_matrices(tile: int, side: Any, channel: int, work: Any) -> None:
+    """:func:`mix_channel_group` of a tile of signed bytes in quads, all rows at once."""
+    first, quad_bytes, rows = channel * side.group_columns, 4 * side.padded_columns, work.rows
+    stop = first + min(side.group_columns, side.padded_columns - first)
+    unit = floats(work.weight_unit, rows)
+    round_weights(side, channel, 0, rows, work)
+    for column in range(first, stop, 64):
+        columns = min(64, stop - column) // vectors.LANES
+        for row in range(0, 2 * rows, 2 * matrix_ops.ROWS):
+            weights, products = work.weight_bytes + TILE * row, work.products + 4 * TILE * row
+            lefts = 1 if 2 * rows - row <= matrix_ops.ROWS else 2
+            matrix_ops.mix(tile + 4 * column, weights, products, lefts, columns, quad_bytes)
+        for r in range(rows):
+            total = work.total + 4 * (r * work.total_width + column)
+            float_ops.add_mixed(work.products + 8 * TILE * r, 4 * TILE, unit[r], total, columns)
+
+
+@njit(**JIT)
+def round_weights(side: Any, channel: int, row: int, count: int, work: Any) -> None:
+    """``count`` rows of weights from ``row`` on, times a channel group's scales, as bytes; their part of ``bias``."""
+    scale = work.affine + AFFINE_BYTES * channel
+    largest = max(float_ops.largest(scale, _F(1e-30)), _F(1e-30))
+    lift = _F(128) if side.flip else _F(0)
+    unit, peak = floats(work.weight_unit, work.rows), floats(work.peak, work.rows)
+    for r in range(row, row + count):
+        weights, high = work.scores + 4 * TILE * r, work.weight_bytes + 2 * (r - row) * TILE
+        unit[r] = largest * peak[r] / _MOST
+        float_ops.round_weights(weights, scale, _F(1) / unit[r], high, high + TILE)
+        product_ops.join_weights(high, high + TILE, TILE // 64)
+        bias = work.bias + 4 * (vectors.LANES * channel + r * work.bias_width)
+        float_ops.weighted_sum(weights, scale + 4 * TILE, scale, lift, bias)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import count, takewhile
+from operator import eq
 from typing import Any
 
 import numpy as np
@@ -29,8 +31,8 @@ class ColumnLayout:
 
     Columns are unpacked by ``plan``, those that it leaves out by ``runs``
     (:class:`~kvbench.kernels.cpu.records.UnpackRun`) and ``levels`` (9, 2, 256) by width. ``direct`` says that codes
-    need no unpacking, ``nibbles`` that they are all of 4 bits, and ``in_order`` that columns are the components as they
-    come. ``affine``: scale and zero of the bytes (2,).
+    need no unpacking, ``nibbles`` that they are all of 4 bits; ``ordered`` counts the columns that are the
+    first components as they come. ``affine``: scale and zero of the bytes (2,).
     """
 
     runs: Any
@@ -43,7 +45,7 @@ class ColumnLayout:
     direct: bool
     nibbles: bool
     looked_up: bool
-    in_order: bool
+    ordered: int
     affine: Any
 
     def column_scale(self, component: Tensor | None) -> Any:
@@ -115,7 +117,7 @@ def _column_layout(widths: tuple[int, ...], tables: LevelTables | None) -> Colum
         direct=whole and set(widths) in ({4}, {8}),
         nibbles=whole and set(widths) == {4},
         looked_up=levels is not None,
-        in_order=component_of_column == list(range(len(widths))),
+        ordered=sum(takewhile(bool, map(eq, component_of_column, count()))),
         affine=np.array([1.0, 0.0 if levels is None else -128.0], np.float32),
     )
 

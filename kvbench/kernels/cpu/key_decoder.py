@@ -2,12 +2,13 @@
 
 A key dimension is a sum over columns of bytes, times what a byte stands for, times the decoder. The products of the
 last two are rounded to multiples of a unit that each dimension has for itself, of up to 15 bits: a first byte that
-counts 256 units, and a second one. Four columns make a *step* of the kernel; steps none of whose entries exceed a byte
-are multiplied once instead of twice.
+counts 256 units, and a second one. Columns come in *slices* of as many as the kernel multiplies at once; slices none of
+whose entries exceed a byte are multiplied once instead of twice.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,10 +19,8 @@ from torch import Tensor
 
 from kvbench.codecs.kernel_view import Coded, Same
 from kvbench.kernels.cpu.column_layout import ColumnLayout, column_layout
-from kvbench.kernels.cpu.llvm.rebuild_ops import DIMS, STEP
-
-COLUMNS = 4
-"""Columns of a step."""
+from kvbench.kernels.cpu.llvm.rebuild_ops import COLUMNS, DIMS, STEP
+from kvbench.kernels.cpu.llvm.vectors import LANES
 
 _MOST = 126 * 256
 """The largest entry, in units: its first byte is at most 127, rounding included."""
@@ -44,16 +43,12 @@ class KeyDecoder:
     mean: Any
     start: Any
     zero_weight: Any
+    vectors: Any
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(groups, heads, dims), dims up to a multiple of DIMS."""
         return self.unit.shape  # type: ignore[no-any-return]
-
-
-def in_steps(coded: Coded) -> bool:
-    """Whether no four columns are in different channel groups."""
-    return _channels(column_layout(coded), coded) is not None
 
 
 def key_decoder(
@@ -98,22 +93,24 @@ def _key_decoder(
     padded[:, :columns] = column_weights
     unit = _unit(padded, layout)
     entries = np.rint(padded / unit[:, None]).astype(np.int64)
-    channel_of_step = _channel_of_step(layout, numbers)
-    order, counts = _order(entries, channel_of_step, numbers.channels)
-    in_channel = channel_of_step[None, :] == np.arange(numbers.channels)[:, None]
-    sums = entries.reshape(numbers.groups, -1, COLUMNS, *unit.shape[1:]).sum(2)
+    of_column = np.minimum(layout.component_of_column // numbers.channel, numbers.channels - 1)
+    of_column = np.pad(of_column, (0, padded.shape[1] - columns), constant_values=-1)
+    by_channel = [entries * (of_column == channel)[:, None, None] for channel in range(numbers.channels)]
+    slices = [_slices(each) for each in by_channel]
+    order = np.concatenate([each.order for each in slices])
     offset = -128 if layout.looked_up else 0
-    start = offset * np.einsum("cs,gshd->cghd", in_channel.astype(np.int64), sums)
+    start = offset * np.stack([each.sum(1) for each in by_channel])
     component_channel = np.minimum(np.arange(components) // numbers.channel, numbers.channels - 1)
-    by_channel = component_channel[None, :] == np.arange(numbers.channels)[:, None]
+    in_channel = component_channel[None, :] == np.arange(numbers.channels)[:, None]
     return KeyDecoder(
-        decoder=_bytes_in_steps(entries, order, counts),
-        offsets=(order * STEP).astype(np.int64),
-        counts=counts,
+        decoder=_in_blocks(np.concatenate([each.factors for each in slices], 1)),
+        offsets=(order * (COLUMNS // 4) * STEP).astype(np.int64),
+        counts=_counts(slices),
         unit=unit.astype(np.float32),
         mean=means.astype(np.float32),
         start=start.astype(np.int32),
-        zero_weight=np.einsum("cr,grhd->cghd", by_channel.astype(np.float64), weights).astype(np.float32),
+        zero_weight=np.einsum("cr,grhd->cghd", in_channel.astype(np.float64), weights).astype(np.float32),
+        vectors=_vectors(order, layout.columns // LANES),
     )
 
 
@@ -144,47 +141,46 @@ def _unit(weights: Any, layout: ColumnLayout) -> Any:
     return np.where(unit > 0, unit, 1.0)
 
 
-def _channels(layout: ColumnLayout, coded: Coded) -> Any:
-    """The channel group of every step; None if one has columns of several."""
-    channels = 1 if coded.scale is None else coded.scale.shape[-1]
-    return _channel_of_step(layout, _Numbers(layout, 1, len(coded.widths), channels, coded.channel))
+@dataclass(frozen=True, eq=False)
+class _Slices:
+    """Which slices of columns a channel group's keys are sums over, in ``order``, and their ``factors``.
 
-
-def _channel_of_step(layout: ColumnLayout, numbers: _Numbers) -> Any:
-    of_column = np.minimum(layout.component_of_column // numbers.channel, numbers.channels - 1)
-    steps = np.pad(of_column, (0, -len(of_column) % COLUMNS), mode="edge").reshape(-1, COLUMNS)
-    return steps[:, 0] if bool((steps == steps[:, :1]).all()) else None
-
-
-def _order(entries: Any, channel_of_step: Any, channels: int) -> tuple[Any, Any]:
-    """Steps by channel group, coarse ones twice: first for their first bytes, then among all others.
-
-    And per channel group (channels, 3): where it begins, how many are for first bytes, how many for second ones.
+    The first ``coarse`` are there for their first bytes; they come again among all others. Factors are
+    (groups, slices, COLUMNS, heads, dims) int8.
     """
-    largest = np.abs(entries).max((0, 2, 3)).reshape(-1, COLUMNS).max(1)
-    order: list[int] = []
-    counts = []
-    for channel in range(channels):
-        steps = np.flatnonzero((channel_of_step == channel) & (largest > 0))
-        coarse = steps[largest[steps] > 127]
-        counts.append([len(order), len(coarse), len(steps)])
-        order += [*coarse.tolist(), *steps.tolist()]
-    return np.array(order, np.int64), np.array(counts, np.int64)
+
+    order: Any
+    coarse: int
+    factors: Any
 
 
-def _bytes_in_steps(entries: Any, order: Any, counts: Any) -> Any:
-    """int8 (groups, heads, dims / DIMS, steps, DIMS, 4 columns)."""
-    high = (entries + 128) >> 8
-    low = entries - (high << 8)
-    is_high = np.zeros(len(order), bool)
-    for first, coarse, _ in counts:
-        is_high[first : first + coarse] = True
-    groups, _, heads, dims = entries.shape
-    both = np.where(is_high[None, :, None, None, None], _steps(high)[:, order], _steps(low)[:, order])
-    blocks = both.reshape(groups, len(order), COLUMNS, heads, dims // DIMS, DIMS)
-    return np.ascontiguousarray(blocks.transpose(0, 3, 4, 1, 5, 2)).astype(np.int8)
+def _slices(entries: Any) -> _Slices:
+    """The slices of ``entries`` (groups, columns, heads, dims) that hold anything."""
+    sliced = entries.reshape(entries.shape[0], -1, COLUMNS, *entries.shape[2:])
+    largest = np.abs(sliced).max((0, 2, 3, 4))
+    used, coarse = np.flatnonzero(largest > 0), np.flatnonzero(largest > 127)
+    high = (sliced + 128) >> 8
+    low = sliced - (high << 8)
+    factors = np.concatenate([high[:, coarse], low[:, used]], 1)
+    return _Slices(np.concatenate([coarse, used]), len(coarse), factors.astype(np.int8))
 
 
-def _steps(entries: Any) -> Any:
-    groups, columns, heads, dims = entries.shape
-    return entries.reshape(groups, columns // COLUMNS, COLUMNS, heads, dims)
+def _counts(slices: Sequence[_Slices]) -> Any:
+    """By channel group (channels, 3): its first slice, how many are for first bytes, how many for second ones."""
+    firsts = np.cumsum([0, *(len(each.order) for each in slices)])
+    rows = [(first, each.coarse, len(each.order) - each.coarse) for first, each in zip(firsts, slices, strict=False)]
+    return np.array(rows, np.int64)
+
+
+def _in_blocks(factors: Any) -> Any:
+    """(groups, slices, COLUMNS, heads, dims) → (groups, heads, dims / DIMS, slices, DIMS, COLUMNS)."""
+    groups, slices, _, heads, dims = factors.shape
+    blocks = factors.reshape(groups, slices, COLUMNS, heads, dims // DIMS, DIMS)
+    return np.ascontiguousarray(blocks.transpose(0, 3, 4, 1, 5, 2))
+
+
+def _vectors(order: Any, count: int) -> Any:
+    """Which of ``count`` sixteens of columns slices lie in."""
+    first = np.unique(order) * COLUMNS // LANES
+    every = (first[:, None] + np.arange(max(1, COLUMNS // LANES))).flatten()
+    return np.unique(every[every < count])

@@ -77,6 +77,7 @@ def dot(x: int, y: int, count: int) -> Any:
 def finalise_output(side: Any, scaling: Any, lse: int, work: Any) -> None:
     """Normalise one unit: ``latent_output`` (rows, components), and the log-sum-exp (rows,)."""
     rows, components, columns, lanes = work.rows, side.components, side.columns, vectors.LANES
+    ordered, component = side.ordered_columns, longs(side.component_of_column, columns)
     log_sums, top, mean_score = floats(lse, rows), floats(work.top, rows), floats(work.mean_score, rows)
     for row in range(rows):
         mass = lane_sum(work.mass + 4 * row * lanes)
@@ -92,15 +93,12 @@ def finalise_output(side: Any, scaling: Any, lse: int, work: Any) -> None:
             for i in range(columns):
                 total[i] *= column_scale[i]
         out = floats(work.latent_output + 4 * row * components, components)
-        if side.component_of_column:
-            component = longs(side.component_of_column, columns)
-            for i in range(components):
-                out[i] = _F(0)
-            for i in range(columns):
-                out[component[i]] += total[i]
-        else:
-            for i in range(components):
-                out[i] = total[i]
+        for i in range(ordered):
+            out[i] = total[i]
+        for i in range(ordered, components):
+            out[i] = _F(0)
+        for i in range(ordered, columns):
+            out[component[i]] += total[i]
 
 
 @njit(**IN_ORDER)

@@ -16,7 +16,7 @@ from numba import njit
 
 from kvbench.kernels.cpu.llvm import product_ops, query_ops, vectors
 from kvbench.kernels.cpu.memory import JIT, ROWS_AT_ONCE, fetch_ahead, fill, floats, halves, longs
-from kvbench.kernels.cpu.projection_kernel import project_query
+from kvbench.kernels.cpu.projection_kernel import dot, project_query
 
 _F = np.float32
 
@@ -34,17 +34,44 @@ def begin_query(query: int, scaling: Any, side: Any, head: int, work: Any) -> No
 
 
 @njit(**JIT)
+def absorb_query(turned: Any, side: Any, group: int, scaling: Any, work: Any) -> None:
+    """:func:`begin_query` of ``turned_query``, by a basis that lies by dimension and column."""
+    each, count, columns = side.queries_per_head, turned.absorbed, side.padded_columns
+    block_score = floats(work.block_score, work.rows)
+    for head in range(work.rows // each):
+        place = (group * (work.rows // each) + head) * count
+        for row in range(head * each, (head + 1) * each, ROWS_AT_ONCE):
+            query = work.turned_query + 4 * row * count
+            together = min(ROWS_AT_ONCE, (head + 1) * each - row)
+            query_ops.absorb(
+                turned.decoder + (2 if side.basis_in_fp16 else 4) * place * columns,
+                query,
+                work.column_query + 4 * row * columns,
+                count,
+                columns // vectors.LANES,
+                together,
+                4 * count,
+                4 * columns,
+                turned.scale,
+                scaling,
+                side.basis_in_fp16,
+            )
+            for r in range(together):
+                block_score[row + r] = dot(turned.mean + 4 * place, query + 4 * r * count, count) * scaling
+    fill(work.column_scale, columns, _F(1))
+    work.query_block = -1
+
+
+@njit(**JIT)
 def query_by_column(query: int, scaling: Any, side: Any, out: int) -> None:
     """One row of the query: components by column, times what a byte stands for; zeros in columns that are not used."""
-    columns = side.columns
+    columns, ordered = side.columns, side.ordered_columns
     by_component, by_column = floats(query, side.components), floats(out, side.padded_columns)
-    if side.component_of_column:
-        component = longs(side.component_of_column, columns)
-        for i in range(columns):
-            by_column[i] = by_component[component[i]] * scaling
-    else:
-        for i in range(columns):
-            by_column[i] = by_component[i] * scaling
+    component = longs(side.component_of_column, columns)
+    for i in range(ordered):
+        by_column[i] = by_component[i] * scaling
+    for i in range(ordered, columns):
+        by_column[i] = by_component[component[i]] * scaling
     if side.column_scale:
         column_scale = floats(side.column_scale, columns)
         for i in range(columns):
@@ -88,13 +115,13 @@ def prefetch_blocks(side: Any, row: int, head: int, start: int, count: int) -> N
 def read_block(side: Any, row: int, head: int, block: int, scaling: Any, work: Any) -> None:
     """Scales of a block by column, and what its zeros add to the scores."""
     offset, components = block_offset(side, row, head, block), side.components
-    if side.component_of_column:
+    if side.ordered_columns < side.columns:
         component, scale = longs(side.component_of_column, side.columns), halves(side.block_scale + offset, components)
         by_column = floats(work.column_scale, side.columns)
         for i in range(side.columns):
             by_column[i] = vectors.half_to_float(scale[component[i]])
     else:
-        query_ops.widen(side.block_scale + offset, work.column_scale, components)
+        query_ops.widen(side.block_scale + offset, work.column_scale, side.columns)
     query_ops.widen(side.block_zero + offset, work.block_zero, components)
     for r in range(0, work.rows, ROWS_AT_ONCE):
         query_ops.scaled_dots(
@@ -112,6 +139,8 @@ def read_block(side: Any, row: int, head: int, block: int, scaling: Any, work: A
 def round_query(side: Any, work: Any) -> None:
     """Each row's query times the scales of its columns, to two signed bytes per column and channel group."""
     rows, row_bytes = work.rows, 4 * side.padded_columns
+    if side.by_matrices:
+        fill(work.query_bytes, 2 * side.channel_groups * rows * work.query_stride // 4, _F(0))  # behind the last column
     for channel in range(side.channel_groups):
         first = channel * side.group_columns
         columns = min(side.group_columns, side.padded_columns - first)
@@ -126,9 +155,12 @@ def round_query(side: Any, work: Any) -> None:
                 row_bytes,
                 work.query_bytes + 2 * place * work.query_stride,
                 work.query_stride,
+                side.by_matrices,
                 work.query_unit + 4 * place,
                 work.query_sum + 4 * place,
             )
+            if side.by_matrices:
+                continue
             for r in range(place, place + min(ROWS_AT_ONCE, rows - row)):
                 first_bytes = work.query_bytes + 2 * r * work.query_stride
                 product_ops.join_query(first_bytes, first_bytes + work.query_stride, columns // vectors.LANES)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch import Tensor
 
-from kvbench.codecs.kernel_view import Coded
+from kvbench.codecs.kernel_view import Coded, Same
 from kvbench.hooks.turns import Rotary, Turn
-from kvbench.kernels.cpu.key_decoder import in_steps, key_decoder
+from kvbench.kernels.cpu.column_layout import ColumnLayout, column_layout
+from kvbench.kernels.cpu.key_decoder import key_decoder
 from kvbench.kernels.cpu.llvm.rebuild_ops import STEP, TILE
 from kvbench.kernels.cpu.records import RebuiltSide, TurnedQuery, nothing
 from kvbench.kernels.rebuilding import RebuiltKeys
@@ -20,7 +22,7 @@ def rebuilds(coded: Coded, block: int) -> bool:
 
     Not if scales are of blocks.
     """
-    return coded.blocks is None and in_steps(coded) and block % TILE == 0
+    return coded.blocks is None and block % TILE == 0
 
 
 def rebuilt_side(keys: RebuiltKeys) -> tuple[RebuiltSide, object]:
@@ -31,7 +33,7 @@ def rebuilt_side(keys: RebuiltKeys) -> tuple[RebuiltSide, object]:
     orders = _orders(turn, tuple(range(head_dim)) if keys.dims is None else keys.dims, dims)
     record = RebuiltSide(
         decoder=prepared.decoder.ctypes.data,
-        steps=prepared.decoder.shape[3],
+        slices=prepared.decoder.shape[3],
         heads=heads,
         dims=dims,
         rotated=len(orders.partners),
@@ -46,27 +48,33 @@ def rebuilt_side(keys: RebuiltKeys) -> tuple[RebuiltSide, object]:
         partners=orders.partners.ctypes.data,
         turns=orders.turns.ctypes.data,
         signs=orders.signs.ctypes.data,
+        gathered=orders.gathered,
+        vectors=prepared.vectors.ctypes.data,
+        vector_count=len(prepared.vectors),
         **_NO_ROTATION,
     )
     return record, (prepared, orders)
 
 
-def turned_query(keys: RebuiltKeys, head_dim: int) -> tuple[TurnedQuery, object]:
-    """The record of how queries of ``head_dim`` components absorb what is not rebuilt, but for :func:`rotation`, and
-    what keeps it valid."""
-    turn, dims = keys.turn, keys.dims
-    if not keys.block or dims is None or turn is None:
+def turned_query(keys: RebuiltKeys) -> tuple[TurnedQuery, object]:
+    """The record of how queries absorb what is not rebuilt, but for :func:`rotation`, and what keeps it valid."""
+    turn, dims, decoder, mean = keys.turn, keys.dims, keys.decoder, keys.mean
+    if not keys.block or dims is None or turn is None or decoder is None or mean is None:
         return nothing(TurnedQuery), None
-    absorbed = _absorbed(turn, dims, head_dim)
+    basis = _absorbing(column_layout(keys.coded), Same(keys.coded.component), Same(decoder), Same(mean), turn, dims)
     record = TurnedQuery(
         block=keys.block,
-        absorbed=absorbed.kept.ctypes.data,
-        rotated=len(turn.partners),
-        partners=absorbed.partners.ctypes.data,
-        signs=absorbed.signs.ctypes.data,
+        dims=basis.dims.ctypes.data,
+        absorbed=len(basis.dims),
+        rotated=len(basis.partners),
+        partners=basis.partners.ctypes.data,
+        signs=basis.signs.ctypes.data,
+        decoder=basis.decoder.ctypes.data,
+        scale=basis.scale.ctypes.data,
+        mean=basis.mean.ctypes.data,
         **_NO_ROTATION,
     )
-    return record, absorbed
+    return record, basis
 
 
 _ROTATION = ("cos", "sin", "table_rows", "table_dims", "positions", "position_row_stride", "position_head_stride")
@@ -74,8 +82,18 @@ _ROTATION = ("cos", "sin", "table_rows", "table_dims", "positions", "position_ro
 _NO_ROTATION = dict.fromkeys(_ROTATION, 0)
 
 
+_rotations: WeakKeyDictionary[Rotary, tuple[tuple[int, ...], object]] = WeakKeyDictionary()
+
+
 def rotation(rotary: Rotary) -> tuple[tuple[int, ...], object]:
     """The fields that say where tables and positions lie, from ``cos`` on, and what keeps them valid."""
+    known = _rotations.get(rotary)
+    if known is None:  # all layers of a step rotate by the same object
+        known = _rotations[rotary] = _rotation(rotary)
+    return known
+
+
+def _rotation(rotary: Rotary) -> tuple[tuple[int, ...], object]:
     cos, sin = (table.float().contiguous() for table in (rotary.cos, rotary.sin))
     positions = rotary.positions if rotary.positions.stride(-1) == 1 else rotary.positions.contiguous()
     tables = cos.data_ptr(), sin.data_ptr(), *cos.shape
@@ -92,7 +110,8 @@ class _Orders:
         self.query_dims = np.full(count, -1, np.int64)
         self.query_dims[: len(dims)] = dims
         self.partners = np.array([place[turn.partners[dim]] for dim in rotated] if turn else [], np.int64) * STEP
-        self.turns = np.array(rotated, np.int64) * STEP
+        angles = [min(dim, turn.partners[dim]) for dim in rotated] if turn else []  # both of a pair turn by one
+        self.turns, self.gathered = np.array(angles, np.int64) * STEP, max(angles, default=-1) + 1
         self.signs = np.array([turn.signs[dim] for dim in rotated] if turn else [], np.float32)
 
 
@@ -101,18 +120,43 @@ def _orders(turn: Turn | None, dims: tuple[int, ...], count: int) -> _Orders:
     return _Orders(turn, dims, count)
 
 
-class _Absorbed:
-    """Which of ``head_dim`` components of a query are absorbed, all but ``dims``, and how they are turned."""
+class _Absorbing:
+    """What queries absorb, all dimensions but ``rebuilt`` ones: how these are turned, and their basis by column."""
 
-    def __init__(self, turn: Turn, dims: tuple[int, ...], head_dim: int) -> None:
-        self.kept = np.ones(head_dim, np.float32)
-        self.kept[list(dims)] = 0
-        self.partners, self.signs = np.array(turn.partners, np.int64), np.array(turn.signs, np.float32)
+    def __init__(
+        self,
+        layout: ColumnLayout,
+        component: Tensor | None,
+        basis: tuple[Tensor, Tensor],
+        turn: Turn,
+        rebuilt: tuple[int, ...],
+    ) -> None:
+        decoder, mean = basis
+        dims = [dim for dim in range(decoder.shape[-1]) if dim not in set(rebuilt)]
+        rotated = [dim for dim in dims if dim < len(turn.partners)]
+        self.dims = np.array(dims, np.int64)  # ascending: those that are rotated come first
+        self.partners = np.array([turn.partners[dim] for dim in rotated], np.int64)
+        self.signs = np.array([turn.signs[dim] for dim in rotated], np.float32)
+        columns, used = layout.columns, len(layout.component_of_column)
+        by_column = decoder.numpy()[:, layout.component_of_column][..., dims]  # (groups, columns, heads, dims)
+        self.decoder = np.zeros((by_column.shape[0], by_column.shape[2], len(dims), columns), by_column.dtype)
+        self.decoder[..., :used] = by_column.transpose(0, 2, 3, 1)
+        self.mean = np.ascontiguousarray(mean.float().numpy()[..., dims])
+        self.scale = np.zeros(columns, np.float32)
+        scale = layout.column_scale(component)
+        self.scale[:used] = 1 if scale is None else scale
 
 
-@lru_cache(maxsize=64)
-def _absorbed(turn: Turn, dims: tuple[int, ...], head_dim: int) -> _Absorbed:
-    return _Absorbed(turn, dims, head_dim)
+@lru_cache(maxsize=1024)
+def _absorbing(
+    layout: ColumnLayout,
+    component: Same[Tensor | None],
+    decoder: Same[Tensor],
+    mean: Same[Tensor],
+    turn: Turn,
+    rebuilt: tuple[int, ...],
+) -> _Absorbing:
+    return _Absorbing(layout, component.value, (decoder.value, mean.value), turn, rebuilt)
 
 
 def _stride(positions: Tensor, axis: int) -> int:

@@ -65,8 +65,10 @@ class CodedSide(NamedTuple):
     unpack_plan: int
     """An :class:`UnpackPlan`."""
     components: int
+    ordered_columns: int
+    """How many columns, the first ones, are the first components in order."""
     component_of_column: int
-    """(columns,) int64; 0 where columns are the components in order."""
+    """(columns,) int64."""
     column_scale: int
     """(columns,) fp32: what one unit of a column's byte stands for; 0 where that is 1."""
     decoder: int
@@ -81,6 +83,8 @@ class CodedSide(NamedTuple):
     """Components of a head of the queries, or of the outputs."""
     queries_per_head: int
     """Rows of queries per KV head."""
+    by_matrices: int
+    """All rows of queries are multiplied at once, by matrices (:mod:`kvbench.kernels.cpu.llvm.matrix_ops`)."""
     basis_in_fp16: int
     """Decoder and mean are in fp16, not fp32."""
 
@@ -88,13 +92,13 @@ class CodedSide(NamedTuple):
 class RebuiltSide(NamedTuple):
     """Keys that are rebuilt from a :class:`CodedSide` of their own, rotated, and scored.
 
-    Their codes are multiplied in *steps* of four columns by signed bytes (:mod:`kvbench.kernels.cpu.key_decoder`).
+    Their codes are multiplied in *slices* of COLUMNS by signed bytes (:mod:`kvbench.kernels.cpu.key_decoder`).
     Arrays are dense; ``dims`` is a multiple of DIMS, those that are rebuilt at once.
     """
 
     decoder: int
-    """int8 (groups, heads, dims / DIMS, steps, DIMS, 4 columns); 0: no keys are rebuilt."""
-    steps: int
+    """int8 (groups, heads, dims / DIMS, slices, DIMS, COLUMNS); 0: no keys are rebuilt."""
+    slices: int
     heads: int
     """KV heads of a group."""
     dims: int
@@ -102,9 +106,9 @@ class RebuiltSide(NamedTuple):
     rotated: int
     """How many of them, the first ones, are rotated."""
     offsets: int
-    """(steps,) int64: where a step's bytes lie in a tile in steps."""
+    """(slices,) int64: where a slice's bytes lie in a tile in steps of four columns."""
     counts: int
-    """(channel groups, 3) int64: the first step, steps that count 256 times, other steps."""
+    """(channel groups, 3) int64: the first slice, slices that count 256 times, other slices."""
     unit: int
     """(groups, heads, dims) fp32: what one unit of the sums stands for; ``mean`` is alike."""
     mean: int
@@ -120,6 +124,11 @@ class RebuiltSide(NamedTuple):
     turns: int
     signs: int
     """(rotated,) fp32."""
+    gathered: int
+    """How many dimensions of the tables, the first ones, they are turned by."""
+    vectors: int
+    """(vector_count,) int64: which sixteens of columns have factors other than 0."""
+    vector_count: int
     cos: int
     """(table_rows, table_dims) fp32 each."""
     sin: int
@@ -136,14 +145,22 @@ class TurnedQuery(NamedTuple):
 
     block: int
     """Tokens of a block, a multiple of a tile's; 0: queries are taken as they are."""
+    dims: int
+    """(absorbed,) int64: the components that are taken into the latents, all that do not meet rebuilt keys."""
     absorbed: int
-    """(head_dim,) fp32: 1 for components that are taken into the latents, 0 for those that meet rebuilt keys."""
+    """How many they are."""
     rotated: int
-    """How many components, the first ones, are turned."""
+    """How many of them, the first ones, are turned."""
     partners: int
     """(rotated,) int64: the component that each is turned with."""
     signs: int
     """(rotated,) fp32."""
+    decoder: int
+    """(groups, heads, absorbed, padded columns of keys): the keys' basis by dimension and column, in its dtype."""
+    scale: int
+    """(padded columns of keys,) fp32: what one unit of a column's byte stands for; 0 in columns that are not used."""
+    mean: int
+    """(groups, heads, absorbed) fp32."""
     cos: int
     """(table_rows, table_dims) fp32 each."""
     sin: int

@@ -7,16 +7,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kvbench.kernels.cpu.llvm.float_ops import TILE
+
 SPLIT = 512
 """Tokens that make a unit pay for its start; a sequence is cut only where rows and heads do not occupy all threads."""
 
+COSTLY = 128
+"""Bytes that a token of such a unit is multiplied as; fewer tokens pay where they take longer."""
 
-def splits_for(pairs: int, tokens: int) -> int:
+
+def splits_for(pairs: int, tokens: int, bytes_per_token: int = COSTLY) -> int:
     """Parts per sequence for ``pairs`` of rows and head groups."""
     threads = torch.get_num_threads()
     if pairs % threads == 0 or pairs >= 8 * threads:
         return 1
-    return max(1, min(threads, tokens // SPLIT))
+    least = max(TILE, SPLIT * COSTLY // max(COSTLY, bytes_per_token))
+    return max(1, min(threads, tokens // least))
 
 
 class MaskBytes(NamedTuple):

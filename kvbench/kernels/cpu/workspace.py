@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from kvbench.kernels.cpu.llvm import vectors
+from kvbench.kernels.cpu.llvm import matrix_ops, rebuild_ops, vectors
 from kvbench.kernels.cpu.memory import JIT, ROWS_AT_ONCE, TILE, record_at
 from kvbench.kernels.cpu.records import dtype_of
 from kvbench.kernels.cpu.tile_kernel import AFFINE_BYTES
@@ -42,7 +42,7 @@ class Workspace(NamedTuple):
     query_block: int
     """The block of tokens that ``query_bytes`` are for; -1 before the first."""
     query_bytes: int
-    """int8 (channel groups, 2 · rows, query_stride): queries as two signed bytes."""
+    """int8 (channel groups, 2 · rows, query_stride): queries as two signed bytes; for matrices a byte a column."""
     query_stride: int
     query_unit: int
     """(channel groups, rows): what the first byte counts; the sums over a channel group are at ``query_sum``."""
@@ -60,9 +60,10 @@ class Workspace(NamedTuple):
     affine: int
     """(channel groups, 2, TILE): scales and zeros of a tile."""
     products: int
-    """int32 (6, TILE): integer dot products of three rows."""
+    """int32 (2 · rows up to 16s, TILE): integer dot products of three rows, or of all by matrices; and what keys are
+    rebuilt from."""
     weight_bytes: int
-    """uint8 (6, TILE): softmax weights of three rows as two unsigned bytes."""
+    """uint8 (2 · rows up to 16s, TILE): softmax weights of so many rows as two unsigned bytes."""
     weight_unit: int
     """(rows,)."""
     latent_query: int
@@ -77,8 +78,13 @@ class Workspace(NamedTuple):
     """A tile's bytes in steps of four columns."""
     key_states: int
     """(dims, TILE): one head's rebuilt keys."""
+    absorbed_query: int
+    """(rows, absorbed): queries without the components that meet rebuilt keys; ``partner_query``: what each is
+    turned with, by ``block_cos`` and ``block_sin``; ``turned_query``: queries turned back to a block."""
+    partner_query: int
+    block_cos: int
+    block_sin: int
     turned_query: int
-    """(rows, head_dim): queries turned back to a block."""
     head_query: int
     """(rows, dims): queries as rebuilt keys meet them, scaled."""
     places: int
@@ -97,6 +103,8 @@ _LINE = 64
 _RECORD = WORKSPACE.itemsize
 _AHEAD = 3
 """Numbers behind its last that a row of less than four components writes."""
+_ROWS = matrix_ops.ROWS
+"""Of a matrix: what is behind the last row or column is read, and multiplied by 0 or not looked at."""
 _SPARE = 256
 """Bytes behind a tile that vectors may read when its last columns fill none."""
 
@@ -149,12 +157,13 @@ def _cut_softmax(work: Any, base: int, rows: int, total_width: int, bias_width: 
 def _cut_coded(work: Any, base: int, job: Any) -> int:
     """Cut a block at ``base`` for packed codes; where it ends."""
     keys, values, rows = job.keys, job.values, job.rows
+    byte_rows = max((2 * rows + _ROWS - 1) // _ROWS * _ROWS, 2 * rebuild_ops.DIMS)
     at = _cut_softmax(work, base, rows, values.padded_columns, vectors.LANES * values.channel_groups)
     at = _cut_rebuilt(work, at, job)
     work.key_tile, at = at, _aligned(at + TILE * keys.padded_columns + _SPARE)
     work.value_tile, at = at, _aligned(at + TILE * values.padded_columns + _SPARE)
     work.query_stride = 4 * keys.padded_columns
-    work.query_bytes, at = at, _aligned(at + 2 * keys.channel_groups * rows * work.query_stride)
+    work.query_bytes, at = at, _aligned(at + (2 * keys.channel_groups * rows + _ROWS) * work.query_stride)
     work.query_unit, at = at, _aligned(at + 4 * keys.channel_groups * rows)
     work.query_sum, at = at, _aligned(at + 4 * keys.channel_groups * rows)
     work.column_query, at = at, _aligned(at + 4 * rows * keys.padded_columns)
@@ -163,8 +172,8 @@ def _cut_coded(work: Any, base: int, job: Any) -> int:
     work.block_zero, at = at, _aligned(at + 4 * keys.components)
     work.block_score, at = at, _aligned(at + 4 * rows)
     work.affine, at = at, _aligned(at + AFFINE_BYTES * max(keys.channel_groups, values.channel_groups))
-    work.products, at = at, _aligned(at + 4 * 6 * TILE)
-    work.weight_bytes, at = at, _aligned(at + 6 * TILE)
+    work.products, at = at, _aligned(at + 4 * byte_rows * TILE)
+    work.weight_bytes, at = at, _aligned(at + byte_rows * TILE)
     work.weight_unit, at = at, _aligned(at + 4 * rows)
     work.latent_query, at = at, _aligned(at + 4 * (rows * keys.components + _AHEAD))
     work.mean_score, at = at, _aligned(at + 4 * rows)
@@ -179,8 +188,12 @@ def _cut_rebuilt(work: Any, at: int, job: Any) -> int:
     rebuilt, stream = job.rebuilt, job.stream
     table_rows = (rebuilt.table_dims + vectors.LANES - 1) // vectors.LANES * vectors.LANES
     work.stream_tile, at = at, _aligned(at + TILE * stream.padded_columns + _SPARE)
-    work.step_tile, at = at, _aligned(at + TILE * stream.padded_columns)
+    work.step_tile, at = at, _aligned(at + TILE * (max(stream.padded_columns, job.keys.padded_columns) + 4 * _ROWS))
     work.key_states, at = at, _aligned(at + 4 * TILE * rebuilt.dims)
+    work.absorbed_query, at = at, _aligned(at + 4 * job.rows * job.query_width)
+    work.partner_query, at = at, _aligned(at + 4 * job.rows * job.query_width)
+    work.block_cos, at = at, _aligned(at + 4 * job.query_width)
+    work.block_sin, at = at, _aligned(at + 4 * job.query_width)
     work.turned_query, at = at, _aligned(at + 4 * job.rows * job.query_width)
     work.head_query, at = at, _aligned(at + 4 * job.rows * rebuilt.dims)
     work.places, at = at, _aligned(at + 8 * TILE)

@@ -41,16 +41,17 @@ _SECOND = [place - 1 for place in _FIRST]
 
 
 @emitted
-def round_query(tx, query, scale, scaled, rows, vectors, row_bytes, out, out_bytes, unit, total):  # type: ignore[no-untyped-def]
+def round_query(tx, query, scale, scaled, rows, vectors, row_bytes, out, out_bytes, once, unit, total):  # type: ignore[no-untyped-def]
     """1 to 3 rows of ``query`` · ``scale`` of ``vectors`` · 16 columns as bytes: (high + low / FINE_STEPS) · unit.
 
     ``out``: a row of high and one of low bytes for each row. Those of 16 columns take 64: four columns of one token,
-    then the same for three more tokens, then the next four columns. ``unit`` and ``total``, the sum of all columns as
-    rounded, receive a number for each row. ``scaled`` is room for the products; it and ``query`` have ``row_bytes``.
+    then the same for three more tokens, then the next four columns; if ``once``, 16 follow one another. ``unit`` and
+    ``total``, the sum of all columns as rounded, receive a number for each row. ``scaled`` is room for the products; it
+    and ``query`` have ``row_bytes``.
     """
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        query, scale, scaled, rows, vectors, row_bytes, out, out_bytes, unit, total = args
+        query, scale, scaled, rows, vectors, row_bytes, out, out_bytes, once, unit, total = args
         unary = ir.FunctionType(FLOATS, [FLOATS])
         magnitude = cgutils.get_or_insert_function(b.module, unary, "llvm.fabs.v16f32")
 
@@ -60,7 +61,7 @@ def round_query(tx, query, scale, scaled, rows, vectors, row_bytes, out, out_byt
         def at(base: ir.Value, step: ir.Value, row: int) -> ir.Value:
             return b.add(base, b.mul(step, I64(row)))
 
-        def some(b: ir.IRBuilder, rows: int) -> None:
+        def some(b: ir.IRBuilder, rows: int, once: int) -> None:
             def product(b: ir.IRBuilder, index: ir.Value, most: list[ir.Value]) -> list[ir.Value]:
                 offset = b.mul(index, I64(64))
                 factor = load(b, scale, offset, FLOATS)
@@ -80,9 +81,10 @@ def round_query(tx, query, scale, scaled, rows, vectors, row_bytes, out, out_byt
                     bits = b.bitcast(fma(b, product, inverse[row], constant(_ROUNDING)), WORDS)
                     raw = b.bitcast(bits, BYTES)
                     flipped = b.xor(raw, ir.Constant(BYTES, [0x80] * 64))
-                    target = b.add(at(out, out_bytes, 2 * row), offset)
-                    store(b, shuffle(b, raw, raw, _FIRST), target, 0)
-                    store(b, shuffle(b, flipped, flipped, _SECOND), b.add(target, out_bytes), 0)
+                    target = b.add(at(out, out_bytes, 2 * row), b.ashr(offset, I64(2)) if once else offset)
+                    store(b, shuffle(b, raw, raw, range(1, 64, 4) if once else _FIRST), target, 0)
+                    second = shuffle(b, flipped, flipped, range(0, 64, 4) if once else _SECOND)
+                    store(b, second, b.add(target, out_bytes), 0)
                     new.append(b.add(sums[row], bits))
                 return new
 
@@ -94,10 +96,10 @@ def round_query(tx, query, scale, scaled, rows, vectors, row_bytes, out, out_byt
                 store(b, b.fmul(step, ir.Constant(ir.FloatType(), float(FINE_STEPS))), unit, 4 * row)
                 store(b, b.fmul(total_steps, step), total, 4 * row)
 
-        choose(b, [rows], [(1, 2, 3)], some)
+        choose(b, [rows, once], [(1, 2, 3), (0, 1)], some)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 10), emit
+    return types.void(*[types.int64] * 11), emit
 
 
 @emitted
@@ -122,6 +124,62 @@ def scaled_dots(tx, x, query, rows, count, row_bytes, factor, out):  # type: ign
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5, types.float32, types.int64), emit
+
+
+@emitted
+def absorb(tx, decoder, query, out, dims, vectors, rows, query_bytes, out_bytes, scale, factor, in_fp16):  # type: ignore[no-untyped-def]
+    """out[row] = query · decoder · ``scale`` · ``factor`` of ``vectors`` · 16 columns, for 1 to 3 rows of fp32.
+
+    ``decoder`` (dims, columns) fp16 or fp32, ``query`` (rows, dims), ``scale`` (columns,).
+    """
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        decoder, query, out, dims, vectors, rows, query_bytes, out_bytes, scale, factor, in_fp16 = args
+        factor = splat(b, factor)
+
+        def some(b: ir.IRBuilder, rows: int, in_fp16: int) -> None:
+            size = 2 if in_fp16 else 4
+            kind, row_bytes = (
+                ir.VectorType(ir.HalfType(), LANES) if in_fp16 else FLOATS,
+                b.mul(vectors, I64(size * LANES)),
+            )
+
+            def columns(b: ir.IRBuilder, first: ir.Value, wide: int) -> None:
+                """``wide`` vectors from vector ``first`` on."""
+                base = b.add(decoder, b.mul(first, I64(size * LANES)))
+
+                def dim(b: ir.IRBuilder, index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                    at = b.add(base, b.mul(index, row_bytes))
+                    basis = [load(b, at, I64(size * LANES * n), kind, size) for n in range(wide)]
+                    basis = [b.fpext(lanes, FLOATS) for lanes in basis] if in_fp16 else basis
+                    place = b.add(query, b.mul(index, I64(4)))
+                    lanes = [splat(b, load(b, place, b.mul(query_bytes, I64(r)), ir.FloatType())) for r in range(rows)]
+                    pairs = [(x, side) for x in lanes for side in basis]
+                    return [fma(b, *pair, total) for pair, total in zip(pairs, sums, strict=True)]
+
+                sums = loop(b, dims, [constant(0.0)] * (rows * wide), dim)
+                place = b.mul(first, I64(4 * LANES))
+                for n in range(wide):
+                    factors = b.fmul(load(b, b.add(scale, place), I64(4 * LANES * n), FLOATS), factor)
+                    for r in range(rows):
+                        target = b.add(b.add(out, b.mul(out_bytes, I64(r))), place)
+                        store(b, b.fmul(sums[r * wide + n], factors), target, 4 * LANES * n)
+
+            def four(b: ir.IRBuilder, index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+                columns(b, b.mul(index, I64(4)), 4)
+                return []
+
+            def one(b: ir.IRBuilder, index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+                columns(b, b.add(b.and_(vectors, I64(-4)), index), 1)
+                return []
+
+            loop(b, b.ashr(vectors, I64(2)), [], four)
+            loop(b, b.and_(vectors, I64(3)), [], one)
+
+        choose(b, [rows, in_fp16], [(1, 2, 3), (0, 1)], some)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 9, types.float32, types.int64), emit
 
 
 @emitted

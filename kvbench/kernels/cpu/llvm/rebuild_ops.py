@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from llvmlite import ir
 from numba import types
 
+from kvbench.kernels.cpu.llvm import matrix_ops
 from kvbench.kernels.cpu.llvm.float_ops import TILE
+from kvbench.kernels.cpu.llvm.matrix_ops import STEPS, has_matrices
 from kvbench.kernels.cpu.llvm.product_ops import dot_bytes
 from kvbench.kernels.cpu.llvm.vectors import (
     BYTES,
@@ -36,10 +38,13 @@ from kvbench.kernels.cpu.llvm.vectors import (
     zero,
 )
 
-DIMS = 8 if has_vnni() else 4
+DIMS = matrix_ops.DIMS if has_matrices() else 8 if has_vnni() else 4
 """Key dimensions that are rebuilt at once."""
-TOKENS = 32 if has_vnni() else 16
-"""Tokens that they are rebuilt for at once: sums fill half of the registers, bytes half of the first-level cache."""
+TOKENS = TILE if has_matrices() else 32 if has_vnni() else 16
+"""Tokens that they are rebuilt for at once: of vectors, sums fill half of the registers, bytes half of the first-level
+cache."""
+COLUMNS = 4 * STEPS if has_matrices() else 4
+"""Columns of a decoder's factors that lie side by side for each dimension."""
 STEP = 4 * TILE
 """Bytes of four columns of a tile, and of a row of 64 numbers."""
 
@@ -53,28 +58,21 @@ def _shifted(kind: ir.VectorType, bits: int) -> ir.Constant:
 
 
 @emitted
-def into_steps(tx, tile, quad_bytes, vectors, out):  # type: ignore[no-untyped-def]
-    """A tile of bytes in quads, ``vectors`` · 16 columns that are ``quad_bytes`` a quad, → steps of 4 columns."""
+def into_steps(tx, tile, quad_bytes, out):  # type: ignore[no-untyped-def]
+    """16 columns of a tile of bytes in quads, which are ``quad_bytes`` apart, → four steps of 4 columns."""
 
     def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
-        tile, quad_bytes, vectors, out = args
-
-        def vector(b: ir.IRBuilder, index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
-            base = b.add(tile, b.mul(index, I64(64)))
-            target = b.add(out, b.mul(index, I64(4 * STEP)))
-            for part in range(_VECTORS):
-                quads = []
-                for quad in range(4):
-                    raw = load(b, base, b.mul(quad_bytes, I64(4 * part + quad)), BYTES)
-                    quads.append(b.bitcast(shuffle(b, raw, raw, _TRANSPOSED), WORDS))
-                for step, tokens in enumerate(_lanes_transposed(b, quads)):
-                    store(b, tokens, target, STEP * step + 64 * part)
-            return []
-
-        loop(b, vectors, [], vector)
+        tile, quad_bytes, out = args
+        for part in range(_VECTORS):
+            quads = []
+            for quad in range(4):
+                raw = load(b, tile, b.mul(quad_bytes, I64(4 * part + quad)), BYTES)
+                quads.append(b.bitcast(shuffle(b, raw, raw, _TRANSPOSED), WORDS))
+            for step, tokens in enumerate(_lanes_transposed(b, quads)):
+                store(b, tokens, out, STEP * step + 64 * part)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 4), emit
+    return types.void(*[types.int64] * 3), emit
 
 
 def _lanes_transposed(b: ir.IRBuilder, quads: Sequence[ir.Value]) -> list[ir.Value]:
@@ -123,18 +121,15 @@ def rebuild(  # type: ignore[no-untyped-def]
 
         def finish(b: ir.IRBuilder, scaled: int, first: int) -> None:
             for dim in range(DIMS):
-                factor, base, weight = (
-                    splat(b, load(b, place, I64(4 * dim), ir.FloatType())) for place in (unit, mean, zero_weight)
-                )
+                numbers = [splat(b, load(b, at, I64(4 * dim), ir.FloatType())) for at in (unit, mean, zero_weight)]
                 for vector in vectors:
-                    place, factors = 64 * vector, factor
-                    added = base if first else load(b, out, I64(STEP * dim + place), FLOATS)
-                    state = b.sitofp(sums[dim * len(vectors) + vector], FLOATS)
-                    if scaled:
-                        scale, shift = (load(b, affine, I64(STEP * row + place), FLOATS) for row in range(2))
-                        added, factors = fma(b, shift, weight, added), b.fmul(factor, scale)
-                    store(b, fma(b, state, factors, added), out, STEP * dim + place)
+                    state, place = b.sitofp(sums[dim * len(vectors) + vector], FLOATS), STEP * dim + 64 * vector
+                    old = numbers[1] if first else load(b, out, I64(place), FLOATS)
+                    scales = (load(b, affine, I64(STEP * row + 64 * vector), FLOATS) for row in range(2 * scaled))
+                    store(b, _finished(b, state, numbers, old, tuple(scales)), out, place)
 
+        if has_matrices():  # multiplied by them instead
+            return context.get_dummy_value()
         sums = walk([zero()] * (DIMS * len(vectors)), coarse, steps, decoder)
         starts = [every(b, load(b, start, I64(4 * dim), I32)) for dim in range(DIMS)]
         sums = [b.add(b.shl(x, _shifted(WORDS, 8)), starts[i // len(vectors)]) for i, x in enumerate(sums)]
@@ -144,6 +139,47 @@ def rebuild(  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 13), emit
+
+
+@emitted
+def finish(tx, sums, start, unit, mean, zero_weight, affine, scaled, first, out):  # type: ignore[no-untyped-def]
+    """:func:`rebuild` from its sums on: at ``sums`` :data:`DIMS` rows of 64 words that count 256 times, then as many
+    others."""
+
+    def emit(context, b, signature, args):  # type: ignore[no-untyped-def]
+        sums, start, unit, mean, zero_weight, affine, scaled, first, out = args
+
+        def some(b: ir.IRBuilder, scaled: int, first: int) -> None:
+            def dim(b: ir.IRBuilder, index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+                place, row = b.mul(index, I64(4)), b.mul(index, I64(STEP))
+                begin = every(b, load(b, start, place, I32))
+                numbers = [splat(b, load(b, at, place, ir.FloatType())) for at in (unit, mean, zero_weight)]
+                for part in range(_VECTORS):
+                    at = b.add(row, I64(64 * part))
+                    coarse, fine = (load(b, sums, b.add(at, I64(DIMS * STEP * byte))) for byte in range(2))
+                    state = b.sitofp(b.add(b.add(b.shl(coarse, _shifted(WORDS, 8)), fine), begin), FLOATS)
+                    old = numbers[1] if first else load(b, out, at, FLOATS)
+                    scales = (load(b, affine, I64(STEP * which + 64 * part), FLOATS) for which in range(2 * scaled))
+                    store(b, _finished(b, state, numbers, old, tuple(scales)), b.add(out, at), 0)
+                return []
+
+            loop(b, I64(DIMS), [], dim)
+
+        choose(b, [scaled, first], [(0, 1), (0, 1)], some)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 9), emit
+
+
+def _finished(
+    b: ir.IRBuilder, state: ir.Value, numbers: Sequence[ir.Value], old: ir.Value, affine: Sequence[ir.Value]
+) -> ir.Value:
+    """``old`` + unit · state, times the tokens' scales and with their zeros if there are any."""
+    unit, _, weight = numbers
+    if affine:
+        scale, zero = affine
+        old, unit = fma(b, zero, weight, old), b.fmul(unit, scale)
+    return fma(b, state, unit, old)
 
 
 @emitted

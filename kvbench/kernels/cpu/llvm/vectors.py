@@ -25,7 +25,7 @@ def emitted(function: Callable[..., Any]) -> Any:
     return intrinsic(function)
 
 
-def _compiled_for(*features: str) -> bool:
+def compiled_for(*features: str) -> bool:
     """Whether kernels may use these instructions: those of this processor, or what NUMBA_CPU_FEATURES says."""
     settings: Any = config
     known = settings.CPU_FEATURES
@@ -35,22 +35,22 @@ def _compiled_for(*features: str) -> bool:
 
 def has_vnni() -> bool:
     """Whether 64 bytes are multiplied and added in one instruction."""
-    return _compiled_for("avx512vnni", "avx512vl")
+    return compiled_for("avx512vnni", "avx512vl")
 
 
 def has_avx2() -> bool:
     """Whether there are instructions on the bytes of 256 bits."""
-    return _compiled_for("avx2")
+    return compiled_for("avx2")
 
 
 def has_wide_bytes() -> bool:
     """Whether there are instructions on the bytes of 512 bits."""
-    return _compiled_for("avx512bw")
+    return compiled_for("avx512bw")
 
 
 def has_byte_permute() -> bool:
     """Whether 64 bytes are looked up in a table of 64 or 128 in one instruction."""
-    return _compiled_for("avx512vbmi")
+    return compiled_for("avx512vbmi")
 
 
 def called(b: ir.IRBuilder, name: str, result: ir.Type, *operands: ir.Value) -> ir.Value:
