@@ -232,6 +232,27 @@ def a_token_of_the_window_is_lost(patch: Patch) -> None:
     patch.setattr(CompressedLayer, "_leave", leave)
 
 
+def every_token_has_the_scale_of_the_first(patch: Patch) -> None:
+    real = IntegerQuantizer.encode
+
+    def encode(self: IntegerQuantizer, latents: Tensor) -> dict[str, Tensor]:
+        stored = real(self, latents)
+        first = stored["scale"][:, :, :1].expand_as(stored["scale"])
+        return stored | {"scale": first.contiguous()}
+
+    patch.setattr(IntegerQuantizer, "encode", encode)
+
+
+def scales_are_not_stored(patch: Patch) -> None:
+    real = IntegerQuantizer.encode
+
+    def encode(self: IntegerQuantizer, latents: Tensor) -> dict[str, Tensor]:
+        stored = real(self, latents)
+        return {name: stored[name] for name in ("codes", "zero")}
+
+    patch.setattr(IntegerQuantizer, "encode", encode)
+
+
 # ---- masks -----------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +293,16 @@ def divergence_is_a_hundred_times_its_reverse(patch: Patch) -> None:
 # ---- bytes -----------------------------------------------------------------------------------------------------------
 
 
+def a_copy_of_what_was_encoded_is_kept(patch: Patch) -> None:
+    real = CompressedLayer._append
+
+    def append(self: CompressedLayer, keys: Tensor, values: Tensor, *rest: Any) -> None:
+        vars(self).setdefault("copies", []).append(keys.clone())
+        real(self, keys, values, *rest)
+
+    patch.setattr(CompressedLayer, "_append", append)
+
+
 def the_walk_forgets_scales(patch: Patch) -> None:
     real = CompressedCache.nbytes
 
@@ -302,6 +333,8 @@ MUTATIONS = [
     (zeros_are_dropped, DISAGREES),
     (levels_are_a_twentieth_too_large, DISAGREES),
     (scales_are_rounded_to_8_bits, DISAGREES),
+    (every_token_has_the_scale_of_the_first, "kld_mean"),
+    (scales_are_not_stored, "failed: KeyError: 'scale'"),
     (latents_come_back_rotated_by_one, DISAGREES),
     (keys_are_rotated_to_the_next_position, DISAGREES),  # by the tables, which kernels read by themselves
     (keys_are_turned_back_from_the_next_position, REFUSED),
@@ -311,6 +344,7 @@ MUTATIONS = [
     (a_block_sees_the_window_one_token_late, "kld_mean"),
     (none_scales_its_scores_wrongly, "noise_floor_kld"),
     (divergence_is_a_hundred_times_its_reverse, "kld_mean"),
+    (a_copy_of_what_was_encoded_is_kept, "allocated_bytes"),
     (the_walk_forgets_scales, "allocated_bytes"),
     (the_prediction_forgets_a_byte, "predicted_bytes"),
     (bases_are_not_counted, "model_level_bytes"),
