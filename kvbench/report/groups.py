@@ -87,13 +87,13 @@ class Group:
             *_interval_methods(self.records),
         )
 
-    @property
+    @cached_property
     def summary(self) -> tuple[Column, ...]:
         """The columns that matter, of those that were measured."""
         size = () if any(record.memory for record in self.records) else (BODY_BITS,)
         return self._used((*size, *SUMMARY, *shift_columns(self.shifts)))
 
-    @property
+    @cached_property
     def details(self) -> dict[str, tuple[Column, ...]]:
         """All columns by the part of the workload that they belong to, of those that were measured."""
         measured = {part: any(getattr(record, part) for record in self.records) for part in DETAILS}

@@ -69,7 +69,8 @@ def command(trial: Trial, suite: str) -> str:
 
     Such a suite may have other workloads too, which are then measured as well.
     """
-    known = next((each for each in _built_in() if _holds(each, trial)), None)
+    holding = (each for each, workloads in _built_in() if each.seed == trial.seed and trial.workload in workloads)
+    known = next(holding, None)
     words = [*_verb(trial.memory_limit).split(), known.name if known else suite]
     if known is None or known.models != (trial.model,):
         words += ["--model", trial.model]
@@ -94,12 +95,10 @@ def _limited(memory_limit: int | None) -> str:
 
 
 @lru_cache(maxsize=1)
-def _built_in() -> tuple[Suite, ...]:
-    return tuple(load_suite(name) for name in suite_names())
-
-
-def _holds(suite: Suite, trial: Trial) -> bool:
-    return suite.seed == trial.seed and any(workload.plain() == trial.workload for workload in suite.workload)
+def _built_in() -> tuple[tuple[Suite, tuple[Workload, ...]], ...]:
+    """The built-in suites with their workloads as trials carry them."""
+    suites = [load_suite(name) for name in suite_names()]
+    return tuple((suite, tuple(workload.plain() for workload in suite.workload)) for suite in suites)
 
 
 def _setting(trial: Trial) -> tuple[str, int, str, int, int | None]:
