@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +65,7 @@ steps = 8
 peaks = false
 """
 """What the ci suite measures, in small: exact tensors, codes with scales, level tables in a basis, keys before RoPE."""
-TRIALS = 5
+TRIALS, RUNS = 5, 20
 
 Patch = pytest.MonkeyPatch
 
@@ -74,9 +75,11 @@ class _Deaf:
         return lambda *_: None
 
 
-def measured(folder: Path) -> list[Record]:
-    runner = Runner(RunStore(folder), _Deaf(), threads=1)
-    return runner.run(parse_suite(SUITE, "here"))
+def measured(folder: Path, threads: int = 1, order: int | None = None) -> list[Record]:
+    suite = parse_suite(SUITE, "here")
+    if order is not None:
+        suite = suite.narrowed(compressors=random.Random(order).sample(suite.compressors, TRIALS))
+    return Runner(RunStore(folder), _Deaf(), threads=threads).run(suite)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -355,6 +358,12 @@ def test_unbroken_code_passes(baseline: Baseline, tmp_path: Path):
     report = judged(baseline, tmp_path)
     assert report.render() == f"passed: {TRIALS} SAME\n"
     assert report.exit_code == 0
+
+
+def test_unbroken_code_passes_every_time(baseline: Baseline, tmp_path: Path):
+    for run in range(RUNS):  # in any order, by any number of threads
+        report = gate(measured(tmp_path / str(run), 1 + run % 2, run), baseline)
+        assert (report.exit_code, report.render()) == (0, f"passed: {TRIALS} SAME\n")
 
 
 @pytest.mark.parametrize(("mutate", "sign"), MUTATIONS, ids=[mutate.__name__ for mutate, _ in MUTATIONS])
