@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
@@ -57,7 +58,8 @@ def trials(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rac
     record = made_to_be_written(ModelBench("random:llama"))
     store.plan([record.trial], "harness")
     executor, planned = TrialProcesses(), [PlannedTrial(record.trial)]
-    worker = Worker("idle_trials", {"PYTHONPATH": str(HERE)})
+    path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+    worker = Worker("idle_trials", {"PYTHONPATH": path})
 
     def run() -> None:
         for ended in executor.run(planned, _Deaf()):

@@ -3,8 +3,8 @@
     python benchmarks/gate_selftest.py values --runs 20                      # an hour
     python benchmarks/gate_selftest.py times --runs 20 --slowdown 0.15       # a night; nothing else may run
 
-``values`` measures the suite ``ci`` of this checkout anew in every run and gates it by the committed baseline. ``times``
-times this checkout against itself, and against a copy of it whose own decode steps take longer while stock
+``values`` measures the suite ``ci`` of this checkout anew in every run and gates it by the committed baseline.
+``times`` times this checkout against itself, and against a copy of it whose own decode steps take longer while stock
 transformers', the control, stay as they are. Exit code 1 if a gate was loud on nothing or quiet on the slowdown.
 """
 
@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = ROOT / "results" / "baselines" / "ci.json"
 
-SLOWER = '''
+SLOWER = """
 
 # Put in by benchmarks/gate_selftest.py.
 import time as _time
@@ -43,7 +43,7 @@ def _slow(self, *inputs, **options):
 
 
 Arm.forward = _slow
-'''
+"""
 """Stands at the end of ``kvbench/measure/arms.py``: every step of an arm of kvbench's own takes ``share`` longer."""
 
 
@@ -58,12 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with TemporaryDirectory(prefix="kvbench-selftest-") as scratch:
         if options.gate == "values":
-            codes = [_told(f"same code, run {run + 1}", *values(Path(scratch) / str(run))) for run in range(options.runs)]
+            codes = [
+                _told(f"same code, run {run + 1}", *values(Path(scratch) / str(run))) for run in range(options.runs)
+            ]
             return int(any(codes))
         slow = slowed(Path(scratch) / "slow", options.slowdown)
         timing = options.suite, options.rounds
         same = [_told(f"same code, run {run + 1}", *times(ROOT, *timing)) for run in range(options.runs)]
-        found = [_told(f"{options.slowdown:.0%} slower, run {run + 1}", *times(slow, *timing)) for run in range(options.runs)]
+        found = [
+            _told(f"{options.slowdown:.0%} slower, run {run + 1}", *times(slow, *timing)) for run in range(options.runs)
+        ]
     print(f"alarms on nothing: {same.count(1)} of {len(same)}; slowdowns told: {found.count(1)} of {len(found)}")
     return int(same.count(1) > 0 or found.count(1) < len(found))
 

@@ -1,8 +1,8 @@
 """A limit on the memory of this process: what does not fit fails here, and nothing else on the machine suffers.
 
-On a CPU the system counts what a process may write to and shares with nobody (``RLIMIT_DATA``): heap, tensors, stacks of
-threads; not code, nor files that are only read. What it refuses comes back as torch's, numpy's and Python's own errors.
-On a GPU torch's allocator keeps to the limit; what the driver holds is not in it.
+On a CPU the system counts what a process may write to and shares with nobody (``RLIMIT_DATA``): heap, tensors, stacks
+of threads; not code, nor files that are only read. What it refuses comes back as torch's, numpy's and Python's own
+errors. On a GPU torch's allocator keeps to the limit; what the driver holds is not in it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from kvbench.errors import KvbenchError
-from kvbench.storage.units import bytes_in_words
+
+MIB = 2**20
 
 
 def require_memory_limits(device: str) -> None:
@@ -43,8 +44,7 @@ def _limited_process(limit: int) -> Iterator[None]:
 
     if (taken := private_bytes()) > limit:
         raise MemoryError(
-            f"the process takes {bytes_in_words(taken)} before it has loaded a model, and may take "
-            f"{bytes_in_words(limit)}"
+            f"the process takes {taken / MIB:,.0f} MiB before it has loaded a model, and may take {limit / MIB:,.0f}"
         )
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

@@ -22,14 +22,14 @@ from kvbench.storage.units import bytes_in_words
 GIB = 2**30
 
 IN_WORDS = (
-    "The longest prompt and the largest batch that ran; in brackets the smallest that ran out of memory (✗), or was not "
-    "tried because a smaller one had (–). ≥ where the largest that was tried ran."
+    "The longest prompt and the largest batch that ran; in brackets the smallest that ran out of memory (✗), or was "
+    "not tried because a smaller one had (–). ≥ where the largest that was tried ran."
 )
 
 
 @dataclass(frozen=True)
 class Sized:
-    """A trial of ``prompt`` tokens in each of ``batch`` rows: it ran, or ran out of memory, or was not tried for that."""
+    """A trial of ``prompt`` tokens in each of ``batch`` rows: it ran, ran out of memory, or was not tried for that."""
 
     prompt: int
     batch: int
@@ -45,7 +45,7 @@ class MemoryColumn:
     description: str
     cell: Callable[[Sequence[Sized]], Cell | None]
 
-    
+    @property
     def heading(self) -> str:
         """The title in one line."""
         return self.title.replace("\n", ", ")
@@ -110,8 +110,9 @@ def _sized(record: Record) -> Sized | None:
 
 def _sizes(trial: Trial) -> tuple[int, int] | None:
     """Prompt and batch."""
-    parts = [part for part in (trial.workload.memory, trial.workload.speed) if part is not None]
-    sizes = {(part.prompt, part.batch) for part in parts}
+    memory, speed = trial.workload.memory, trial.workload.speed
+    sizes = {(memory.prompt, memory.batch)} if memory else set()
+    sizes |= {(speed.prompt, speed.batch)} if speed else set()
     return sizes.pop() if len(sizes) == 1 else None
 
 
@@ -131,7 +132,7 @@ def _limit(record: Record) -> int:
 
 def _columns(trials: Sequence[Sized], limit: int) -> tuple[MemoryColumn, ...]:
     prompts, batches = sorted({each.prompt for each in trials}), sorted({each.batch for each in trials})
-    columns = []
+    columns: list[MemoryColumn] = []
     if len(prompts) > 1:
         columns += [_longest_prompt(batch) for batch in batches]
         columns.append(_per_gib("longest prompt", lambda each: each.prompt, limit))

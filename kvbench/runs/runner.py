@@ -22,8 +22,8 @@ from kvbench.runs.trials import Trial
 
 @dataclass
 class Runner:
-    """Runs a suite into a store. ``executor`` measures; None: this process. With a ``memory_limit`` in bytes, which only
-    executors that start processes keep, no trial may take more."""
+    """Runs a suite into a store. ``executor`` measures; None: this process. No trial may take more than
+    ``memory_limit`` bytes, which only executors that start processes keep."""
 
     store: RunStore
     listener: Listener

@@ -65,7 +65,8 @@ steps = 8
 peaks = false
 """
 """What the ci suite measures, in small: exact tensors, codes with scales, level tables in a basis, keys before RoPE."""
-TRIALS, RUNS = 5, 20
+TRIALS, RUNS = 5, 4
+"""``benchmarks/gate_selftest.py`` runs the real suite twenty times."""
 
 Patch = pytest.MonkeyPatch
 
@@ -352,12 +353,6 @@ MUTATIONS = [
     (the_prediction_forgets_a_byte, "predicted_bytes"),
     (bases_are_not_counted, "model_level_bytes"),
 ]
-
-
-def test_unbroken_code_passes(baseline: Baseline, tmp_path: Path):
-    report = judged(baseline, tmp_path)
-    assert report.render() == f"passed: {TRIALS} SAME\n"
-    assert report.exit_code == 0
 
 
 def test_unbroken_code_passes_every_time(baseline: Baseline, tmp_path: Path):

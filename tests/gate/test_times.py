@@ -101,14 +101,14 @@ KEYS = [f"m | int:bits={bits} | w" for bits in (2, 3, 4, 8)]
 
 
 def shared_machine(monkeypatch, seed: int, slower: float = 0.0) -> None:
-    """Let versions be timed on a machine that others use: a process is 2 % off for its whole life, one in fifty has a
-    neighbour that takes 15 %, and all of them drift by 5 %. The version called head is ``slower``."""
+    """Let versions be timed on a machine that others use: a process is 1.5 % off for its whole life, one in a hundred
+    has a neighbour that takes 15 %, and all of them drift by 5 %. The version called head is ``slower``."""
     random, turn = np.random.default_rng(seed), count()
 
     def times(side: Version, suite: Path, threads: int) -> dict[str, float]:
         drift = 1 + 0.05 * np.sin(next(turn) / 5 + seed)
-        neighbour = 1.15 if random.random() < 0.02 else 1.0
-        process = drift * neighbour * np.exp(random.normal(0, 0.02))
+        neighbour = 1.15 if random.random() < 0.01 else 1.0
+        process = drift * neighbour * np.exp(random.normal(0, 0.015))
         share = 1 + slower if side.place.name == "head" else 1.0
         return {key: share * process * np.exp(random.normal(0, 0.01)) for key in KEYS}
 

@@ -147,7 +147,9 @@ def test_a_process_that_dies_is_quoted_and_started_anew(child: Callable[[str], M
 
 def test_what_an_earlier_request_said_is_not_quoted(child: Callable[[str], MemoryResult], tmp_path: Path):
     with pytest.raises(RuntimeError, match="failed: oh"):
-        child("os.write(2, b'oh\\n') if not list(folder.iterdir()) else 0; (folder / 'x').touch(); print(7, flush=True)")
+        child(
+            "os.write(2, b'oh\\n') if not list(folder.iterdir()) else 0; (folder / 'x').touch(); print(7, flush=True)"
+        )
     with pytest.raises(RuntimeError, match="failed: no output, exit status 7"):
         measured(tmp_path, "memory probe of x", 60)
 

@@ -80,7 +80,10 @@ def test_where_memory_was_large_enough_there_is_no_frontier():
 
 def test_other_limits_are_other_tables():
     settings = [frontier.setting for frontier in memory_frontiers([*grid(), *grid(1 << 30)])]
-    assert [setting.rpartition(", ")[2] for setting in settings] == ["at most 2 GiB a process", "at most 1 GiB a process"]
+    assert [setting.rpartition(", ")[2] for setting in settings] == [
+        "at most 2 GiB a process",
+        "at most 1 GiB a process",
+    ]
 
 
 def test_it_stands_in_every_form_of_a_report(tmp_path):

@@ -25,8 +25,9 @@ from kvbench.runs.store import RunStore
 WRITERS, EACH, MOST = 10, 60, 12
 """Writers in a folder, records that each may write, and the most that it appends at once: enough for several pages of
 a file, between which a write can be cut."""
-LONGEST_LIFE = 0.03
-"""Seconds."""
+MOST_REPORTS, LONGEST_WAIT = 6, 0.004
+"""A writer is killed after fewer appends than that, and at most so many seconds later: in the next one or between two,
+on an idle machine as on a busy one."""
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def _numbered(record: Record, number: int) -> Record:
 def _killed(run: Path, records: Sequence[Record], drawn: random.Random) -> int:
     """How many of ``records`` a writer had reported when it was killed."""
     reading, writing = os.pipe()
-    seed, life = drawn.random(), drawn.uniform(0, LONGEST_LIFE)
+    seed, appends, wait = drawn.random(), drawn.randrange(MOST_REPORTS), drawn.uniform(0, LONGEST_WAIT)
     child = os.fork()
     if child == 0:
         try:
@@ -63,12 +64,13 @@ def _killed(run: Path, records: Sequence[Record], drawn: random.Random) -> int:
         finally:
             os._exit(1)
     os.close(writing)
-    time.sleep(life)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "a writer ended by itself"
-    with os.fdopen(reading, "rb") as reports:
-        return sum(reports.read())
+    with os.fdopen(reading, "rb", buffering=0) as reports:
+        reported = b"".join(reports.read(1) for _ in range(appends))
+        time.sleep(wait)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), "a writer ended by itself"
+        return sum(reported + reports.read())
 
 
 def _write(run: Path, records: Sequence[Record], drawn: random.Random, reports: int) -> None:

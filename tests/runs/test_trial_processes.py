@@ -25,7 +25,6 @@ from kvbench.runs.suites import parse_suite
 from kvbench.runs.trial_child import RECORD, REQUEST, STAGES, TrialRequest, measure
 from kvbench.runs.trial_processes import Limits, TrialProcesses
 
-
 HUGE, LIMIT = 1 << 20, 4 << 30
 """Rows whose keys of one layer take 8 GiB, and bytes that are enough for what is imported and two rows."""
 
@@ -113,11 +112,11 @@ def test_a_process_whose_last_words_are_of_memory_ran_out_of_it(make_trial, monk
 
 
 def test_a_trial_that_needs_more_than_its_limit_is_a_row_and_the_next_runs(tmp_path):
-    timed = SUITE.replace('name = "w"', 'name = "rows-{rows}"') + "[workload.speed]\nprompt = 64\nrounds = 1\nwarmup = 0\n"
-    text = f'{timed}steps = 32\nbatch = "{{rows}}"\n[matrix]\nrows = [{HUGE}, {2 * HUGE}, 2]\n'
-    runner = Runner(
-        RunStore(tmp_path / "r"), Silent(), threads=1, executor=TrialProcesses(), memory_limit=LIMIT
+    timed = (
+        SUITE.replace('name = "w"', 'name = "rows-{rows}"') + "[workload.speed]\nprompt = 64\nrounds = 1\nwarmup = 0\n"
     )
+    text = f'{timed}steps = 32\nbatch = "{{rows}}"\n[matrix]\nrows = [{HUGE}, {2 * HUGE}, 2]\n'
+    runner = Runner(RunStore(tmp_path / "r"), Silent(), threads=1, executor=TrialProcesses(), memory_limit=LIMIT)
     records = runner.run(parse_suite(text, "s"))
     assert [record.status for record in records] == ["oom", "oom", "ok"], [record.failure for record in records]
     assert "allocate" in records[0].failure.message and records[1].failure.type == NOT_TRIED
