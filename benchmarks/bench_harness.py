@@ -122,7 +122,7 @@ def _turns(small: ModelBench, rounds: int) -> list[float]:
 def _calls(small: ModelBench, folder: Path) -> dict[str, Callable[[], object]]:
     model, geometry = small.loaded.model, small.geometry
     none = _arms(small)["none"]
-    store, record = RunStore(folder), _record(small)
+    store, record = RunStore(folder), made_to_be_written(small)
     store.plan([record.trial], "harness")
     many = folder / "many.jsonl"
     many.write_bytes(encode_line(record) * 1000)
@@ -141,7 +141,8 @@ def _calls(small: ModelBench, folder: Path) -> dict[str, Callable[[], object]]:
     }
 
 
-def _record(small: ModelBench) -> Record:
+def made_to_be_written(small: ModelBench) -> Record:
+    """A record without a result."""
     trial = Trial(
         model=MODEL,
         weights_sha256=small.loaded.weights_sha256,

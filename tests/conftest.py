@@ -31,6 +31,11 @@ LONGEST = (
 """Files that take a minute for few tests: begun first, so that no process is alone with one at the end."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How many trials a Ray cluster gets: few unless somebody wants to know."""
+    parser.addoption("--ray-trials", type=int, default=3, help="trials that test_ray_cluster.py compares (default 3)")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first; ``--no-loadscope-reorder`` keeps that order among processes."""
     items.sort(key=lambda item: item.path.name not in LONGEST)

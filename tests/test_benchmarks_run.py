@@ -35,7 +35,7 @@ def test_every_benchmark_runs_and_its_json_becomes_tables(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-3000:]
     groups = {bench["group"]: bench for bench in json.loads(out.read_text())["benchmarks"]}
-    assert len(groups) == 11
+    assert len(groups) == 13
     text = markdown(read_benchmarks(out))
     assert all(f"### {group}" in text.replace("\\", "") for group in groups)
     assert (

@@ -95,14 +95,28 @@ def chosen_suite(name: str | None, selection: Selection, equal_bytes: EqualBytes
     return suite
 
 
-def runner_into(folder: Path, progress: RunProgress, execution: Execution, executor: Executor | None = None) -> Runner:
-    """A runner whose records go to ``folder``."""
+def runner_into(
+    folder: Path,
+    progress: RunProgress,
+    execution: Execution,
+    executor: Executor | None = None,
+    memory_limit: int | None = None,
+) -> Runner:
+    """A runner whose records go to ``folder``; see :class:`kvbench.runs.runner.Runner`."""
     from kvbench.kernels.reading import Reading
     from kvbench.runs.runner import Runner
     from kvbench.runs.store import RunStore
 
     reading = Reading(execution.attention, execution.read)
-    return Runner(RunStore(folder), progress, execution.device, execution.threads, reading=reading, executor=executor)
+    return Runner(
+        RunStore(folder),
+        progress,
+        execution.device,
+        execution.threads,
+        reading=reading,
+        executor=executor,
+        memory_limit=memory_limit,
+    )
 
 
 def solved(runner: Runner, suite: Suite, equal_bytes: EqualBytes) -> Suite:

@@ -31,7 +31,7 @@ Seconds = Annotated[float, Parameter(validator=Number(gt=0, lte=1e7))]
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Where trials run, and how long they may."""
+    """Where trials run, and how much time and memory they may take."""
 
     executor: Annotated[
         Literal["local", "ray"], Parameter(help="A process on this machine, or tasks of a Ray cluster.")
@@ -41,6 +41,9 @@ class Processes:
     ] = None
     timeout: Annotated[Seconds, Parameter(help="Seconds that one trial may take.")] = 4 * 3600.0
     stall: Annotated[Seconds, Parameter(help="Seconds that a local trial may go without a sign of life.")] = 1800.0
+    memory_limit: Annotated[
+        str | None, Parameter(help="Bytes that a trial's process may take, as in 2GiB; one that needs more is a row.")
+    ] = None
 
 
 def sweep(
@@ -58,16 +61,17 @@ def sweep(
     """Measure a grid of settings, a fresh process a trial: one that hangs or dies is a row, and the rest goes on.
 
     A suite file may have axes, [matrix], whose values are put where {axis} stands, and leave cells out, [[exclude]].
-    A trial larger than one that ran out of memory is not tried. Finished trials are never redone.
+    A trial larger than one that ran out of memory is not tried; kvbench report shows how far each compressor came.
+    Finished trials are never redone.
     Exit codes: 0 ok, 2 usage, 4 some trials failed, 130 interrupted.
     """
-    chosen = chosen_suite(suite, selection, equal_bytes)
+    chosen, limit = chosen_suite(suite, selection, equal_bytes), _memory_limit(processes.memory_limit, execution.device)
     from kvbench.runs.progress import RunProgress
     from kvbench.runs.shards import Shard
 
     folder = out_dir or Path("runs") / chosen.name
     with RunProgress(err) as progress:
-        runner = runner_into(folder, progress, execution, _executor(processes))
+        runner = runner_into(folder, progress, execution, _executor(processes), limit)
         chosen = solved(runner, chosen, equal_bytes)
         shard = Shard.parse(execution.shard)
         if dry_run:
@@ -112,6 +116,19 @@ def trial(
     if record.status == "interrupted":
         raise KeyboardInterrupt
     return EXIT_OK if record.status == "ok" else EXIT_SOME_FAILED
+
+
+def _memory_limit(text: str | None, device: str) -> int | None:
+    from kvbench.hardware.memory_limit import require_memory_limits
+    from kvbench.storage.units import byte_count
+
+    if text is None:
+        return None
+    require_memory_limits(device)
+    try:
+        return byte_count(text)
+    except ValueError as error:
+        raise KvbenchError(f"--memory-limit: {error}") from error
 
 
 def _executor(processes: Processes) -> Executor:

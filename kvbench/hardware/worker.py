@@ -44,6 +44,7 @@ class Worker:
         self._process: subprocess.Popen[str] | None = None
         self._environment: dict[str, str] = {}
         self._stderr: IO[bytes] | None = None
+        self._said_before = 0
         atexit.register(self.stop)
 
     def run(self, folder: Path, timeout_s: float, watch: Callable[[], None] = lambda: None) -> int:
@@ -78,10 +79,10 @@ class Worker:
         return int(answers[0]) if answers[0] else process.wait()
 
     def errors(self) -> str:
-        """What the process has written to its standard error."""
+        """What the process has written to its standard error since the last request began."""
         if self._stderr is None:
             return ""
-        self._stderr.seek(0)
+        self._stderr.seek(self._said_before)
         return self._stderr.read().decode(errors="replace")
 
     def stop(self) -> None:
@@ -100,6 +101,7 @@ class Worker:
         if self._process is None or self._process.poll() is not None or self._environment != environment:
             self.stop()
             home = str(Path(kvbench.__file__).parents[1])
+            self._said_before = 0
             self._stderr = TemporaryFile()  # noqa: SIM115 - it is the process' standard error, and goes when that does
             self._environment = environment
             self._process = subprocess.Popen(
@@ -111,6 +113,8 @@ class Worker:
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for this process, which then ends that one
             )
+        elif self._stderr is not None:
+            self._said_before = os.fstat(self._stderr.fileno()).st_size
         return self._process
 
 

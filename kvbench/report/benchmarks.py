@@ -145,6 +145,7 @@ def _row(cells: Sequence[str]) -> str:
 
 COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("bytes_read", "MB read", lambda count: short(count / 1e6)),
+    ("bytes_written", "MB written", lambda count: short(count / 1e6)),
     ("bandwidth", "GB/s", lambda speed: short(speed / 1e9)),
     ("share_of_read", "% of read", _percent),
     ("share_of_copy", "% of copy", _percent),

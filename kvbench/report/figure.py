@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -22,6 +23,10 @@ class Figure:
 
     def specification(self) -> dict[str, Any]:
         """Plain Vega-Lite, without the address of its schema: nothing in it is to be fetched."""
+        return self._plain
+
+    @cached_property
+    def _plain(self) -> dict[str, Any]:
         plain = self.chart.to_dict()
         plain.pop("$schema", None)
         return plain

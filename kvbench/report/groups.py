@@ -14,6 +14,7 @@ from kvbench.report.numbers import fixed, short
 from kvbench.report.pareto import SAME_BITS, Point, clear_frontier
 from kvbench.report.shift import Shift, shift_columns, shift_remarks, shifts
 from kvbench.runs.records import Record
+from kvbench.storage.units import bytes_in_words
 
 BASELINES = ("none", IN_16_BIT, "hf")
 """Measured in every run; they head their table and take no part in the race for the frontier."""
@@ -43,11 +44,12 @@ class Group:
 
     @property
     def setting(self) -> str:
-        """Dtype, device, threads, seed and how the caches were read, in one line."""
+        """Dtype, device, threads, seed, how the caches were read and the memory that a process had, in one line."""
         trial = self.records[0].trial
         threads = f"{trial.threads} thread{'s' * (trial.threads != 1)}"
         read = "" if trial.attention == "auto" else f", attention {trial.attention}"
-        return f"{trial.dtype} on {trial.device}, {threads}, seed {trial.seed}{read}"
+        limit = "" if trial.memory_limit is None else f", at most {bytes_in_words(trial.memory_limit)} a process"
+        return f"{trial.dtype} on {trial.device}, {threads}, seed {trial.seed}{read}{limit}"
 
     @property
     def workload(self) -> tuple[str, ...]:
@@ -85,13 +87,13 @@ class Group:
             *_interval_methods(self.records),
         )
 
-    @property
+    @cached_property
     def summary(self) -> tuple[Column, ...]:
         """The columns that matter, of those that were measured."""
         size = () if any(record.memory for record in self.records) else (BODY_BITS,)
         return self._used((*size, *SUMMARY, *shift_columns(self.shifts)))
 
-    @property
+    @cached_property
     def details(self) -> dict[str, tuple[Column, ...]]:
         """All columns by the part of the workload that they belong to, of those that were measured."""
         measured = {part: any(getattr(record, part) for record in self.records) for part in DETAILS}

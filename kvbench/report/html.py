@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from kvbench.errors import KvbenchError
+from kvbench.report.columns import Cell
 from kvbench.report.drawing import DARK
+from kvbench.report.figure import Figure
 from kvbench.report.page import Page, page
 from kvbench.report.tables import markdown
 from kvbench.runs.records import Record
@@ -20,6 +25,12 @@ from kvbench.storage.files import replace_file
 
 REPORT = "report.html"
 TABLE = "table.md"
+
+DIGITS = 6
+"""Of numbers in charts and of those that tables sort by: more than a screen has pixels."""
+
+AS_SHOWN = 0.05
+"""Share by which a number in a table may be rounded and still be what the table sorts by."""
 
 
 def write_report(records: Sequence[Record], folder: Path | str, status: StoreStatus | None = None) -> list[Path]:
@@ -52,13 +63,40 @@ def _render(content: Page) -> str:
 @cache
 def templates() -> Environment:
     """The templates of this folder, which escape everything."""
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("kvbench.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"chart_json": _chart_json, "sort_key": _sort_key}
+    return environment
+
+
+def _chart_json(figure: Figure) -> Markup:
+    """The chart, as short as it can be written."""
+    return htmlsafe_json_dumps(_rounded(figure.specification()), separators=(",", ":"))
+
+
+def _rounded(value: Any) -> Any:
+    """All numbers within lists and tables with :data:`DIGITS` digits."""
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def _sort_key(cell: Cell) -> str:
+    """The number that a table sorts by; empty for a word, and where the cell shows that number."""
+    if cell.sort is None:
+        return ""
+    try:
+        as_shown = math.isclose(float(cell.text), cell.sort, rel_tol=AS_SHOWN)
+    except ValueError:
+        as_shown = False
+    return "" if as_shown else f"{cell.sort:.{DIGITS}g}"
 
 
 @cache

@@ -31,6 +31,10 @@ STRAY = 150.0
 """Cost, in covered pixels, of standing as near to another point as to one's own."""
 
 
+APART = 3.0
+"""Pixels by which a name must be nearer to its own point than to any other."""
+
+
 @dataclass(frozen=True)
 class Box:
     """A rectangle; ``bottom`` is below ``top``, so larger."""
@@ -100,8 +104,11 @@ def place_labels(
     for index in sorted(range(len(points)), key=lambda index: not essential[index]):
         x, y = points[index]
         boxes = [text_box(x + place.dx, y + place.dy, names[index], place.align) for place in PLACES]
+        around, reach = _around(boxes), max(box.distance(x, y) for box in boxes) + APART
+        near = [other for other in taken if around.overlap(other)]
+        rivals = [other for other in points if around.distance(*other) < reach]
         costs = [
-            RANK * rank + _covered(box, taken, frame) + STRAY * _strays(box, points[index], points)
+            RANK * rank + _covered(box, near, frame) + STRAY * _strays(box, points[index], rivals)
             for rank, box in enumerate(boxes)
         ]
         best = costs.index(min(costs))
@@ -118,6 +125,16 @@ def text_box(x: float, middle: float, text: str, align: Align = "left") -> Box:
     return Box(left, middle - LINE / 2, left + length, middle + LINE / 2)
 
 
+def _around(boxes: Sequence[Box]) -> Box:
+    """The smallest box that holds all of them."""
+    return Box(
+        min(box.left for box in boxes),
+        min(box.top for box in boxes),
+        max(box.right for box in boxes),
+        max(box.bottom for box in boxes),
+    )
+
+
 def _covered(box: Box, taken: Sequence[Box], frame: Box) -> float:
     """Pixels of other marks under the box; those outside the frame weigh ten times."""
     return sum(map(box.overlap, taken)) + 10 * (box.area - box.overlap(frame))
@@ -125,5 +142,5 @@ def _covered(box: Box, taken: Sequence[Box], frame: Box) -> float:
 
 def _strays(box: Box, labelled: tuple[float, float], points: Sequence[tuple[float, float]]) -> bool:
     """True where a reader could take the name for another point's."""
-    reach = box.distance(*labelled) + 3
+    reach = box.distance(*labelled) + APART
     return any(box.distance(*other) < reach for other in points if other != labelled)

@@ -16,6 +16,7 @@ from kvbench.report.environments import Environment, environments
 from kvbench.report.figure import Figure
 from kvbench.report.findings import Finding, findings
 from kvbench.report.groups import STATUS_WORDS, Group, grouped, is_baseline, row_mark, why
+from kvbench.report.memory_frontier import IN_WORDS, MemoryFrontier, memory_frontiers
 from kvbench.report.numbers import in_line
 from kvbench.report.reproduce import Recipe, recipes
 from kvbench.runs.records import Record
@@ -76,6 +77,15 @@ class Section:
 
 
 @dataclass(frozen=True)
+class MemoryView:
+    """What fits the memory: a model, its setting, and a row for every compressor."""
+
+    title: str
+    setting: str
+    table: TableView
+
+
+@dataclass(frozen=True)
 class Failed:
     """A trial without a result, with all that is known about why."""
 
@@ -101,11 +111,18 @@ class Page:
     """What a budget of bytes decodes, over all workloads of a model."""
     domains: list[Figure]
     """KLD by what was calibrated on and what is scored, over all workloads of a model."""
+    memory: list[MemoryView]
+    """How far prompts and batches could be raised, for every model whose trials ran out of memory."""
     sections: list[Section]
     failures: list[Failed]
     environments: list[Environment]
     recipes: list[Recipe]
     definitions: dict[str, tuple[Column, ...]]
+
+    @property
+    def memory_in_words(self) -> str:
+        """What the tables of ``memory`` show."""
+        return IN_WORDS
 
     @property
     def figures(self) -> list[Figure]:
@@ -130,6 +147,7 @@ def page(records: Sequence[Record], status: StoreStatus | None = None) -> Page:
         crossovers=crossovers(groups),
         capacities=capacities(groups),
         domains=domain_maps(groups),
+        memory=[_memory(frontier) for frontier in memory_frontiers(records)],
         sections=[_section(index, group, drawn[index]) for index, group in enumerate(groups)],
         failures=[_failed(record) for group in groups for record in group.failed],
         environments=environments(records),
@@ -171,6 +189,12 @@ def _table(caption: str, group: Group, columns: tuple[Column, ...]) -> TableView
     rows = [_row(group, record, tuple(cells[index] for cells in aligned)) for index, record in enumerate(group.records)]
     heads = tuple(_head(column, cells) for column, cells in zip(columns, aligned, strict=True))
     return TableView(caption, heads, tuple(rows))
+
+
+def _memory(frontier: MemoryFrontier) -> MemoryView:
+    heads = tuple(Head(column.title.split("\n"), column.description, 0.0, False) for column in frontier.columns)
+    rows = tuple(Row(row.compressor, " ", "", "ok", row.baseline, "", row.cells) for row in frontier.rows)
+    return MemoryView(frontier.model, frontier.setting, TableView(f"Memory, {frontier.model}", heads, rows))
 
 
 def _head(column: Column, cells: Sequence[Cell | None]) -> Head:

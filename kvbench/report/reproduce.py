@@ -30,9 +30,9 @@ class Recipe:
 
 @dataclass
 class _Draft:
-    """Trials that fit into one suite: one dtype, seed, device and thread count, one workload under a name."""
+    """Trials that fit into one suite: one dtype, seed, device, thread count and memory, one workload under a name."""
 
-    setting: tuple[str, int, str, int]
+    setting: tuple[str, int, str, int, int | None]
     workloads: dict[str, Workload] = field(default_factory=dict)
     models: dict[str, dict[str, None]] = field(default_factory=dict)
     """Workload name to the models that ran it, in order."""
@@ -69,8 +69,9 @@ def command(trial: Trial, suite: str) -> str:
 
     Such a suite may have other workloads too, which are then measured as well.
     """
-    known = next((each for each in _built_in() if _holds(each, trial)), None)
-    words = ["kvbench", "run", "--suite", known.name if known else suite]
+    holding = (each for each, workloads in _built_in() if each.seed == trial.seed and trial.workload in workloads)
+    known = next(holding, None)
+    words = [*_verb(trial.memory_limit).split(), known.name if known else suite]
     if known is None or known.models != (trial.model,):
         words += ["--model", trial.model]
     words += ["--compressor", trial.compressor]
@@ -81,32 +82,39 @@ def command(trial: Trial, suite: str) -> str:
     if trial.attention != "auto":
         for word in trial.attention.split("+"):
             words += ["--attention" if word == "reference" else "--read", word]
-    return shlex.join([*words, "--threads", str(trial.threads)])
+    return shlex.join([*words, "--threads", str(trial.threads)]) + _limited(trial.memory_limit)
+
+
+def _verb(memory_limit: int | None) -> str:
+    """Memory is limited for processes, of which a sweep starts one a trial."""
+    return "kvbench run --suite" if memory_limit is None else "kvbench sweep"
+
+
+def _limited(memory_limit: int | None) -> str:
+    return "" if memory_limit is None else f" --memory-limit {memory_limit}"
 
 
 @lru_cache(maxsize=1)
-def _built_in() -> tuple[Suite, ...]:
-    return tuple(load_suite(name) for name in suite_names())
+def _built_in() -> tuple[tuple[Suite, tuple[Workload, ...]], ...]:
+    """The built-in suites with their workloads as trials carry them."""
+    suites = [load_suite(name) for name in suite_names()]
+    return tuple((suite, tuple(workload.plain() for workload in suite.workload)) for suite in suites)
 
 
-def _holds(suite: Suite, trial: Trial) -> bool:
-    return suite.seed == trial.seed and any(workload.plain() == trial.workload for workload in suite.workload)
-
-
-def _setting(trial: Trial) -> tuple[str, int, str, int]:
-    return trial.dtype, trial.seed, trial.device, trial.threads
+def _setting(trial: Trial) -> tuple[str, int, str, int, int | None]:
+    return trial.dtype, trial.seed, trial.device, trial.threads, trial.memory_limit
 
 
 def _recipe(draft: _Draft, name: str) -> Recipe:
-    _, _, device, threads = draft.setting
+    _, _, device, threads, limit = draft.setting
     file = f"{name}.toml"
     rows = dict.fromkeys((trial.compressor, command(trial, file)) for trial in draft.trials)
-    whole = f"kvbench run --suite {file} --device {device}"
+    whole = f"{_verb(limit)} {file} --device {device}{_limited(limit)}"
     return Recipe(file, "\n".join(_toml(draft, name)) + "\n", whole, threads, tuple(rows))
 
 
 def _toml(draft: _Draft, name: str) -> Iterator[str]:
-    dtype, seed, _, _ = draft.setting
+    dtype, seed, *_ = draft.setting
     models = list(dict.fromkeys(model for ran in draft.models.values() for model in ran))
     yield f"name = {_value(name)}"
     yield f"models = {_value(models)}"

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from kvbench.report.columns import LEGENDS, LESSER, Cell, Column, Trend
 from kvbench.report.groups import STATUS_WORDS, Group, grouped, row_mark, why
+from kvbench.report.memory_frontier import IN_WORDS, MemoryFrontier, memory_frontiers
 from kvbench.report.numbers import MISSING, in_line
 from kvbench.runs.records import Record
 
@@ -26,6 +27,8 @@ LONGEST_STATUS = len("interrupted  ")
 EMPTY = "No trial has been recorded."
 BEST_LEGEND = "★ on the Pareto frontier: nothing of its bits (within 2 %) or fewer has a clearly lower KLD"
 
+REACH = "how far the memory reaches"
+
 
 def summary_table(records: Iterable[Record], *, wide: bool = False) -> RenderableType:
     """What ``kvbench run`` prints: for each model and workload a table with a row per trial, failed ones included.
@@ -33,20 +36,24 @@ def summary_table(records: Iterable[Record], *, wide: bool = False) -> Renderabl
     By default the columns that matter, for a terminal of 100 characters; ``wide`` gives every number, with its
     interval, in a table for each part. Give it to the ``print`` of a rich console.
     """
-    groups = grouped(records)
+    records = list(records)
+    groups, frontiers = grouped(records), memory_frontiers(records)
     if not groups:
         return Text(EMPTY)
     parts = [part for group in groups for part in _render(group, wide)]
-    return Stack(*parts, Text("\n".join(_legend(groups)), style="dim"))
+    parts += [part for frontier in frontiers for part in _render_memory(frontier)]
+    return Stack(*parts, Text("\n".join(_legend(groups, frontiers)), style="dim"))
 
 
 def markdown(records: Iterable[Record]) -> str:
     """The summary as GitHub tables, for READMEs and leaderboards; ends with a newline."""
-    groups = grouped(records)
+    records = list(records)
+    groups, frontiers = grouped(records), memory_frontiers(records)
     if not groups:
         return f"{EMPTY}\n"
-    legend = "  \n".join(escaped(line) for line in _legend(groups))
-    return "\n\n".join([*(_markdown_group(group) for group in groups), legend]) + "\n"
+    tables = [*map(_markdown_group, groups), *map(_markdown_memory, frontiers)]
+    legend = "  \n".join(escaped(line) for line in _legend(groups, frontiers))
+    return "\n\n".join([*tables, legend]) + "\n"
 
 
 def escaped(text: str) -> str:
@@ -123,6 +130,17 @@ class _Fitting:
         return table
 
 
+def _render_memory(frontier: MemoryFrontier) -> list[RenderableType]:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("\ncompressor", overflow="fold", min_width=NARROWEST_NAME)
+    for column in frontier.columns:
+        table.add_column(column.title, justify="right")
+    for row in frontier.rows:
+        table.add_row(Text(row.compressor), *(cell.text if cell else MISSING for cell in row.cells))
+    title = Text(f"{frontier.model} · {REACH}", style="bold")
+    return [title, Text(frontier.setting, style="dim"), Padding(table, (1, 0)), Text()]
+
+
 def _lowered(title: Sequence[str], lines: int) -> str:
     """Short titles stand directly above their numbers."""
     return "\n".join([*([""] * (lines - len(title))), *title])
@@ -163,12 +181,13 @@ def _notes(group: Group) -> list[Text]:
     return [*failures, *(Text(remark, style="yellow" if remark[0] == "!" else "dim") for remark in group.remarks)]
 
 
-def _legend(groups: Sequence[Group]) -> list[str]:
+def _legend(groups: Sequence[Group], frontiers: Sequence[MemoryFrontier]) -> list[str]:
     """Only what these tables use."""
     records = [record for group in groups for record in group.records]
     lines = [
         *(line for part, line in LEGENDS.items() if any(getattr(record, part) for record in records)),
         BEST_LEGEND if any(group.best for group in groups) else "",
+        f"{REACH}: {IN_WORDS}" if frontiers else "",
     ]
     return [line for line in lines if line]
 
@@ -186,6 +205,17 @@ def _markdown_group(group: Group) -> str:
     ]
     if notes := _notes(group):
         lines += ["", *(f"- {escaped(note.plain)}" for note in notes)]
+    return "\n".join(lines)
+
+
+def _markdown_memory(frontier: MemoryFrontier) -> str:
+    lines = [
+        *(f"### {escaped(frontier.model)} · {REACH}", "", escaped(frontier.setting), ""),
+        _markdown_row(["compressor", *(column.heading for column in frontier.columns)]),
+        _markdown_row(["---", *("---:" for _ in frontier.columns)]),
+    ]
+    for row in frontier.rows:
+        lines.append(_markdown_row([escaped(row.compressor), *(cell.text if cell else MISSING for cell in row.cells)]))
     return "\n".join(lines)
 
 

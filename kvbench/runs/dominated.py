@@ -14,13 +14,16 @@ SIZES = ("batch", "prompt", "length", "prefix")
 OUT_OF_ROOM = ("oom", "killed")
 """Statuses of trials for which memory was most likely too small."""
 
+NOT_TRIED = "NotTried"
+"""The type of failure of a trial that a smaller one stands for."""
+
 
 def dominates(record: Record, trial: Trial) -> bool:
     """Whether ``record`` ran out of memory at no larger size than ``trial`` would have, all else the same."""
     small, large = record.trial, trial
     if record.status not in OUT_OF_ROOM or small.id == large.id or _kind(small) != _kind(large):
         return False
-    before, after = (_leaves(content(each.workload) | {"name": ""}) for each in (small, large))
+    before, after = (leaves(content(each.workload) | {"name": ""}) for each in (small, large))
     return before.keys() == after.keys() and all(
         after[path] >= value if path[-1] in SIZES and isinstance(value, int) else after[path] == value
         for path, value in before.items()
@@ -32,7 +35,8 @@ def _kind(trial: Trial) -> Trial:
     return trial.model_copy(update={"workload": None, "text_sha256": {}})
 
 
-def _leaves(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+def leaves(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Every value within nested tables, by the names that lead to it."""
     if not isinstance(value, dict):
         return {path: value}
-    return {key: leaf for name, each in value.items() for key, leaf in _leaves(each, (*path, name)).items()}
+    return {key: leaf for name, each in value.items() for key, leaf in leaves(each, (*path, name)).items()}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import torch
 
 from kvbench.compressors.compressor import parse
-from kvbench.errors import KvbenchError, PluginError
+from kvbench.errors import KvbenchError
 from kvbench.hardware.environment import provenance
 from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.measure.bench import ModelBench, Report, dtype_named
@@ -17,14 +16,12 @@ from kvbench.measure.parts.part import TIMEOUT_S
 from kvbench.models.registry import find as find_model
 from kvbench.runs.canonical import digest
 from kvbench.runs.code_identity import code_sha256, packages
+from kvbench.runs.endings import failure_of, status_of
 from kvbench.runs.records import Failure, Provenance, Record, Status
 from kvbench.runs.resolve import inputs_of, resolve
 from kvbench.runs.suites import Suite, expand
 from kvbench.runs.trials import Trial
 from kvbench.storage.frozen import Frozen
-
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
-"""How torch's allocators on CPU and GPU say it, also through a child's last words."""
 
 MOST_THREADS = 1024
 
@@ -80,7 +77,7 @@ class Measurer:
         except KeyboardInterrupt:
             status, failure = "interrupted", Failure(type="KeyboardInterrupt", message="interrupted")
         except Exception as error:
-            status, failure = _classify(error), _failure(error)
+            status, failure = status_of(error), failure_of(error)
         origin = Provenance(**provenance(trial.device, started))
         return Record.of(trial, status, origin, failure=failure, solved_for=solved_for, **results)
 
@@ -112,15 +109,3 @@ class Measurer:
         """Hash of the code, packages and thread count that decide what the uncompressed model predicts here."""
         none = parse("none")
         return digest([code_sha256(none, ("quality",), self.device), packages(none, self.device), self.threads])
-
-
-def _classify(error: Exception) -> Status:
-    if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
-        return "oom"
-    return "timeout" if isinstance(error, TimeoutError) else "failed"
-
-
-def _failure(error: Exception) -> Failure:
-    known = isinstance(error, KvbenchError | MemoryError | TimeoutError) and not isinstance(error, PluginError)
-    trace = None if known else "".join(traceback.format_exception(error))
-    return Failure(type=type(error).__name__, message=str(error) or type(error).__name__, traceback=trace)

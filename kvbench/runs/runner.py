@@ -10,7 +10,7 @@ from kvbench.hardware.environment import provenance
 from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.measure.bench import ModelBench
 from kvbench.measure.parts.part import TIMEOUT_S
-from kvbench.runs.dominated import dominates
+from kvbench.runs.dominated import NOT_TRIED, dominates
 from kvbench.runs.execution import Executor, InThisProcess, Listener, PlannedTrial
 from kvbench.runs.measuring import Measurer
 from kvbench.runs.records import Failure, Provenance, Record
@@ -22,7 +22,8 @@ from kvbench.runs.trials import Trial
 
 @dataclass
 class Runner:
-    """Runs a suite into a store. ``executor`` measures; None: this process."""
+    """Runs a suite into a store. ``executor`` measures; None: this process. No trial may take more than
+    ``memory_limit`` bytes, which only executors that start processes keep."""
 
     store: RunStore
     listener: Listener
@@ -31,6 +32,7 @@ class Runner:
     probe_timeout_s: float = TIMEOUT_S
     reading: Reading = DEFAULT
     executor: Executor | None = None
+    memory_limit: int | None = None
     _ended: list[Record] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -38,7 +40,10 @@ class Runner:
 
     def plan(self, suite: Suite) -> list[Trial]:
         """See :meth:`Measurer.plan`."""
-        return self._measurer.plan(suite)
+        trials = self._measurer.plan(suite)
+        if self.memory_limit is None:
+            return trials
+        return [trial.model_copy(update={"memory_limit": self.memory_limit}) for trial in trials]
 
     def bench_for(self, model: str, dtype: str) -> ModelBench:
         """See :meth:`Measurer.bench_for`."""
@@ -93,6 +98,6 @@ class Runner:
 
 
 def _not_tried(planned: PlannedTrial, smaller: Record) -> Record:
-    failure = Failure(type="NotTried", message=f"not tried: {smaller.trial.key} ran out of memory at a smaller size")
+    failure = Failure(type=NOT_TRIED, message=f"not tried: {smaller.trial.key} ran out of memory at a smaller size")
     origin = Provenance(**provenance(planned.trial.device, datetime.now(UTC)))
     return Record.of(planned.trial, "oom", origin, failure=failure, solved_for=planned.solved_for)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from kvbench.errors import KvbenchError
+from kvbench.hardware.memory_limit import limited_memory
 from kvbench.hardware.worker import serve
 from kvbench.kernels.reading import Reading
 from kvbench.measure.bench import Report
@@ -38,10 +40,14 @@ def measure(request: TrialRequest, stage: Report) -> Record:
 
 
 class PlannedElsewhere(Measurer):
-    """Measures trials of a plan that another process made, if this one would plan the same."""
+    """Measures trials of a plan that another process made, if this one would plan the same, within their memory."""
 
     def _measure(self, trial: Trial) -> dict[str, Frozen]:
-        here = self.planned_again(trial)
+        with nullcontext() if trial.memory_limit is None else limited_memory(trial.device, trial.memory_limit):
+            return self._measure_planned(trial)
+
+    def _measure_planned(self, trial: Trial) -> dict[str, Frozen]:
+        here = self.planned_again(trial).model_copy(update={"memory_limit": trial.memory_limit})
         if here.id != trial.id:
             differing = [name for name in Trial.model_fields if getattr(here, name) != getattr(trial, name)]
             raise KvbenchError(

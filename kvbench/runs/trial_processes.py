@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from kvbench.hardware.environment import provenance
 from kvbench.hardware.worker import Worker
 from kvbench.measure.parts.part import TIMEOUT_S
+from kvbench.runs.endings import tells_of_memory
 from kvbench.runs.execution import Listener, PlannedTrial
 from kvbench.runs.records import Failure, Provenance, Record, Status
 from kvbench.runs.trial_child import RECORD, REQUEST, STAGES, TrialRequest
@@ -92,9 +93,12 @@ def unmeasured(planned: PlannedTrial, status: Status, kind: str, message: str, s
 
 
 def _died(planned: PlannedTrial, status: int, started: datetime) -> Record:
-    if status < 0:
-        name = signal.Signals(-status).name
-        likely = ", most likely for memory" if -status == signal.SIGKILL else ""
-        return unmeasured(planned, "killed", "Killed", f"its process was ended by {name}{likely}", started)
-    last = (CHILD.errors().strip().splitlines() or ["it said nothing"])[-1]
-    return unmeasured(planned, "failed", "RuntimeError", f"its process ended with status {status}: {last}", started)
+    said = CHILD.errors().strip().splitlines()
+    name = signal.Signals(-status).name if status < 0 else ""
+    end = f"its process was ended by {name}" if name else f"its process ended with status {status}"
+    if (lack := next((line for line in reversed(said) if tells_of_memory(line)), None)) is not None:
+        return unmeasured(planned, "oom", "MemoryError", f"{end}: {lack.strip()}", started)
+    if name:
+        likely = ", most likely for memory" if name == "SIGKILL" else ""
+        return unmeasured(planned, "killed", "Killed", f"{end}{likely}", started)
+    return unmeasured(planned, "failed", "RuntimeError", f"{end}: {said[-1] if said else 'it said nothing'}", started)

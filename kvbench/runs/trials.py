@@ -6,11 +6,15 @@ again. Its key is the short name under which results of different days are compa
 
 from __future__ import annotations
 
+import operator
+from typing import Annotated
+
 from pydantic import Field, PositiveInt, model_validator
 
 from kvbench.measure.parts import PARTS, PartSettings, PartsOfWorkload
 from kvbench.runs.canonical import content, digest
 from kvbench.storage.frozen import Frozen
+from kvbench.storage.units import ByteCount
 
 SCHEMA = 2
 """Version of every model in :mod:`kvbench.runs.records` and of the store; a change needs a word in ``migrations``."""
@@ -54,6 +58,8 @@ class Trial(Frozen):
     attention: str = "auto"
     text_sha256: dict[str, str] = Field(default_factory=dict)
     """Text name to the sha256 of its content."""
+    memory_limit: Annotated[ByteCount | None, Field(exclude_if=operator.not_)] = None
+    """Bytes that its process may take (:mod:`kvbench.hardware.memory_limit`); None: what the machine has."""
 
     @property
     def id(self) -> str:

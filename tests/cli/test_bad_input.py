@@ -81,6 +81,10 @@ def test_usage(refuse: Refuse, command: str, told: str):
         ("run --model random:llama --device abacus", "device 'abacus' cannot be used"),
         ("run --model random:llama --dtype int8", "unknown dtype 'int8'; known: float32"),
         ("run --threads -3", "threads must be 1 to 1024, or 0 for torch's own choice; got -3"),
+        (
+            "sweep quick --memory-limit lots",
+            "--memory-limit: cannot read 'lots' as bytes; write 512MiB, 1GiB or a number",
+        ),
         ("project --model deepseek-v4", "unknown config 'deepseek-v4'; did you mean 'deepseek-v3'?"),
         ("project --model deepseek-v3 --device h1000", "unknown device 'h1000'; did you mean 'h100'?"),
         ("project --model deepseek-v3 --weights fp16", "unknown precision of weights 'fp16'; did you mean 'bf16'?"),

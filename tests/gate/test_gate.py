@@ -9,10 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kvbench.cli import main as cli
 from kvbench.errors import UndecidedError
 from kvbench.gate.baseline import read_baseline, write_baseline
 from kvbench.gate.gate import gate
 from kvbench.gate.verdicts import Verdict
+from kvbench.runs.store import RunStore
 
 
 @pytest.fixture
@@ -288,3 +290,22 @@ def test_a_baseline_is_only_made_of_whole_results(tmp_path, record, failed):
         with pytest.raises(UndecidedError):
             write_baseline(bad, path)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda path: path.unlink(), "no baseline at"),
+        (lambda path: path.rename(path.with_name("renamed.json")), "no baseline at"),
+        (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "is damaged"),
+        (lambda path: path.write_bytes(b""), "is damaged"),
+    ],
+    ids=["missing", "renamed", "truncated", "empty"],
+)
+def test_a_build_without_its_baseline_ends_undecided(tmp_path, path, results, capsys, damage, told):
+    RunStore(tmp_path).append_all(results)
+    damage(path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["gate", str(tmp_path), "--baseline", str(path)])
+    said = capsys.readouterr()
+    assert ended.value.code == 3 and told in said.err and "--update" in said.err and not said.out

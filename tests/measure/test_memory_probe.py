@@ -145,6 +145,15 @@ def test_a_process_that_dies_is_quoted_and_started_anew(child: Callable[[str], M
         measured(tmp_path, "memory probe of x", 60)
 
 
+def test_what_an_earlier_request_said_is_not_quoted(child: Callable[[str], MemoryResult], tmp_path: Path):
+    with pytest.raises(RuntimeError, match="failed: oh"):
+        child(
+            "os.write(2, b'oh\\n') if not list(folder.iterdir()) else 0; (folder / 'x').touch(); print(7, flush=True)"
+        )
+    with pytest.raises(RuntimeError, match="failed: no output, exit status 7"):
+        measured(tmp_path, "memory probe of x", 60)
+
+
 @pytest.mark.parametrize("script", ["print(-9, flush=True)", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_a_killed_child_counts_as_out_of_memory(child: Callable[[str], MemoryResult], script: str):
     with pytest.raises(MemoryError, match="killed, most likely for memory"):

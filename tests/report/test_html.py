@@ -130,7 +130,8 @@ def test_what_records_say_is_data_never_markup(tmp_path):
 
 def test_numbers_can_be_sorted_and_failures_cannot(run):
     _, text = run
-    assert re.search(r'<td data-sort="0\.0167">0\.017', text)
+    assert re.search(r"<td>0\.017", text), "what is shown is what is sorted by"
+    assert re.search(r'<td data-sort="0">≤ noise', text) and re.search(r'<td data-sort="0\.929">92\.9%', text)
     assert '<td class="reason"' in text
     assert "aria-sort" in text
 

@@ -1,4 +1,7 @@
-"""Trials on a Ray cluster: the same records as on one machine, also when a node is lost in the middle."""
+"""Trials on a Ray cluster: the same records as on one machine, also when a node is lost in the middle.
+
+``pytest tests/runs/test_ray_cluster.py --ray-trials 40 --timeout 3600`` compares as many.
+"""
 
 from __future__ import annotations
 
@@ -19,40 +22,43 @@ from kvbench.runs.store import RunStore
 from kvbench.runs.suites import parse_suite
 from kvbench.runs.trials import Workload
 
-SWEEP = SUITE.replace('"none"', '"none", "int:bits={b}"') + "\n[matrix]\nb = [2, 4]\n"
+SWEEP = SUITE.replace('"none"', '"none", "int:bits={b},sinks={s}"')
 
 
 class Listener:
-    """Hears of every end; loses a node after the first."""
+    """Hears of every end; loses a node after so many."""
 
-    def __init__(self, lose_a_node=lambda: None):
-        self.ended_ids, self.lose_a_node = [], lose_a_node
+    def __init__(self, lose_a_node=lambda: None, after=0):
+        self.ended_ids, self.lose_a_node, self.after = [], lose_a_node, after
 
     def ended(self, record):
         self.ended_ids.append(record.id)
-        if len(self.ended_ids) == 1:
+        if len(self.ended_ids) == self.after:
             self.lose_a_node()
 
     def __getattr__(self, name):
         return lambda *_: None
 
 
-def test_a_lost_node_costs_no_trial_and_counts_none_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_lost_node_costs_no_trial_and_counts_none_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+):
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     monkeypatch.setenv("KVBENCH_CACHE", cache_with_kernels(tmp_path / "cache"))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    suite = parse_suite(SWEEP, "s")
+    trials = request.config.getoption("--ray-trials")
+    suite = parse_suite(f"{SWEEP}\n[matrix]\nb = [2, 4]\ns = {list(range(1, trials // 2 + 1))}\n", "s")
     alone = Runner(RunStore(tmp_path / "alone"), Listener(), threads=1).run(suite)
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         second = cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
-        listener = Listener(lambda: cluster.remove_node(second, allow_graceful=False))
+        listener = Listener(lambda: cluster.remove_node(second, allow_graceful=False), after=trials // 2)
         executor = RayCluster(cluster.address)
         there = Runner(RunStore(tmp_path / "ray"), listener, threads=1, executor=executor).run(suite)
     finally:
         cluster.shutdown()
-    assert [record.status for record in there] == ["ok"] * 3, [record.failure for record in there]
+    assert [record.status for record in there] == ["ok"] * (trials // 2 * 2 + 1), [record.failure for record in there]
     assert sorted(listener.ended_ids) == sorted(record.id for record in alone)
     origin = {"provenance", "checksum"}
     assert [record.model_dump(exclude=origin) for record in there] == [

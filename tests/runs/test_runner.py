@@ -62,6 +62,8 @@ ERRORS = {
     "memory": MemoryError(),
     "allocator": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     "accelerator": RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "system": OSError(12, "Cannot allocate memory"),
+    "runtime": RuntimeError("std::bad_alloc"),
     "time": TimeoutError("too long"),
     "interrupt": KeyboardInterrupt(),
 }
@@ -193,6 +195,8 @@ def test_a_broken_compressor_is_its_own_failure(tmp_path: Path):
         ("memory", "oom", "MemoryError"),
         ("allocator", "oom", "PluginError"),
         ("accelerator", "oom", "PluginError"),
+        ("system", "oom", "PluginError"),
+        ("runtime", "oom", "PluginError"),
         ("time", "timeout", "TimeoutError"),
     ],
 )

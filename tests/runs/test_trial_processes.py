@@ -15,13 +15,18 @@ from kept_kernels import cache_with_kernels
 from tiny_suite import HEAD, SUITE
 
 from kvbench.cli import main as cli
+from kvbench.report.memory_frontier import memory_frontiers
 from kvbench.runs import trial_processes as module
+from kvbench.runs.dominated import NOT_TRIED
 from kvbench.runs.execution import PlannedTrial
 from kvbench.runs.runner import Runner
 from kvbench.runs.store import RunStore, read_records
 from kvbench.runs.suites import parse_suite
 from kvbench.runs.trial_child import RECORD, REQUEST, STAGES, TrialRequest, measure
 from kvbench.runs.trial_processes import Limits, TrialProcesses
+
+HUGE, LIMIT = 1 << 20, 4 << 30
+"""Rows whose keys of one layer take 8 GiB, and bytes that are enough for what is imported and two rows."""
 
 
 class Silent:
@@ -54,14 +59,14 @@ def test_a_process_a_trial_gives_the_records_of_one_process(tmp_path, monkeypatc
 class Child:
     """Stands for the process: does to the trial's folder what ``act`` does, and ends."""
 
-    def __init__(self, act):
-        self.act = act
+    def __init__(self, act, said="Traceback\nImportError: no such thing\n"):
+        self.act, self.said = act, said
 
     def run(self, folder, timeout_s, watch):
         return self.act(folder, timeout_s, watch)
 
     def errors(self):
-        return "Traceback\nImportError: no such thing\n"
+        return self.said
 
 
 def stalls(folder, timeout_s, watch):
@@ -96,6 +101,30 @@ def test_every_end_is_a_row(make_trial, monkeypatch, act, status, message):
     (record,) = TrialProcesses(Limits(trial_s=9, stall_s=0.1)).run([planned], Silent())
     assert (record.status, record.failure.message) == (status, message)
     assert record.trial == planned.trial and record.solved_for == (3.0,)
+
+
+@pytest.mark.parametrize("status", [1, -signal.SIGABRT])
+def test_a_process_whose_last_words_are_of_memory_ran_out_of_it(make_trial, monkeypatch, status):
+    said = "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc\nbye\n"
+    monkeypatch.setattr(module, "CHILD", Child(lambda *_: status, said))
+    (record,) = TrialProcesses().run([PlannedTrial(make_trial())], Silent())
+    assert record.status == "oom" and record.failure.message.endswith(": what():  std::bad_alloc")
+
+
+def test_a_trial_that_needs_more_than_its_limit_is_a_row_and_the_next_runs(tmp_path):
+    timed = (
+        SUITE.replace('name = "w"', 'name = "rows-{rows}"') + "[workload.speed]\nprompt = 64\nrounds = 1\nwarmup = 0\n"
+    )
+    text = f'{timed}steps = 32\nbatch = "{{rows}}"\n[matrix]\nrows = [{HUGE}, {2 * HUGE}, 2]\n'
+    runner = Runner(RunStore(tmp_path / "r"), Silent(), threads=1, executor=TrialProcesses(), memory_limit=LIMIT)
+    records = runner.run(parse_suite(text, "s"))
+    assert [record.status for record in records] == ["oom", "oom", "ok"], [record.failure for record in records]
+    assert "allocate" in records[0].failure.message and records[1].failure.type == NOT_TRIED
+    assert {record.trial.memory_limit for record in records} == {LIMIT}
+    (frontier,) = memory_frontiers(records)
+    assert frontier.rows[0].cells[0].text == f"2 ({HUGE:,} ✗)"
+    free = Runner(RunStore(tmp_path / "free"), Silent(), threads=1).plan(parse_suite(text, "s"))
+    assert free[-1].memory_limit is None and free[-1].id != records[-1].id
 
 
 def test_larger_trials_are_not_tried_after_one_was_killed(tmp_path, monkeypatch):

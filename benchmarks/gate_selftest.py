@@ -1,0 +1,113 @@
+"""The gates against themselves: quiet where nothing changed, again and again, and loud on a slowdown put in on purpose.
+
+    python benchmarks/gate_selftest.py values --runs 20                      # an hour
+    python benchmarks/gate_selftest.py times --runs 20 --slowdown 0.15       # a night; nothing else may run
+
+``values`` measures the suite ``ci`` of this checkout anew in every run and gates it by the committed baseline.
+``times`` times this checkout against itself, and against a copy of it whose own decode steps take longer while stock
+transformers', the control, stay as they are. Exit code 1 if a gate was loud on nothing or quiet on the slowdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parents[1]
+BASELINE = ROOT / "results" / "baselines" / "ci.json"
+
+SLOWER = """
+
+# Put in by benchmarks/gate_selftest.py.
+import time as _time
+
+_quick = Arm.forward
+
+
+def _slow(self, *inputs, **options):
+    start = _time.perf_counter()
+    logits = _quick(self, *inputs, **options)
+    if self.plan is not None:  # stock transformers is the control
+        end = start + (1 + {share}) * (_time.perf_counter() - start)
+        while _time.perf_counter() < end:
+            pass
+    return logits
+
+
+Arm.forward = _slow
+"""
+"""Stands at the end of ``kvbench/measure/arms.py``: every step of an arm of kvbench's own takes ``share`` longer."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a gate; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("gate", choices=("values", "times"))
+    parser.add_argument("--runs", type=int, default=20, help="of either kind")
+    parser.add_argument("--slowdown", type=float, default=0.15, help="share of a decode step that is added")
+    parser.add_argument("--suite", default="times", help="what is timed")
+    parser.add_argument("--rounds", type=int, default=10, help="of either side, in every run")
+    options = parser.parse_args(arguments)
+    with TemporaryDirectory(prefix="kvbench-selftest-") as scratch:
+        if options.gate == "values":
+            codes = [
+                _told(f"same code, run {run + 1}", *values(Path(scratch) / str(run))) for run in range(options.runs)
+            ]
+            return int(any(codes))
+        slow = slowed(Path(scratch) / "slow", options.slowdown)
+        timing = options.suite, options.rounds
+        same = [_told(f"same code, run {run + 1}", *times(ROOT, *timing)) for run in range(options.runs)]
+        found = [
+            _told(f"{options.slowdown:.0%} slower, run {run + 1}", *times(slow, *timing)) for run in range(options.runs)
+        ]
+    print(f"alarms on nothing: {same.count(1)} of {len(same)}; slowdowns told: {found.count(1)} of {len(found)}")
+    return int(same.count(1) > 0 or found.count(1) < len(found))
+
+
+def values(folder: Path) -> tuple[int, list[str]]:
+    """The exit code of ``kvbench gate`` on a run into ``folder``, and the verdicts."""
+    _kvbench("run", "--suite", "ci", "--out", folder, "--quiet")
+    code, printed = _kvbench("gate", folder, "--baseline", BASELINE, "--json")
+    return code, [row["verdict"] for row in json.loads(printed)["rows"]] if printed else []
+
+
+def times(head: Path, suite: str, rounds: int) -> tuple[int, list[str]]:
+    """The exit code of ``kvbench gate-times`` with this checkout as the base, and the verdicts."""
+    sides = ("--base", ROOT, "--head", head)
+    code, printed = _kvbench("gate-times", *sides, "--suite", suite, "--rounds", rounds, "--json")
+    return code, [row["verdict"] for row in json.loads(printed)["rows"]] if printed else []
+
+
+def slowed(folder: Path, share: float) -> Path:
+    """A copy of this checkout's package in ``folder`` that decodes slower; the folder."""
+    shutil.copytree(ROOT / "kvbench", folder / "kvbench", ignore=shutil.ignore_patterns("__pycache__"))
+    with (folder / "kvbench" / "measure" / "arms.py").open("a") as arms:
+        arms.write(SLOWER.format(share=share))
+    return folder
+
+
+def _kvbench(*arguments: object) -> tuple[int, str]:
+    """Exit code and output of a command of this checkout; what it says of itself goes to the terminal."""
+    command = [sys.executable, "-m", "kvbench", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+def _told(what: str, code: int, verdicts: list[str]) -> int:
+    """Print how a run ended; its exit code."""
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(verdicts).items())
+    print(f"{what}: exit code {code}, {counts or 'nothing judged'}", flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""A limit on this process' memory: what does not fit fails, and what comes afterwards does not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from kvbench.errors import KvbenchError
+from kvbench.hardware.memory_limit import limited_memory, private_bytes
+from kvbench.runs.endings import status_of
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody limits what a process maps")
+ROOM = 64 << 20
+
+
+@on_linux
+@pytest.mark.parametrize(
+    "allocate",
+    [lambda size: torch.empty(size, dtype=torch.uint8), lambda size: np.empty(size, np.uint8), bytearray],
+    ids=["torch", "numpy", "python"],
+)
+def test_what_does_not_fit_fails_for_memory_and_only_within_the_limit(allocate: Callable[[int], object]):
+    with limited_memory("cpu", private_bytes() + ROOM):
+        allocate(ROOM // 4)
+        with pytest.raises((MemoryError, RuntimeError)) as refused:
+            allocate(4 * ROOM)
+    assert status_of(refused.value) == "oom"
+    allocate(4 * ROOM)
+
+
+@on_linux
+def test_less_than_the_process_has_already_is_no_room_at_all():
+    with pytest.raises(MemoryError, match=r"takes .* MiB before it has loaded a model, and may take 1$"):
+        limited_memory("cpu", 1 << 20).__enter__()
+
+
+def test_systems_without_limits_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(KvbenchError, match="memory can be limited on Linux and on GPUs only; leave --memory-limit out"):
+        limited_memory("cpu", 1 << 40)
