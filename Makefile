@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: bench test lint gate baseline families clean
+.PHONY: bench test lint gate baseline catalogue families clean
 
 bench: $(READY)            ## fetch model and text, run the quick suite, print the table, write the report
 	$(BIN)/kvbench run --suite quick --out runs/quick
@@ -27,6 +27,9 @@ baseline: $(READY)         ## accept what the ci suite measures now
 	rm -rf runs/ci
 	$(BIN)/kvbench run --suite ci --out runs/ci
 	$(BIN)/kvbench gate runs/ci --baseline results/baselines/ci.json --update
+
+catalogue: $(READY)         ## write down what the compressors say of themselves, for `kvbench show` and `kvbench ls`
+	$(BIN)/python tests/cli/catalogued.py
 
 families: $(READY)         ## try a tiny model of every decoder family anew, for `kvbench ls families`
 	$(BIN)/python tests/families/survey.py

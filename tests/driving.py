@@ -20,7 +20,8 @@ from kvbench.codecs.codec import Codec, SideCodec
 from kvbench.codecs.frame import Bands, Frame, bands_of
 from kvbench.codecs.quantizers.base import Passthrough
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry, probe_geometry
-from kvbench.models.random_models import FAMILIES, build
+from kvbench.models.random_families import FAMILIES
+from kvbench.models.random_models import build
 from kvbench.selectors.base import Budget, Leaving, Selector
 
 ALL_FAMILIES = tuple(FAMILIES)

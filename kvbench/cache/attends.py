@@ -14,7 +14,7 @@ from kvbench.kernels.reading import DEFAULT, Reading
 
 
 def attends(plan: Plan, geometry: ModelGeometry, reading: Reading = DEFAULT, softcap: float | None = None) -> str:
-    """What attends to the stored tokens while one token per row is decoded, in the words of :mod:`kvbench.cache.way`.
+    """What attends to the stored tokens while one token per row is decoded, in the words of :mod:`kvbench.cache.reads`.
 
     Layers that are read in different ways are listed with " | " between, as in what a live cache reports
     (:attr:`kvbench.cache.cache.CompressedCache.attended_by`).

@@ -135,6 +135,12 @@ def cache_bytes(cache: CompressedCache) -> CacheBytes:
     return count_bytes(tensors, cache)
 
 
+def bytes_of_layers(cache: CompressedCache, layers: Iterable[int]) -> int:
+    """Allocated bytes of the layers with these numbers, each storage once."""
+    chosen = [cache.layers[index] for index in layers]
+    return count_bytes([pair for layer in chosen for pair in layer.tensors_by_kind()], ()).total
+
+
 def unused_bytes(cache: CompressedCache) -> int:
     """Bytes of buffers beyond what is stored, of all kinds, each storage once: allocated, and perhaps never touched."""
     buffers = [

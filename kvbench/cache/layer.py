@@ -46,7 +46,7 @@ class KVLayer(CacheLayerMixin):
         self.seen = 0
         self.expected = False  # whether kvbench's attention runs next; set before every forward pass
         self.reading: Reading = DEFAULT
-        self.attended_by = ""  # what attended to the stored tokens last, in the words of kvbench.cache.way
+        self.attended_by = ""  # what attended to the stored tokens last, in the words of kvbench.cache.reads
         self.tail_keys: GrowingTensor | None = None
         self.tail_values: GrowingTensor | None = None
         self.readers = 0  # later layers that read this one's tokens in every forward pass

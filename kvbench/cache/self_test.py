@@ -17,6 +17,7 @@ from kvbench.codecs.quantizers.base import Passthrough
 from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.hooks.geometry import ModelGeometry, probe_geometry, refused_where_it_fails
 from kvbench.hooks.interception import attention_modules
+from kvbench.hooks.rope_deltas import without_rope_deltas
 
 TOKENS = 20
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -48,8 +49,9 @@ def self_test(model: PreTrainedModel, geometry: ModelGeometry, frame: Frame) -> 
     """
     if model.training:
         raise KvbenchError(f"{type(model).__name__} is in training mode, where no two passes agree; call model.eval()")
-    tested = model if model.dtype in TOLERANCE else _first_layers_in_fp32(model, geometry) or model
-    error = _error(tested, geometry if tested is model else probe_geometry(tested), frame)
+    with without_rope_deltas(model):
+        tested = model if model.dtype in TOLERANCE else _first_layers_in_fp32(model, geometry) or model
+        error = _error(tested, geometry if tested is model else probe_geometry(tested), frame)
     if not error <= _tolerance(tested):
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot carry a compressed cache: with identity codecs the logits differ by "

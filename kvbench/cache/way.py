@@ -16,24 +16,10 @@ from kvbench.kernels.choice import Kernels
 from kvbench.kernels.decode import kernels_taking
 from kvbench.kernels.reading import Reading
 
-READS = {
-    "exact": "keys and values are floating-point numbers, read where they lie",
-    "latents": "the same for latents: queries are taken into them once, outputs brought back once",
-    "int": "a kernel multiplies the stored integers; nothing is decoded to memory",
-    "levels": "the same for codes that a table turns into 8-bit levels on the way",
-    "absorbed": "plain torch decodes latents tile by tile and attends to them: no keys or values are rebuilt",
-    "rebuilt": "keys are rebuilt tile by tile, and rotated if they are stored before RoPE; values stay latents",
-    "bands": "queries are taken into the latents once a block; keys of fast RoPE pairs are rebuilt tile by tile",
-    "decoded": "plain torch decodes keys and values tile by tile, and rotates keys that are stored before RoPE",
-}
-"""What is read. In front stands who reads: ``numba`` (CPU kernels), ``triton`` (GPU kernels) or ``torch``."""
-STOCK = "stock"
-"""transformers' own attention on its own cache."""
-
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """``reads`` (a key of :data:`READS`) by ``kernels``, None for plain torch.
+    """``reads`` (a key of :data:`kvbench.cache.reads.READS`) by ``kernels``, None for plain torch.
 
     ``keys`` and ``values`` are what a kernel is given: codes by their kernel_view, or latents.
     """

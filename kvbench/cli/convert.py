@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvbench.cli.console import err, out, say
+from kvbench.cli.early import refuse_slips
 from kvbench.cli.options import DEFAULT_MODEL, Device, Dtype, Json, Model, Whole
 from kvbench.errors import EXIT_OK
 
@@ -49,6 +50,7 @@ def convert(
     The weights are not tuned. Every token is a latent, the first and the most recent ones too, so expect more loss than
     --compressor mla:… has on the original model, which keeps those exact.
     """
+    refuse_slips(model=model, compressors=[compressor], text=calibration.text, dtype=dtype)
     from kvbench.conversion.convert import convert_model
     from kvbench.measure.bench import CalibrationSource
     from kvbench.runs.progress import counted

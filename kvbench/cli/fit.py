@@ -13,7 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from kvbench.cli.console import err, out, say
+from kvbench.cli.early import refuse_slips
 from kvbench.cli.options import DEFAULT_MODEL, Device, Dtype, Json, Model, Whole
+from kvbench.compressors.catalogue import refuse_wrong_keys
 from kvbench.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def calibrate(
     device: Device = "cpu",
 ) -> int:
     """Collect the statistics that compressors are fitted from; later runs find them by content."""
+    refuse_slips(model=model, text=text, dtype=dtype)
     from kvbench.measure.bench import CalibrationSource, ModelBench
     from kvbench.runs.progress import counted
 
@@ -71,6 +74,11 @@ def fit(
     Use the folder like any compressor, without calibration, on the same weights: --compressor saved:path=FOLDER.
     An interrupted search goes on where it stopped. Exit code 2, and the nearest, if nothing reaches the target.
     """
+    from kvbench.runs.targets import parse_target
+
+    refuse_slips(model=model, text=search.text, dtype=dtype)
+    refuse_wrong_keys(method)
+    parse_target(target)
     from kvbench.runs.fit import fit_method
     from kvbench.runs.progress import counted
 

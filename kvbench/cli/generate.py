@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvbench.cli.console import err, out
+from kvbench.cli.early import refuse_slips
 from kvbench.cli.options import DEFAULT_MODEL, Device, Dtype, Json, Model, Whole
 from kvbench.errors import EXIT_OK
 
@@ -32,6 +33,7 @@ def generate(
     json_: Json = False,
 ) -> int:
     """Complete a prompt with and without compression, side by side, and show where they part."""
+    refuse_slips(model=model, compressors=[compressor], dtype=dtype)
     from dataclasses import asdict
 
     from kvbench.compressors.compressor import parse

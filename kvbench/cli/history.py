@@ -27,9 +27,10 @@ def history(
     Exit codes: 0 nothing is slower now, 1 the last change of a benchmark made it slower by more than the margin,
     3 no benchmark has been measured eight times on one kind of machine, or not beside stock transformers.
     """
-    from kvbench.gate.history import LEAST_POINTS, changes, series_of
+    records = [record for folder in results for record in some_records(folder)]
+    from kvbench.gate.history import LEAST_POINTS, changes, series_of  # slow to come: slips go first
 
-    series = series_of(record for folder in results for record in some_records(folder))
+    series = series_of(records)
     told = [each for each in series if len(each.points) >= LEAST_POINTS]
     by_series = [(each, changes(each)) for each in told]
     slower = [each.key for each, steps in by_series if steps and steps[-1].factor > 1 + margin]

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from kvbench.cli.console import err, out
+from kvbench.cli.early import refuse_slips
 from kvbench.cli.options import DEFAULT_MODEL, DataDir, Device, Dtype, Json, Model, Whole
 from kvbench.errors import EXIT_OK, KvbenchError
 
@@ -34,11 +35,21 @@ class Samples:
     num_fewshot: Annotated[Whole | None, Parameter(help="Solved examples before each; default: the task's.")] = None
     chat: Annotated[bool, Parameter(help="Wrap contexts in the model's chat template.")] = False
 
-    def check(self) -> None:
-        """Raises KvbenchError for counts that are too small."""
+    def names(self) -> list[str]:
+        """The tasks.
+
+        Raises:
+            KvbenchError: none is named, a count is too small, or there is no such folder.
+        """
         for name, count, least in (("limit", self.limit, 1), ("num-fewshot", self.num_fewshot, 0)):
             if count is not None and count < least:
                 raise KvbenchError(f"--{name} {count} is too few; give {least} or more")
+        if self.include_path is not None and not self.include_path.is_dir():
+            raise KvbenchError(f"--include-path {self.include_path} is no folder; give one with the tasks' .yaml files")
+        names = [name.strip() for name in self.tasks.split(",") if name.strip()]
+        if not names:
+            raise KvbenchError("--tasks names no task; give one or more, separated by commas")
+        return names
 
 
 def lm_eval(
@@ -63,21 +74,19 @@ def lm_eval(
 
     Example: kvbench lm-eval --tasks hellaswag --limit 100 --compressor int:bits=4 --compressor ftc:bits=3
     """
-    from kvbench.compressors.compressor import parse
-    from kvbench.measure.bench import CalibrationSource, ModelBench
     from kvbench.measure.parts.tasks import MARGIN
-    from kvbench.runs.progress import counted
     from kvbench.storage.data_dir import use_data_dir
 
-    samples.check()
-    margin = MARGIN if margin is None else margin
+    names, margin = samples.names(), MARGIN if margin is None else margin
     if not 0 < margin <= 1:
         raise KvbenchError(f"--margin {margin:g} is no loss of score; give a number above 0, at most 1")
+    refuse_slips(model=model, compressors=compressor, dtype=dtype)
     use_data_dir(data_dir)
+    from kvbench.compressors.compressor import parse
+    from kvbench.measure.bench import CalibrationSource, ModelBench
+    from kvbench.runs.progress import counted
+
     parsed = [parse(spec) for spec in compressor]
-    names = [name.strip() for name in samples.tasks.split(",") if name.strip()]
-    if not names:
-        raise KvbenchError("--tasks names no task; give one or more, separated by commas")
     manager = _manager(names, samples.include_path)
     runs: dict[str, HarnessRun] = {}
     with counted(err, "calibrating") as report:
@@ -162,8 +171,6 @@ def _manager(names: list[str], include_path: Path | None) -> Any:
     except ModuleNotFoundError as error:
         raise KvbenchError('lm-evaluation-harness is missing; pip install "kvbench[lm-eval]"') from error
     folder = None if include_path is None else str(include_path)
-    if include_path is not None and not include_path.is_dir():
-        raise KvbenchError(f"--include-path {include_path} is no folder; give one with the tasks' .yaml files")
     if folder is not None:
         alone = TaskManager(include_path=folder, include_defaults=False)
         if {*names} <= {*alone.all_tasks}:

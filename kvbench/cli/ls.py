@@ -13,11 +13,12 @@ from rich.table import Table
 
 from kvbench.cli.console import out, say
 from kvbench.cli.options import Json
+from kvbench.compressors.catalogue import catalogue
 from kvbench.compressors.names import plugins
 from kvbench.errors import EXIT_OK, KvbenchError, PluginError, unknown
 
 if TYPE_CHECKING:
-    from kvbench.compressors.part import Part
+    from kvbench.compressors.outline import Outline
     from kvbench.hardware.devices import Accelerator
     from kvbench.runs.store import RunStore
 
@@ -28,7 +29,7 @@ def ls(
     what: Annotated[
         str, Parameter(help="compressors, models, families, texts, suites, devices or runs.")
     ] = "compressors",
-    folder: Annotated[Path, Parameter(help="Of runs: where the results folders lie.")] = Path("runs"),
+    folder: Annotated[Path | None, Parameter(help="Of runs: where the results folders lie; default runs.")] = None,
     /,
     *,
     json_: Json = False,
@@ -36,7 +37,9 @@ def ls(
     """List what exists: compressors, models, families, texts, suites or devices, and the runs in a folder."""
     if what not in (*LISTS, "runs"):
         raise unknown("list", what, (*LISTS, "runs"))
-    rows = _runs(folder) if what == "runs" else LISTS[what]()
+    if folder is not None and what != "runs":
+        raise KvbenchError(f"{what} lie in no folder; leave {folder} out")
+    rows = _runs(folder or Path("runs")) if what == "runs" else LISTS[what]()
     if json_:
         print(json.dumps(rows, indent=1))
     else:
@@ -44,38 +47,34 @@ def ls(
     return EXIT_OK
 
 
-CATALOGUE = Path(__file__).with_name("compressors.json")
-"""What :func:`compressor_row` says of every built-in compressor; a test holds it to that. Reading it takes no torch."""
-
-
 def _compressors() -> Rows:
-    return [*json.loads(CATALOGUE.read_text("utf-8")), *(compressor_row(name) for name in sorted(plugins()))]
+    """kvbench's own as they are written down; of other packages each is imported."""
+    shipped = [_row(entry.outline, entry.attends) for entry in catalogue().values()]
+    return [*shipped, *(_foreign(name) for name in sorted(plugins()))]
 
 
-def compressor_row(name: str) -> dict[str, str]:
-    """One compressor: imports its code, and torch with it."""
-    from kvbench.compressors import registry as compressors
-
-    try:
-        cls = compressors.find(name)
-    except PluginError as error:  # a broken package must not hide the others
-        return {"name": name, "family": "broken", "brings": str(error), "needs": "", "attends": "", "paper": ""}
+def _row(outline: Outline, attends: str) -> dict[str, str]:
     return {
-        "name": name,
-        "family": cls.family,
-        "brings": ", ".join(cls.roles),
-        "needs": "calibration" if cls.needs_calibration else "",
-        "attends": _attends(cls),
-        "paper": cls.paper,
+        "name": outline.name,
+        "family": outline.family,
+        "brings": ", ".join(outline.roles),
+        "needs": "calibration" if outline.needs_calibration else "",
+        "attends": attends,
+        "paper": outline.paper,
     }
 
 
-def _attends(cls: type[Part]) -> str:
-    """What attends with default settings, derived from the codec that they are fitted to."""
+def _foreign(name: str) -> dict[str, str]:
+    """One compressor of another package: imports its code, and torch with it."""
+    from kvbench.compressors import registry
     from kvbench.measure.small import attends_on_small, example
 
+    try:
+        cls = registry.find(name)
+    except PluginError as error:  # a broken package must not hide the others
+        return {"name": name, "family": "broken", "brings": str(error), "needs": "", "attends": "", "paper": ""}
     spec = example(cls)
-    return "" if spec is None else attends_on_small(spec) or ""
+    return _row(cls.outline(), "" if spec is None else attends_on_small(spec) or "")
 
 
 def _models() -> Rows:

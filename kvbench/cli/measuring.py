@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from kvbench.cli.console import out, say
+from kvbench.cli.early import refuse_slips
 from kvbench.cli.options import DataDir, Device, Whole
 from kvbench.errors import EXIT_OK, EXIT_SOME_FAILED, KvbenchError
 
@@ -78,20 +79,23 @@ def chosen_suite(name: str | None, selection: Selection, equal_bytes: EqualBytes
     Raises:
         KvbenchError: it does not exist or is wrong, or options do not go together.
     """
-    from kvbench.compressors.names import refuse_unknown_names
     from kvbench.runs.matrix import MOST_CELLS
     from kvbench.runs.suites import load_suite
+    from kvbench.runs.targets import bit_targets
     from kvbench.storage.data_dir import use_data_dir
 
     use_data_dir(selection.data_dir)
     if equal_bytes.at is None and (equal_bytes.methods or equal_bytes.exact):
         raise KvbenchError("--methods and --exact say what is solved for equal bytes; add --at, as in --at bits=2,3,4")
+    if equal_bytes.at is not None:
+        bit_targets(equal_bytes.at)
     name = name if name is not None else "quick" if equal_bytes.at is None else "frontier"
     suite = load_suite(name, selection.profile, sys.maxsize if selection.yes else MOST_CELLS).narrowed(
         model=selection.model, compressors=selection.compressor, dtype=selection.dtype, exact=equal_bytes.exact
     )
-    for spec in suite.compressors:
-        refuse_unknown_names(spec)
+    refuse_slips(compressors=suite.compressors, dtype=suite.dtype)
+    for model in suite.models:
+        refuse_slips(model=model)
     return suite
 
 

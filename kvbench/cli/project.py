@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kvbench.cli.console import out
-from kvbench.cli.options import Json
+from kvbench.cli.options import Json, Whole
+from kvbench.compressors.catalogue import refuse_wrong
 from kvbench.errors import EXIT_OK, KvbenchError, unknown
 from kvbench.hardware.devices import CPU, WIDTH, Accelerator, accelerator, processor
 
@@ -30,8 +31,8 @@ class Serving:
     context: Annotated[str | None, Parameter(help="Tokens: 8k, a list, or 4k..1m doubling; default 4k to all.")] = None
     batch: Annotated[str, Parameter(help="Rows over all devices, a list, or max: as many as fit.")] = "max"
     weights: Annotated[str, Parameter(help="fp8, bf16 or fp32; the cache is bf16 beside the first two.")] = "bf16"
-    tp: Annotated[int, Parameter(help="Tensor parallelism: devices that share heads and MLPs.")] = 1
-    ep: Annotated[int, Parameter(help="Expert parallelism: devices that share routed experts.")] = 1
+    tp: Annotated[Whole, Parameter(help="Tensor parallelism: devices that share heads and MLPs.")] = 1
+    ep: Annotated[Whole, Parameter(help="Expert parallelism: devices that share routed experts.")] = 1
 
 
 @Parameter(name="*")
@@ -74,9 +75,11 @@ def project(
     other compressors act on that latent. Batches and times are limits, not measurements.
     """
     from kvbench.projection.arguments import batches_of, contexts_of, names_of, specs_of
+    from kvbench.projection.caches import NATIVE
 
     devices = _devices(names_of(device), serving.weights, cpu)
     batches, specs = batches_of(serving.batch), specs_of(compressor)
+    refuse_wrong(*(spec for spec in specs if spec != NATIVE))
     if not 0 < reached.usable_memory <= 1:
         raise KvbenchError(f"usable memory {reached.usable_memory:g} must be a share, above 0 and at most 1")
     settings = _settings(model, devices, serving, reached)

@@ -90,9 +90,9 @@ def _shown(value: Value) -> str:
 
 
 def _write_parquet(rows: list[dict[str, Value]], names: list[str], path: Path) -> None:
-    from datasets import Dataset
-
     if not rows:
         raise KvbenchError("no record fulfils the condition: there is nothing to write")
+    from datasets import Dataset
+
     path.parent.mkdir(parents=True, exist_ok=True)
     Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}).to_parquet(path)

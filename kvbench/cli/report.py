@@ -27,9 +27,6 @@ def report(
 
         print(markdown(read_benchmarks(results)), end="")
         return EXIT_OK
-    from kvbench.report.html import write_report
-    from kvbench.runs.store import RunStore
-
     records = some_records(results)
     if commands:
         from kvbench.report.reproduce import recipes
@@ -37,6 +34,9 @@ def report(
         for recipe in recipes(records):
             print("\n".join(f"{compressor}\t{command}" for compressor, command in recipe.rows))
         return EXIT_OK
+    from kvbench.report.html import write_report
+    from kvbench.runs.store import RunStore
+
     status = RunStore(results).status() if results.is_dir() else None
     folder = out_dir or (results if results.is_dir() else results.parent)
     for path in write_report(records, folder, status):

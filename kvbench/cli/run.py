@@ -42,15 +42,15 @@ def run(
     Finished trials are kept in the results folder and never redone: run the same command again to resume.
     Exit codes: 0 ok, 2 usage, 4 some trials failed, 130 interrupted.
     """
-    chosen = chosen_suite(suite, selection, equal_bytes)
-    from kvbench.runs.progress import RunProgress  # torch comes with these: a misspelt suite need not wait for it
     from kvbench.runs.shards import Shard
+
+    chosen, shard = chosen_suite(suite, selection, equal_bytes), Shard.parse(execution.shard)
+    from kvbench.runs.progress import RunProgress  # torch comes with what follows: a misspelt suite need not wait
 
     folder = out_dir or Path("runs") / chosen.name
     with RunProgress(err, quiet) as progress:
         runner = runner_into(folder, progress, execution)
         chosen = solved(runner, chosen, equal_bytes)
-        shard = Shard.parse(execution.shard)
         if dry_run:
             return print_plan(shard.of(runner.plan(chosen)), runner.store.records(), json_)
         records = runner.run(chosen, shard)

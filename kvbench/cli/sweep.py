@@ -65,15 +65,16 @@ def sweep(
     Finished trials are never redone.
     Exit codes: 0 ok, 2 usage, 4 some trials failed, 130 interrupted.
     """
-    chosen, limit = chosen_suite(suite, selection, equal_bytes), _memory_limit(processes.memory_limit, execution.device)
-    from kvbench.runs.progress import RunProgress
+    limit = _memory_limit(processes.memory_limit, execution.device)
     from kvbench.runs.shards import Shard
+
+    chosen, shard = chosen_suite(suite, selection, equal_bytes), Shard.parse(execution.shard)
+    from kvbench.runs.progress import RunProgress
 
     folder = out_dir or Path("runs") / chosen.name
     with RunProgress(err) as progress:
         runner = runner_into(folder, progress, execution, _executor(processes), limit)
         chosen = solved(runner, chosen, equal_bytes)
-        shard = Shard.parse(execution.shard)
         if dry_run:
             return print_plan(shard.of(runner.plan(chosen)), runner.store.records(), as_json=False)
         if plan:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvbench.cli.console import out
+from kvbench.cli.early import refuse_slips
 from kvbench.cli.options import Json
 from kvbench.errors import EXIT_OK, EXIT_REGRESSION
 
@@ -21,6 +22,7 @@ def validate(specs: list[str], /, *, json_: Json = False) -> int:
 
     Exit codes: 0 all checks pass, 1 one fails.
     """
+    refuse_slips(compressors=specs)
     from dataclasses import asdict
 
     from kvbench.conformance.kit import validate as check

@@ -7,22 +7,20 @@ them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, get_args
+from dataclasses import dataclass, field
 
 from kvbench.cache.attach import Plan
 from kvbench.cache.spans import Spans
 from kvbench.calibration.statistics import Statistics
+from kvbench.compressors.composition import check_roles, joined, order, spans_of
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.foreign import blaming, check_codecs
 from kvbench.compressors.methods.saved import Saved
-from kvbench.compressors.part import Part, Role
+from kvbench.compressors.part import Part
 from kvbench.compressors.spec import Spec, read
 from kvbench.compressors.stock import StockPart
 from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.hooks.geometry import ModelGeometry
-
-_ROLES = get_args(Role)
 
 
 @dataclass(frozen=True)
@@ -53,16 +51,7 @@ class Compressor:
         return any(part.needs_calibration for part in self.parts)
 
     def __str__(self) -> str:
-        default = self.parts[0].spans
-        extra = [
-            f"{name}={getattr(self.spans, name)}"
-            for name in (item.name for item in fields(Spans))
-            if getattr(self.spans, name) != getattr(default, name)
-        ]
-        first, *rest = (str(part) for part in self.parts)
-        if extra:
-            first += ("," if ":" in first else ":") + ",".join(extra)
-        return "+".join([first, *rest])
+        return joined([str(part) for part in self.parts], self.spans, self.parts[0].spans)
 
     def fit(self, geometry: ModelGeometry, statistics: Statistics | Callable[[], Statistics] | None = None) -> Plan:
         """The plan for a model of this ``geometry``: bases, bit widths, codecs.
@@ -124,28 +113,9 @@ def assemble(spec: Spec) -> Compressor:
     for written in spec.parts:
         with blaming(written.cls, f"refuses {written.text!r}"):
             parts.append(written.cls.parse(written.settings))
-    _check_roles(parts, spec.spans)
-    parts.sort(key=_order)
-    spans = replace(parts[0].spans, **spec.spans)
-    if spans.sinks < 0 or spans.recent < 0 or spans.block < 1:
-        raise KvbenchError(f"{spec.text}: sinks and recent must be at least 0, block at least 1 (tokens)")
-    return Compressor(tuple(parts), spans)
-
-
-def _order(part: Part) -> int:
-    """What is kept, in which coordinates, with how many bits: the order in which parts stand and are applied."""
-    return min(map(_ROLES.index, part.roles))
-
-
-def _check_roles(parts: list[Part], given: dict[str, Any]) -> None:
-    taken: dict[str, str] = {}
-    for part in parts:
-        if part.roles == ("baseline",) and (len(parts) > 1 or given):
-            raise KvbenchError(f"{part.name} is a baseline: it takes no other part and no spans")
-        for role in _ROLES[_order(part) : max(map(_ROLES.index, part.roles)) + 1]:
-            if role in taken:
-                raise KvbenchError(f"{taken[role]} and {part.name} both bring a {role}; keep one of them")
-            taken[role] = part.name
+    check_roles([part.outline() for part in parts], spec.spans)
+    parts.sort(key=lambda part: order(part.roles))
+    return Compressor(tuple(parts), spans_of(spec.text, parts[0].spans, spec.spans))
 
 
 def _check_statistics(geometry: ModelGeometry, statistics: Statistics) -> None:

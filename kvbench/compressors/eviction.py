@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import Either, Rule, at_least, share
 from kvbench.selectors.base import Budget, Selector
 
 
@@ -21,19 +23,14 @@ class Eviction(Part):
 
     family = "eviction"
     roles = ("selector",)
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Either(("budget", "tokens"), ("budget=0.5", "tokens=512")),
+        share("budget", "a share of the body"),
+        at_least("tokens", 1, "token of the body"),
+    )
 
     budget: float | None = None
     tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        self.require(
-            (self.budget is None) != (self.tokens is None),
-            f"give either budget or tokens, as in {self.name}:budget=0.5 or {self.name}:tokens=512",
-        )
-        if self.budget is not None:
-            self.require(0 < self.budget <= 1, f"budget={self.budget:g} must be in (0, 1], a share of the body")
-        if self.tokens is not None:
-            self.require(self.tokens >= 1, f"tokens={self.tokens} must be at least 1 token of the body")
 
     def apply(self, draft: Draft) -> None:
         """One selector per layer."""

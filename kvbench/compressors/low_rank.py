@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from kvbench.codecs.transforms.ranks import Allocation, global_ranks, uniform_ra
 from kvbench.compressors.allocation import Side, side_weights
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import Rule, share
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,9 @@ class LowRank(Part):
     family = "low rank"
     roles = ("transform",)
     needs_calibration = True
+    rules: ClassVar[tuple[Rule, ...]] = (share("rank", "a fraction of the width"),)
 
     rank: float
-
-    def __post_init__(self) -> None:
-        self.require(0 < self.rank <= 1, f"rank={self.rank} must be in (0, 1], a fraction of the width")
 
     def components(self, width: int) -> int:
         """Components kept of ``width``, at least 1."""

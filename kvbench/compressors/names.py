@@ -71,13 +71,7 @@ def names() -> list[str]:
     return [*BUILT_IN, *sorted(plugins())]
 
 
-def refuse_unknown_names(spec: str) -> None:
-    """Refuse a spec with a part that does not exist; everything else is left to the parser.
-
-    Raises:
-        KvbenchError: with what exists and the nearest match.
-    """
-    for part in spec.split("+") if spec.isascii() and spec.isprintable() else ():
-        name = part.strip().partition(":")[0]
-        if name and name not in BUILT_IN and name not in UNLISTED and name not in plugins():
-            raise unknown("compressor", name, names())
+def refuse_unknown(name: str) -> None:
+    """Raises KvbenchError where no compressor is called ``name``: with what exists, and the nearest match."""
+    if name not in BUILT_IN and name not in UNLISTED and name not in plugins():
+        raise unknown("compressor", name, names())

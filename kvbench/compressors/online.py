@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from kvbench.codecs.transforms.online import PromptBasis
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import Rule, ShareOrCount
 
 
 @dataclass(frozen=True)
@@ -15,14 +17,9 @@ class Online(Part):
 
     family = "low rank"
     roles = ("transform",)
+    rules: ClassVar[tuple[Rule, ...]] = (ShareOrCount("rank", "components"),)
 
     rank: float
-
-    def __post_init__(self) -> None:
-        self.require(
-            0 < self.rank <= 1 or self.rank == int(self.rank) > 1,
-            f"rank={self.rank:g} must be a fraction in (0, 1] or a whole number of components",
-        )
 
     def basis(self, width: int, draft: Draft) -> PromptBasis:
         """The basis of ``width`` channels with this rank.

@@ -8,10 +8,10 @@ from dataclasses import is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint
 
+from kvbench.compressors import names as listed
 from kvbench.compressors.names import BUILT_IN, UNLISTED
-from kvbench.compressors.names import plugins as _plugins
 from kvbench.compressors.part import Part
-from kvbench.errors import PluginError, unknown
+from kvbench.errors import PluginError
 
 
 @cache
@@ -41,12 +41,12 @@ def _plugin(point: EntryPoint) -> type[Part]:
 
 def names() -> list[str]:
     """All compressor names, built-in first."""
-    return [*BUILT_IN, *sorted(_plugins())]
+    return listed.names()
 
 
 def plugin_packages() -> set[str]:
     """The top-level packages that installed plug-ins live in."""
-    return {point.module.partition(".")[0] for point in _plugins().values()}
+    return {point.module.partition(".")[0] for point in listed.plugins().values()}
 
 
 def find(name: str) -> type[Part]:
@@ -57,6 +57,5 @@ def find(name: str) -> type[Part]:
     """
     if name in BUILT_IN or name in UNLISTED:
         return _built_in(name)
-    if name not in _plugins():
-        raise unknown("compressor", name, names())
-    return _plugin(_plugins()[name])
+    listed.refuse_unknown(name)
+    return _plugin(listed.plugins()[name])

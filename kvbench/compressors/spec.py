@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from kvbench.cache.spans import ExactDtype, Spans
-from kvbench.compressors import registry
-from kvbench.compressors.part import Part, convert
+from kvbench.compressors import names, registry
+from kvbench.compressors.outline import convert
+from kvbench.compressors.part import Part
 from kvbench.errors import KvbenchError
 
 _SPANS: dict[str, Any] = {item.name: ExactDtype if item.name == "exact" else int for item in fields(Spans)}
@@ -18,11 +19,16 @@ _SHORT = {"fp16": "float16", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class WrittenPart:
-    """One part as it is written: its class, and its settings as texts; they need not be complete."""
+    """One part as it is written: its name, and its settings as texts; they need not be complete."""
 
     text: str
-    cls: type[Part]
+    name: str
     settings: dict[str, str]
+
+    @property
+    def cls(self) -> type[Part]:
+        """Its class, which is imported now, if it is not yet. Raises PluginError where that fails."""
+        return registry.find(self.name)
 
 
 @dataclass(frozen=True)
@@ -35,27 +41,27 @@ class Spec:
 
 
 def read(text: str) -> Spec:
-    """Take ``text`` apart. Names and syntax are checked, and the values of the exact spans; nothing else is.
+    """Take ``text`` apart: names, syntax and the exact spans are checked. No code of parts is imported.
 
     Raises:
         KvbenchError: an unknown name (with the nearest match), unreadable settings, or a span given twice.
     """
     if not text.strip():
-        raise KvbenchError(f"empty compressor spec; known: {', '.join(registry.names())}")
+        raise KvbenchError(f"empty compressor spec; known: {', '.join(names.names())}")
     if re.search(r"[^ -~]", text):
         raise KvbenchError(f"compressor {text!r} holds characters that no spec has; write name:key=value in one line")
     parts, spans = [], {}
     for part in text.strip().split("+"):
         name, _, rest = part.strip().partition(":")
         settings = _settings(part, rest)
-        cls = registry.find(name)
+        names.refuse_unknown(name)
         for key in _SPANS:
             if key in settings:
                 if key in spans:
                     raise KvbenchError(f"{text}: sets {key} twice; it holds for all parts together")
                 value = settings.pop(key)
                 spans[key] = convert(f"{name}:{key}", _SHORT.get(value, value), _SPANS[key])
-        parts.append(WrittenPart(part.strip(), cls, settings))
+        parts.append(WrittenPart(part.strip(), name, settings))
     return Spec(text, tuple(parts), spans)
 
 

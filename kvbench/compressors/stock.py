@@ -12,6 +12,7 @@ from transformers import Cache, PreTrainedConfig, QuantizedCache
 
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import OneOf, Rule, at_least
 from kvbench.errors import KvbenchError
 
 
@@ -51,16 +52,10 @@ class QuantizedStock(StockPart):
     backend: ClassVar[str]
     axis: ClassVar[int]
     """The axis that transformers' documentation recommends for this backend, for keys and values alike."""
-    widths: ClassVar[tuple[int, ...]]
 
     bits: int = 4
     group: int = 64
     residual: int = 128
-
-    def __post_init__(self) -> None:
-        self.require(self.bits in self.widths, f"bits={self.bits} is not one of {', '.join(map(str, self.widths))}")
-        self.require(self.group >= 1, f"group={self.group} must be at least 1 value")
-        self.require(self.residual >= 1, f"residual={self.residual} must be at least 1 token")
 
     def new_stock_cache(self, config: PreTrainedConfig) -> Cache:
         """A QuantizedCache; models with sliding windows have none."""
@@ -78,3 +73,8 @@ class QuantizedStock(StockPart):
     def bits_per_element(self, dtype: torch.dtype) -> float:
         """Codes, and scale and zero in the model's dtype per group."""
         return self.bits + 2 * dtype.itemsize * 8 / self.group
+
+
+def rules_of(*widths: int) -> tuple[Rule, ...]:
+    """Those of a backend that has integers of these ``widths``."""
+    return OneOf("bits", widths), at_least("group", 1, "value"), at_least("residual", 1, "token")

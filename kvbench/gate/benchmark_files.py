@@ -7,6 +7,7 @@ what is left when the interval of either median is allowed for, and files of two
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,11 +25,10 @@ def compare_benchmarks(before: Path, after: Path, margin: float = MARGIN) -> lis
     Raises:
         UndecidedError: a file cannot be read, is none of pytest-benchmark's, or is of another machine than the other.
     """
-    old, new = _read(before), _read(after)
-    if (machines := [_machine(each) for each in (old, new)])[0] != machines[1]:
-        raise UndecidedError(f"{before} is of {machines[0]}, {after} of {machines[1]}: their times are not comparable")
-    times = [{each["fullname"]: each["stats"].get("data") or [] for each in side["benchmarks"]} for side in (old, new)]
-    return [_row(key, times[0].get(key), times[1].get(key), margin) for key in {**times[0], **times[1]}]
+    (machine, old), (other, new) = _read(before), _read(after)
+    if machine != other:
+        raise UndecidedError(f"{before} is of {machine}, {after} of {other}: their times are not comparable")
+    return [_row(key, old.get(key), new.get(key), margin) for key in {**old, **new}]
 
 
 def _row(key: str, before: list[float] | None, after: list[float] | None, margin: float) -> TimeRow:
@@ -43,18 +43,23 @@ def _row(key: str, before: list[float] | None, after: list[float] | None, margin
     return row_of(key, (change[0] - 1, change[1] - 1, change[2] - 1), margin)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[str, dict[str, list[float]]]:
+    """The machine that a file is of, and the times of every benchmark, in seconds."""
     try:
         content = json.loads(path.read_text("utf-8"))
-        _ = [(each["fullname"], each["stats"]["median"]) for each in content["benchmarks"]], content["machine_info"]
+        times = {
+            str(each["fullname"]): [float(time) for time in each["stats"].get("data") or ()]
+            for each in content["benchmarks"]
+        }
+        if not all(0 < time < math.inf for each in times.values() for time in each):
+            raise ValueError("times are positive numbers")
+        return _machine(content["machine_info"]), times
     except OSError as error:
         raise UndecidedError(f"cannot read {path} ({error.strerror}); {FRESH}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UndecidedError(f"{path} is no file of pytest-benchmark; {FRESH}") from error
-    return content
 
 
-def _machine(content: dict[str, Any]) -> str:
-    info = content["machine_info"]
+def _machine(info: dict[str, Any]) -> str:
     cpu = info.get("cpu") or {}
     return f"{cpu.get('brand_raw') or info.get('machine')} with {cpu.get('count')} processors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,8 +82,8 @@ def processor(bandwidth: float | None, operations: float | None, memory: float |
     Raises:
         KvbenchError: a rate or size is not positive.
     """
-    if any(given is not None and given <= 0 for given in (bandwidth, operations, memory)):
-        raise KvbenchError("the processor's bandwidth, operations and memory must be above 0")
+    if any(given is not None and not 0 < given < math.inf for given in (bandwidth, operations, memory)):
+        raise KvbenchError("the processor's bandwidth, operations and memory must be above 0 and finite")
     if bandwidth is None or operations is None:
         import torch
 

@@ -60,7 +60,7 @@ class AttentionCall:
 
     @property
     def reads(self) -> str:
-        """What queries read of tokens that are stored as floating-point numbers (:mod:`kvbench.cache.way`)."""
+        """What queries read of tokens that are stored as floating-point numbers (:mod:`kvbench.cache.reads`)."""
         return "latents" if self.form is not None and self.form.absorbed else "exact"
 
     def absorbed(self) -> AttentionCall:

@@ -16,7 +16,7 @@ from transformers import Cache, PreTrainedModel
 
 from kvbench.cache.attach import CompressedModel, Plan
 from kvbench.cache.cache import CompressedCache
-from kvbench.cache.way import STOCK
+from kvbench.cache.reads import STOCK
 from kvbench.compressors.methods.hf import StockCache
 from kvbench.compressors.stock import StockPart
 from kvbench.hooks.geometry import ModelGeometry

@@ -28,6 +28,7 @@ from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.measure.arm_factory import ArmFactory
 from kvbench.measure.arms import Arm
 from kvbench.measure.sensitivity import calibrated
+from kvbench.models.dtypes import dtype_name
 from kvbench.models.loading import LoadedModel, load
 from kvbench.texts.splits import Split
 from kvbench.texts.windows import Windows, joined_windows, windows
@@ -169,10 +170,5 @@ def dtype_named(name: str) -> torch.dtype:
     Raises:
         KvbenchError: not a dtype that models run in.
     """
-    short = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
-    dtype = getattr(torch, short.get(name, name), None)
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise KvbenchError(
-            f"unknown dtype {name!r}; known: float32, bfloat16, float16, float64 (fp32, bf16, fp16, fp64)"
-        )
+    dtype: torch.dtype = getattr(torch, dtype_name(name))
     return dtype

@@ -7,14 +7,16 @@ against 16-bit keys and values, whatever dtype the run used.
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import Cache, QuantizedCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from kvbench.cache.break_even import break_even_tokens
-from kvbench.cache.cache import CacheBytes, CompressedCache, reachable_tensors, unused_bytes
+from kvbench.cache.cache import CacheBytes, CompressedCache, bytes_of_layers, reachable_tensors, unused_bytes
 from kvbench.cache.prediction import body_bits_per_element, predict_bytes
 from kvbench.errors import KvbenchError
 from kvbench.hardware.process_memory import Peak, peak_memory
@@ -49,7 +51,7 @@ def measure_memory(arm: Arm, ids: Tensor, steps: int, chunk: int | None = None) 
         if chunk is not None and chunk < tokens:
             chunked = _peak_of_prefill(arm, ids, chunk).peak_bytes
         whole = _peak_of_prefill(arm, ids, None)
-        allocated = walk(whole.cache)
+        allocated, where = walk(whole.cache), _where(arm, whole.cache)
         with peak_memory(str(arm.model.device)) as decode:
             largest, most_written = _decode(arm, whole.cache, whole.logits, steps)
     return _summary(
@@ -62,6 +64,7 @@ def measure_memory(arm: Arm, ids: Tensor, steps: int, chunk: int | None = None) 
         peak_prefill_chunked_bytes=chunked,
         peak_decode_bytes=_possible("decoding", decode, whole.baseline_bytes, most_written),
         baseline_rss_bytes=whole.baseline_bytes,
+        **where,
     )
 
 
@@ -87,9 +90,10 @@ def measure_filled(arm: Arm, prompt: ExactPrompt, steps: int) -> MemoryResult:
     """Walk the bytes of a cache that has taken ``prompt`` in, and of ``steps`` decoded tokens; no peaks."""
     with arm.entered():
         cache = arm.fill(prompt)
-        allocated = walk(cache)
+        allocated, where = walk(cache), _where(arm, cache)
         largest, _ = _decode(arm, cache, prompt.logits, steps)
-    return _summary(arm, allocated, prompt.logits.shape[0], prompt.length, largest_bytes=largest if steps else None)
+    largest_bytes = largest if steps else None
+    return _summary(arm, allocated, prompt.logits.shape[0], prompt.length, largest_bytes=largest_bytes, **where)
 
 
 def _prefill(arm: Arm, cache: Cache, ids: Tensor, chunk: int | None) -> Tensor:
@@ -149,7 +153,7 @@ def walk(cache: Cache) -> CacheBytes:
     return CacheBytes(**{name: sum(storages.values()) for name, storages in sizes.items()})
 
 
-def _summary(arm: Arm, allocated: CacheBytes, batch: int, tokens: int, **measured: int | None) -> MemoryResult:
+def _summary(arm: Arm, allocated: CacheBytes, batch: int, tokens: int, **measured: Any) -> MemoryResult:
     elements = arm.geometry.elements(tokens) * batch
     # A stock sliding layer is a view that keeps the whole prompt's storage alive until the next step.
     every = sum(layer.elements_per_token for layer in arm.geometry.layers) * tokens * batch
@@ -191,6 +195,26 @@ def _compressed(arm: Arm, tokens: int) -> dict[str, Any]:
     compressed = [layer for layer in arm.geometry.layers if arm.plan.compresses(layer.layer)]
     share = sum(layer.elements_per_token for layer in compressed) * tokens / arm.geometry.elements(tokens)
     return {"compressed_layers": len(compressed), "compressed_share": share}
+
+
+def _where(arm: Arm, cache: Cache) -> dict[str, Any]:
+    """Which layers are compressed, what they hold in ``cache``, and what the others are; nothing for baselines."""
+    if arm.plan is None or not arm.plan.layers or not isinstance(cache, CompressedCache):
+        return {}
+    compressed = tuple(layer.layer for layer in arm.geometry.layers if arm.plan.compresses(layer.layer))
+    attention = {layer.layer: layer for layer in arm.geometry.layers}
+    kept = Counter(
+        "exact" if layer.sliding_window is None else "sliding_window"
+        for index, layer in attention.items()
+        if index not in compressed
+    )
+    others = [layer for index, layer in enumerate(cache.layers) if index not in attention]
+    kept["linear_attention"] = sum(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in others)
+    return {
+        "compressed_at": compressed,
+        "compressed_bytes": bytes_of_layers(cache, compressed),
+        "kept_layers": {kind: count for kind, count in kept.items() if count},
+    }
 
 
 def _break_even(arm: Arm) -> int | None:

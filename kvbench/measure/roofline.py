@@ -99,7 +99,7 @@ def _exact(geometry: ModelGeometry, tokens: int) -> int:
 
 def _attention(arm: Arm, cache: Cache, tokens: int) -> int:
     """Multiplications of one row's attention over what ``cache`` holds, and of rebuilding keys and values where what
-    attends does that (:mod:`kvbench.cache.way`). Unpacking codes is not counted."""
+    attends does that (:mod:`kvbench.cache.reads`). Unpacking codes is not counted."""
     total = 0
     for layer in arm.geometry.layers:
         cached = cache.layers[layer.layer]

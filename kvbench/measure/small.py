@@ -9,7 +9,7 @@ import torch
 
 from kvbench.cache.attach import Plan
 from kvbench.cache.attends import attends
-from kvbench.cache.way import STOCK
+from kvbench.cache.reads import STOCK
 from kvbench.calibration.statistics import Statistics
 from kvbench.compressors.compressor import Compressor, parse
 from kvbench.compressors.part import Part

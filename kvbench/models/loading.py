@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvbench.errors import KvbenchError
-from kvbench.models import random_models
+from kvbench.models import random_families, random_models
 from kvbench.models.conversion import check_probe, converted_folder
 from kvbench.models.hub import snapshot_folder
 from kvbench.models.registry import ModelEntry, Source, find
@@ -68,7 +68,7 @@ def _load_folder(entry: ModelEntry, dtype: torch.dtype, fetch: bool) -> Parts:
 
 
 def _load_random(entry: ModelEntry, dtype: torch.dtype, fetch: bool) -> Parts:
-    family, overrides = random_models.parse(entry.name)
+    family, overrides = random_families.parse(entry.name)
     model = random_models.build(family, torch.float32, **overrides)
     digest = hashlib.sha256()
     for key, tensor in model.state_dict().items():

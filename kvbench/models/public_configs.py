@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from typing import TYPE_CHECKING, Any
 
 from kvbench.errors import FetchError, KvbenchError, unknown
 from kvbench.models import registry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _LATENT = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 """What a config of multi-head latent attention has to state."""
@@ -63,6 +63,8 @@ def _parsed(path: Path) -> PreTrainedConfig:
         raise KvbenchError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise KvbenchError(f"{path} is no JSON: {error}") from error
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # with it comes torch: slips go first
+
     kind = fields.get("model_type") if isinstance(fields, dict) else None
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise KvbenchError(f"{path} names no model_type that transformers knows, but {kind!r}: it is no model's config")

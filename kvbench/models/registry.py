@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kvbench.errors import KvbenchError, unknown
+from kvbench.models.random_families import parse
 from kvbench.storage.fetching import Wheel
 
 Source = Literal["wheel", "hub", "folder", "random"]
@@ -44,7 +45,7 @@ def find(name: str) -> ModelEntry:
     """The entry for a registry name, a listed hub id, ``random:<family>`` or the path of a local folder.
 
     Raises:
-        KvbenchError: no such model; the message lists what exists.
+        KvbenchError: no such model, and what exists; or no such size of a random one.
     """
     entries = _entries()
     if name in entries:
@@ -53,7 +54,7 @@ def find(name: str) -> ModelEntry:
         if entry.repo == name:
             return entry
     if name.startswith("random:"):
-        return ModelEntry(name, "random", family=name.removeprefix("random:").partition("?")[0], licence="none")
+        return ModelEntry(name, "random", family=parse(name)[0], licence="none")
     path = Path(name).expanduser()
     if name and path.is_dir():
         return _folder(name, path)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.projection.families import FAMILIES, Family
 from kvbench.projection.weights import Weights, count_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from kvbench.report.columns import DETAILS, SUMMARY, Cell, Column
 from kvbench.report.columns.memory import BODY_BITS, body_bits
 from kvbench.report.numbers import fixed, short
 from kvbench.report.pareto import SAME_BITS, Point, clear_frontier
+from kvbench.report.partly import partly_remarks
 from kvbench.report.shift import Shift, shift_columns, shift_remarks, shifts
 from kvbench.runs.records import Record
 from kvbench.storage.units import bytes_in_words
@@ -81,6 +82,7 @@ class Group:
             *_flags(self.records),
             *_leaks(self.records),
             *_missed(self.records),
+            *partly_remarks(self.records),
             *_machines(self.records),
             *_texts(self.records),
             *shift_remarks(self.shifts),

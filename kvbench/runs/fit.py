@@ -7,11 +7,10 @@ was requested, found and measured; written last, so a folder with it is complete
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import PositiveInt, ValidationError
@@ -29,25 +28,14 @@ from kvbench.measure.parts.memory import MemoryWorkload
 from kvbench.measure.quality import QualityBench
 from kvbench.measure.search import Search
 from kvbench.runs.code_identity import code_sha256
+from kvbench.runs.targets import Target, parse_target
 from kvbench.storage.files import replace_file
 from kvbench.storage.frozen import Frozen
-from kvbench.storage.units import UNITS
 from kvbench.texts.windows import check_disjoint
 
 FIT, PROBES = "fit.json", "probes.json"
 
 Stored = TypeVar("Stored", bound=Frozen)
-_TARGET = re.compile(r"\s*(bits|bytes|kld)\s*=\s*([0-9.eE+-]+)\s*([A-Za-z]*)\s*")
-
-
-class Target(Frozen):
-    """What the compressor shall take (bits per element, bytes of one row's cache) or cost (nats per token)."""
-
-    quantity: Literal["bits", "bytes", "kld"]
-    value: float
-
-    def __str__(self) -> str:
-        return f"{self.quantity}={self.value:.10g}"
 
 
 class FitRequest(Frozen):
@@ -138,27 +126,6 @@ class Fit(Frozen):
     kld: float | None
     probes: tuple[Probe, ...]
     allocation: tuple[SideFit, ...]
-
-
-def parse_target(text: str) -> Target:
-    """``bits=3``, ``kld=0.02`` or ``bytes=3MiB``.
-
-    Raises:
-        KvbenchError: anything else.
-    """
-    match = _TARGET.fullmatch(text)
-    try:
-        if match is None or (match[3] if match[1] != "bytes" else match[3] not in UNITS):
-            raise ValueError(text)
-        value = float(match[2]) * (UNITS[match[3]] if match[1] == "bytes" else 1)
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(text)
-    except ValueError:
-        raise KvbenchError(
-            f"cannot read --target {text!r}; write bits=3 (per K or V element, all bytes), bytes=3MiB (of the cache) "
-            "or kld=0.02 (nats per token)"
-        ) from None
-    return Target(quantity=match[1], value=value)  # type: ignore[index,arg-type]
 
 
 def default_folder(request: FitRequest) -> Path:

@@ -13,6 +13,7 @@ from kvbench.runs.code_identity import packages, solving_sha256
 from kvbench.runs.resolve import inputs_of
 from kvbench.runs.runner import Runner
 from kvbench.runs.suites import Suite, SuiteWorkload
+from kvbench.runs.targets import bit_targets
 from kvbench.storage.kept import kept
 
 
@@ -28,7 +29,7 @@ def solve_suite(runner: Runner, suite: Suite, methods: str, at: str) -> tuple[Su
         KvbenchError: an unreadable target, a suite with several models or no memory part, or nothing that can be
             solved.
     """
-    targets = _targets(at)
+    targets = bit_targets(at)
     workload = _sized(suite)
     assert workload.memory is not None
     bench = runner.bench_for(suite.models[0], suite.dtype)
@@ -73,14 +74,3 @@ def _sized(suite: Suite) -> SuiteWorkload:
     if len(suite.models) != 1 or not sized:
         raise KvbenchError("--at needs a suite with one model and a workload that has a memory part")
     return sized[0]
-
-
-def _targets(at: str) -> list[float]:
-    name, equals, values = at.partition("=")
-    try:
-        targets = [float(value) for value in values.split(",")]
-    except ValueError:
-        targets = []
-    if name.strip() != "bits" or not equals or not targets or any(not 0 < target <= 64 for target in targets):
-        raise KvbenchError(f"cannot read --at {at!r}; write bits=3 or bits=2,3,4 (bits per K or V element, all bytes)")
-    return list(dict.fromkeys(targets))

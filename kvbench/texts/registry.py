@@ -54,7 +54,7 @@ def find(name: str) -> TextEntry:
     if name in _entries():
         return _entries()[name]
     path = Path(name).expanduser()
-    if path.is_dir() or (path.suffix == ".txt" and path.is_file()):
+    if (name and path.is_dir()) or (path.suffix == ".txt" and path.is_file()):
         return _local(name, path)
     raise unknown("text", name, [*_entries(), "<path of a folder of .txt files or of one .txt file>"])
 

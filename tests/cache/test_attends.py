@@ -10,7 +10,7 @@ from driving import calibrated, feed, subject, token_ids
 from kvbench.cache.attach import CompressedModel
 from kvbench.cache.attends import attends
 from kvbench.cache.compressed import CompressedLayer
-from kvbench.cache.way import READS
+from kvbench.cache.reads import READS
 from kvbench.compressors.compressor import parse
 from kvbench.errors import UnsupportedModelError
 from kvbench.kernels.reading import Reading

@@ -39,7 +39,8 @@ from kvbench.hooks.latent_attention import LatentAttention
 from kvbench.kernels.reading import Reading
 from kvbench.measure.arms import Arm
 from kvbench.measure.prompt import exact_prompt
-from kvbench.models.random_models import FAMILIES, cast
+from kvbench.models.random_families import FAMILIES
+from kvbench.models.random_models import cast
 from kvbench.models.random_weights import fill
 
 pytestmark = pytest.mark.usefixtures("fp64")

@@ -16,8 +16,6 @@ from kept_kernels import cache_with_kernels
 from rich.console import Console
 
 from kvbench.cli import main as cli
-from kvbench.cli.ls import CATALOGUE, compressor_row
-from kvbench.compressors.names import BUILT_IN
 from kvbench.runs.measuring import Measurer
 from kvbench.runs.progress import RunProgress
 from kvbench.runs.store import read_records
@@ -100,7 +98,6 @@ def ran(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 def test_help_of_every_verb_imports_nothing_heavy():
     script = f"""
 import sys
-from kvbench.cli.ls import CATALOGUE, compressor_row
 from kvbench.cli.main import app, main
 verbs = [name for name in app if not name.startswith("-")]
 for arguments in [["--help"], ["--version"], *([verb, "--help"] for verb in verbs)]:
@@ -301,13 +298,6 @@ def test_ls_as_table_and_as_json(kvbench: Cli, what: str):
     assert all(row["name"] in table for row in rows)
 
 
-def test_the_list_of_compressors_is_what_their_code_says(tmp_path: Path):
-    made = json.dumps([compressor_row(name) for name in BUILT_IN], indent=1, ensure_ascii=False) + "\n"
-    (tmp_path / CATALOGUE.name).write_text(made, "utf-8")
-    told = f"a compressor has changed; look at {tmp_path / CATALOGUE.name} and copy it to {CATALOGUE}"
-    assert CATALOGUE.read_text("utf-8") == made, told
-
-
 def test_tables_in_pipes_are_wider_than_a_narrow_terminal():
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     command = [sys.executable, "-m", "kvbench", "ls", "models"]
@@ -365,5 +355,8 @@ def test_lists_and_explanations_say_what_attends(kvbench: Cli):
     assert rows["none"] == "numba exact" and rows["int"] == "numba int" and rows["hf"] == "stock"
     assert {rows[name] for name in ("kvtc", "ftc")} == {"numba rebuilt"}
     assert rows["pca"] == "torch rebuilt" and rows["kivi"] == "numba int"
-    shown = kvbench("show", "ftc:bits=3,frame=after").out
-    assert "decode of ftc:bits=3,frame=after: numba levels" in shown and "a table turns" in shown
+    assert "decode of ftc:bits=4: numba rebuilt" in kvbench("show", "ftc").out
+    assert "depends on the settings and the model" in kvbench("show", "turboquant:bits=3").out
+    model = "random:llama?hidden=128,heads=4,kv_heads=4,head_dim=32"
+    shown = kvbench("show", "turboquant:bits=3", "--model", model).out
+    assert "decode of turboquant:bits=3: numba levels" in shown and "a table turns" in shown

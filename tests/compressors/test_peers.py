@@ -337,7 +337,7 @@ def test_head_dims_that_are_no_power_of_two(spec: str) -> None:
         ("knorm:tokens=-5", "tokens=-5 must be at least 1 token"),
         ("random:tokens=0.5", "random:tokens='0.5' is not a whole number"),
         ("knorm:budget=1.5", r"budget=1.5 must be in \(0, 1\]"),
-        ("snapkv:budget=0.5,window=65", r"window=65 must be in 1…64"),
+        ("snapkv:budget=0.5,window=65", r"window=65 must be in \[1, 64\]"),
         ("snapkv:budget=0.5,kernel=4", "kernel=4 must be odd"),
         ("turboquant:bits=8", "bits=8 is not one of 2, 3, 4"),
         ("kvquant:bits=3,outliers=0.6", r"outliers=0.6 must be in \[0, 0.5\]"),

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvbench.cache.spans import Spans
+from kvbench.compressors.catalogue import sketch
 from kvbench.compressors.compressor import Compressor, parse
 from kvbench.compressors.methods.kvtc import Kvtc
 from kvbench.errors import KvbenchError
@@ -125,7 +126,7 @@ ERRORS = {
     "pca:rnk=0.5": "unknown key of compressor 'pca': 'rnk'; did you mean 'rank'\\? known: block, energy, exact, ",
     "pca": "give either rank or energy",
     "pca:rank=0.5,energy=0.9": "give either rank or energy",
-    "pca:rank=2": "rank=2.0 must be in \\(0, 1\\]",
+    "pca:rank=2": "rank=2 must be in \\(0, 1\\]",
     "pca:rank=0": "must be in \\(0, 1\\]",
     "pca:rank=nan": "pca:rank='nan' is not a number",
     "kvtc:bits=inf": "kvtc:bits='inf' is not a number",
@@ -168,6 +169,9 @@ def test_errors_are_one_line_that_says_what_exists(spec: str) -> None:
     message = str(caught.value)
     assert re.search(ERRORS[spec], message), message
     assert "\n" not in message
+    with pytest.raises(KvbenchError) as at_once:
+        sketch(spec)
+    assert str(at_once.value) == message, "without torch it is told in other words"
 
 
 def test_defaults_and_what_a_part_says_of_itself() -> None:

@@ -16,7 +16,8 @@ from kvbench.conversion.reference import logits_through_codecs
 from kvbench.errors import KvbenchError, UnsupportedModelError
 from kvbench.hooks.geometry import probe_geometry
 from kvbench.kernels.reading import Reading
-from kvbench.models.random_models import BASE, byte_tokenizer, cast
+from kvbench.models.random_families import BASE
+from kvbench.models.random_models import byte_tokenizer, cast
 from kvbench.models.random_weights import fill
 from kvbench.models.saved import write_folder
 

@@ -41,9 +41,13 @@ def test_other_machines_and_other_files_are_refused(tmp_path):
     one, other = write(tmp_path / "a.json", x=STEADY), write(tmp_path / "b.json", "another", x=STEADY)
     with pytest.raises(UndecidedError, match=r"is of a processor with 2 processors, .* their times are not comparable"):
         compare_benchmarks(one, other)
-    (tmp_path / "c.json").write_text("[]")
+    for content in ("[]", "{", '{"benchmarks": [], "machine_info": 3}', '{"benchmarks": 7, "machine_info": {}}'):
+        (tmp_path / "c.json").write_text(content)
+        with pytest.raises(UndecidedError, match="is no file of pytest-benchmark"):
+            compare_benchmarks(one, tmp_path / "c.json")
+    zero = write(tmp_path / "c.json", x=[0.0, *STEADY])
     with pytest.raises(UndecidedError, match="is no file of pytest-benchmark"):
-        compare_benchmarks(one, tmp_path / "c.json")
+        compare_benchmarks(zero, one)
     with pytest.raises(UndecidedError, match="cannot read"):
         compare_benchmarks(tmp_path / "d.json", one)
 

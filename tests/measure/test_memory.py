@@ -70,11 +70,27 @@ def test_a_body_that_keeps_nothing_claims_no_ratio():
 
 def test_layers_that_stay_exact_are_counted():
     one = subject("gemma3", torch.float32, layers=4)
-    memory = measure_memory(arm_of(one, "int:bits=4"), token_ids(1, TOKENS), steps=0)
+    arm, ids = arm_of(one, "int:bits=4"), token_ids(1, TOKENS)
+    memory = measure_memory(arm, ids, steps=0)
     full, windowed = 2 * TOKENS, 2 * 8
     assert (memory.layers, memory.compressed_layers) == (4, 2)
     assert memory.compressed_share == pytest.approx(full / (full + windowed)), "alike layers, a window of 8 tokens"
+    assert (memory.compressed_at, memory.kept_layers) == ((1, 3), {"sliding_window": 2})
+    with arm.entered():
+        cache = arm.new_cache()
+        arm.forward(ids, cache)
+    tails = [tail for index in (0, 2) for tail in (cache.layers[index].tail_keys, cache.layers[index].tail_values)]
+    exact = sum(tail.data.untyped_storage().nbytes() for tail in tails)
+    others = exact + memory.allocated.positions + memory.allocated.workspace
+    assert 0 < memory.compressed_bytes == memory.allocated.total - others
     assert measure_memory(arm_of(one, "none"), token_ids(1, TOKENS), steps=0).compressed_layers is None
+
+
+def test_layers_that_are_all_compressed_hold_all_but_positions():
+    one = subject("llama", torch.float32)
+    memory = measure_memory(arm_of(one, "kvtc:bits=3"), token_ids(1, TOKENS), steps=0)
+    assert (memory.compressed_at, memory.kept_layers) == (tuple(range(len(one.geometry.layers))), {})
+    assert memory.compressed_bytes == memory.allocated.total - memory.allocated.positions - memory.allocated.workspace
 
 
 def test_weights_are_counted_with_those_of_experts():

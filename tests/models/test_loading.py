@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from kvbench.errors import FetchError, KvbenchError
 from kvbench.models import hub
 from kvbench.models.loading import LoadedModel, load
-from kvbench.models.random_models import FAMILIES, build, byte_tokenizer, parse
+from kvbench.models.random_families import FAMILIES, parse
+from kvbench.models.random_models import build, byte_tokenizer
 
 SENTENCE = "Hello, wörld! 東京"
 

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, DeepseekV2Config, DeepseekV3Confi
 
 from kvbench.errors import KvbenchError
 from kvbench.models.public_configs import public_names, read_config
-from kvbench.models.random_models import BASE, build
+from kvbench.models.random_families import BASE
+from kvbench.models.random_models import build
 from kvbench.projection.families import FAMILIES
 from kvbench.projection.shape import shape_of
 

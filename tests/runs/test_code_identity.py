@@ -14,7 +14,7 @@ import pytest
 import torch
 from driving import subject
 
-from kvbench.compressors import registry
+from kvbench.compressors import names
 from kvbench.compressors.compressor import parse
 from kvbench.compressors.methods.saved import PLAN
 from kvbench.compressors.names import ENTRY_POINTS
@@ -220,7 +220,7 @@ def test_a_part_of_another_package_is_read_with_what_it_imports(tmp_path, monkey
     (tmp_path / "others" / "halves.py").write_text(part + "\nfrom .sizes import SIZE\n")
     monkeypatch.syspath_prepend(tmp_path)
     point = EntryPoint("halves", "others.halves:Halves", ENTRY_POINTS)
-    monkeypatch.setattr(registry, "_plugins", lambda: {"halves": point})
+    monkeypatch.setattr(names, "plugins", lambda: {"halves": point})
     name = "halves quality cpu"
     before = identity(name)
     (tmp_path / "others" / "sizes.py").write_text("SIZE = 1  # one\n")

@@ -19,7 +19,8 @@ from kvbench.measure.parts import Inputs
 from kvbench.measure.parts.memory import MemoryWorkload
 from kvbench.measure.parts.quality import QualityWorkload
 from kvbench.measure.quality import QualityBench
-from kvbench.runs.fit import FIT, PROBES, FitRequest, Fitter, default_folder, parse_target
+from kvbench.runs.fit import FIT, PROBES, FitRequest, Fitter, default_folder
+from kvbench.runs.targets import parse_target
 from kvbench.texts.windows import windows
 
 __all__ = ["one_thread"]

@@ -15,7 +15,7 @@ import pytest
 from fp64 import one_thread
 from kept_kernels import cache_with_kernels
 
-from kvbench.compressors import registry
+from kvbench.compressors import names
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.names import ENTRY_POINTS
 from kvbench.compressors.part import Part
@@ -108,9 +108,7 @@ class Diary:
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVBENCH_CACHE", cache_with_kernels(tmp_path / "cache"))
-    monkeypatch.setattr(
-        registry, "_plugins", lambda: {"faulty": EntryPoint("faulty", f"{__name__}:Faulty", ENTRY_POINTS)}
-    )
+    monkeypatch.setattr(names, "plugins", lambda: {"faulty": EntryPoint("faulty", f"{__name__}:Faulty", ENTRY_POINTS)})
 
 
 def suite(*compressors: str, models: Sequence[str] = ("random:llama",), **changes: object) -> Suite:

@@ -27,3 +27,10 @@ def test_unknown_name_lists_what_exists():
 def test_folder_without_texts_is_refused(tmp_path: Path):
     with pytest.raises(KvbenchError, match=r"holds no \.txt files"):
         registry.find(str(tmp_path))
+
+
+def test_no_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "words.txt").write_text("Some words.")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KvbenchError, match="unknown text ''"):
+        registry.find("")

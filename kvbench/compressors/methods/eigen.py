@@ -11,6 +11,7 @@ from kvbench.codecs.transforms.fitting import group_blocks, principal_basis
 from kvbench.codecs.transforms.ranks import rank_for_energy
 from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import Either, share
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,10 @@ class Eigen(Part):
     roles = ("transform",)
     paper = "arXiv 2408.05646"
     needs_calibration = True
+    rules = (Either(("rank", "energy"), ("rank=0.5", "energy=0.9")), share("rank"), share("energy"))
 
     rank: float | None = None
     energy: float | None = None
-
-    def __post_init__(self) -> None:
-        self.require((self.rank is None) != (self.energy is None), "give either rank or energy, as in eigen:rank=0.5")
-        for key, value in (("rank", self.rank), ("energy", self.energy)):
-            self.require(value is None or 0 < value <= 1, f"{key}={value} must be in (0, 1], a fraction")
 
     def apply(self, draft: Draft) -> None:
         """One basis per head and side."""

@@ -10,6 +10,7 @@ import torch
 from kvbench.codecs.quantizers.floating import FloatQuantizer
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import at_least
 
 FORMATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 SCALES = {"float16": torch.float16, "float32": torch.float32}
@@ -30,14 +31,12 @@ class Fp8(Part):
     family = "quantization"
     roles = ("quantizer",)
     paper = "arXiv 2209.05433"
+    rules = (at_least("group", 1, "value"),)
 
     format: Literal["e4m3", "e5m2"] = "e4m3"
     group: int | None = None
     scale: Literal["float16", "float32"] = "float16"
     side: Literal["both", "keys", "values"] = "both"
-
-    def __post_init__(self) -> None:
-        self.require(self.group is None or self.group >= 1, f"group={self.group} must be at least 1 value")
 
     def apply(self, draft: Draft) -> None:
         """The requested sides alike."""

@@ -20,7 +20,10 @@ from kvbench.compressors.coordinates import Coordinates
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.joint import band_index, join_sides, joint_moment
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import Bounds, Multiple, Needs, at_least
 from kvbench.errors import KvbenchError
+
+_PREDICTIVE = "basis=predictive is for frame=bands and coder=fixed; use basis=joint"
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,16 @@ class Ftc(Part):
     roles = ("transform", "quantizer")
     needs_calibration = True
     published = ("ftc", "ftc:frame=bands", "ftc:coder=entropy")
+    rules = (
+        Bounds("bits", 0, MAX_BITS, above=True),
+        at_least("rope_block", 8, "tokens"),
+        Multiple("rope_block", of=8),
+        at_least("pairs", 0),
+        Needs("pairs", (None,), "frame", "bands", "pairs and rope_block belong to frame=bands"),
+        Needs("rope_block", (BLOCK,), "frame", "bands", "pairs and rope_block belong to frame=bands"),
+        Needs("basis", (None, "joint", "split"), "frame", "bands", _PREDICTIVE),
+        Needs("basis", (None, "joint", "split"), "coder", "fixed", _PREDICTIVE),
+    )
 
     bits: float
     basis: Literal["joint", "predictive", "split"] | None = None
@@ -65,17 +78,6 @@ class Ftc(Part):
     rope_block: int = BLOCK
     pairs: int | None = None
     coder: Literal["fixed", "entropy"] = "fixed"
-
-    def __post_init__(self) -> None:
-        self.require(0 < self.bits <= MAX_BITS, f"bits={self.bits:g} must be in (0, {MAX_BITS}]")
-        block, banded = self.rope_block, self.frame == "bands"
-        self.require(block >= 8 and block % 8 == 0, f"rope_block={block} must be a multiple of 8 tokens")
-        self.require(self.pairs is None or self.pairs >= 0, f"pairs={self.pairs} must be at least 0")
-        self.require(banded or (self.pairs, block) == (None, BLOCK), "pairs and rope_block belong to frame=bands")
-        self.require(
-            self.basis != "predictive" or (banded and self.coder == "fixed"),
-            "basis=predictive is for frame=bands and coder=fixed; use basis=joint",
-        )
 
     def apply(self, draft: Draft) -> None:
         """Fisher coordinates everywhere, then one allocation over all of them."""

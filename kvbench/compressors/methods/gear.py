@@ -10,6 +10,7 @@ from kvbench.codecs.quantizers.outliers import Outliers
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.methods.integer import BITS
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import Bounds, OneOf, at_least
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,19 @@ class Gear(Part):
     roles = ("quantizer",)
     paper = "arXiv 2403.05527"
     published = ("gear:rank=4",)
+    rules = (
+        OneOf("bits", BITS),
+        at_least("group", 1),
+        at_least("rank", 1),
+        at_least("chunk", 1),
+        Bounds("outliers", 0, 0.5, unit=", a fraction"),
+    )
 
     bits: int
     group: int = 64
     rank: int = 2
     chunk: int = 128
     outliers: float = 0.02
-
-    def __post_init__(self) -> None:
-        self.require(self.bits in BITS, f"bits={self.bits} is not one of {', '.join(map(str, BITS))}")
-        for key in ("group", "rank", "chunk"):
-            self.require(getattr(self, key) >= 1, f"{key}={getattr(self, key)} must be at least 1")
-        self.require(0 <= self.outliers <= 0.5, f"outliers={self.outliers:g} must be in [0, 0.5], a fraction")
 
     def apply(self, draft: Draft) -> None:
         """Per-channel keys, per-token values."""

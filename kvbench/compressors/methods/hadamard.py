@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.fixed_basis import rotate_latents
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import at_least
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,9 @@ class Hadamard(Part):
     roles = ("rotation",)
     paper = "arXiv 2404.00456"
     published = ("hadamard+int",)
+    rules = (at_least("seed", 0),)
 
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        self.require(self.seed >= 0, f"seed={self.seed} must be at least 0")
 
     def apply(self, draft: Draft) -> None:
         """The same rotation for all latents of a width."""

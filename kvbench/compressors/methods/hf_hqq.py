@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvbench.compressors.stock import QuantizedStock
+from kvbench.compressors.stock import QuantizedStock, rules_of
 
 
 @dataclass(frozen=True)
@@ -19,4 +19,4 @@ class Hqq(QuantizedStock):
     package = "hqq"
     backend = "hqq"
     axis = 1
-    widths = (2, 4, 8)
+    rules = rules_of(2, 4, 8)

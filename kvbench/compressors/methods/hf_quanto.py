@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvbench.compressors.stock import QuantizedStock
+from kvbench.compressors.stock import QuantizedStock, rules_of
 
 
 @dataclass(frozen=True)
@@ -20,4 +20,4 @@ class Quanto(QuantizedStock):
     package = "optimum-quanto"
     backend = "quanto"
     axis = 0
-    widths = (2, 4)
+    rules = rules_of(2, 4)

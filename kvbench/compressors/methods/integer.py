@@ -8,6 +8,7 @@ from typing import Literal
 from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import OneOf, at_least
 
 BITS = (2, 3, 4, 8)
 
@@ -23,14 +24,11 @@ class Integer(Part):
     name = "int"
     family = "quantization"
     roles = ("quantizer",)
+    rules = (OneOf("bits", BITS), at_least("group", 1, "value"))
 
     bits: int
     group: int = 64
     side: Literal["both", "keys", "values"] = "both"
-
-    def __post_init__(self) -> None:
-        self.require(self.bits in BITS, f"bits={self.bits} is not one of {', '.join(map(str, BITS))}")
-        self.require(self.group >= 1, f"group={self.group} must be at least 1 value")
 
     def apply(self, draft: Draft) -> None:
         """One quantizer for the requested sides."""

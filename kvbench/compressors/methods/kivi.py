@@ -8,6 +8,7 @@ from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.methods.integer import BITS
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import OneOf, at_least
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,10 @@ class Kivi(Part):
     family = "quantization"
     roles = ("quantizer",)
     paper = "arXiv 2402.02750"
+    rules = (OneOf("bits", BITS), at_least("group", 1, "value"))
 
     bits: int
     group: int = 32
-
-    def __post_init__(self) -> None:
-        self.require(self.bits in BITS, f"bits={self.bits} is not one of {', '.join(map(str, BITS))}")
-        self.require(self.group >= 1, f"group={self.group} must be at least 1 value")
 
     def apply(self, draft: Draft) -> None:
         """Per-channel keys, per-token values."""

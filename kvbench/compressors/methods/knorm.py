@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.eviction import Eviction
+from kvbench.compressors.rules import at_least
 from kvbench.selectors.base import Budget, Selector
 from kvbench.selectors.plain import KeyNormSelector
 
@@ -22,12 +23,9 @@ class KeyNorm(Eviction):
     name = "knorm"
     paper = "arXiv 2406.11430"
     published = ("knorm:spared=2+int:bits=8",)
+    rules = (*Eviction.rules, at_least("spared", 0, "layers"))
 
     spared: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.spared >= 0, f"spared={self.spared} must be at least 0 layers")
 
     def apply(self, draft: Draft) -> None:
         """One selector per layer but the first ones."""

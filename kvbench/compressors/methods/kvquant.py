@@ -12,6 +12,7 @@ from kvbench.codecs.quantizers.outliers import Outliers
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.methods.integer import BITS
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import Bounds, OneOf
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,10 @@ class KvQuant(Part):
     roles = ("transform", "quantizer")
     paper = "arXiv 2401.18079"
     needs_calibration = True
+    rules = (OneOf("bits", BITS), Bounds("outliers", 0, 0.5, unit=", a fraction"))
 
     bits: int
     outliers: float = 0.01
-
-    def __post_init__(self) -> None:
-        self.require(self.bits in BITS, f"bits={self.bits} is not one of {', '.join(map(str, BITS))}")
-        self.require(0 <= self.outliers <= 0.5, f"outliers={self.outliers:g} must be in [0, 0.5], a fraction")
 
     def apply(self, draft: Draft) -> None:
         """Static scales for keys, scales per token for values."""

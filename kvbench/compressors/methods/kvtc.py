@@ -23,6 +23,7 @@ from kvbench.codecs.transforms.ranks import Allocation
 from kvbench.compressors.allocation import side_weights
 from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import Bounds, Needs, at_least
 from kvbench.compressors.shared import layer_groups, share_latents
 
 
@@ -61,6 +62,11 @@ class Kvtc(Part):
     paper = "arXiv 2511.01815"
     needs_calibration = True
     published = ("kvtc:coder=entropy",)
+    rules = (
+        Bounds("bits", 0, MAX_BITS, above=True),
+        at_least("layers", 0, "(0: all of them)"),
+        Needs("layers", (1,), "frame", "before", "a basis across layers is one of keys before RoPE; use layers=1"),
+    )
 
     bits: float
     shift: float = 1.0
@@ -68,13 +74,6 @@ class Kvtc(Part):
     coder: Literal["fixed", "blocks", "entropy"] = "fixed"
     layers: int = 1
     frame: Frame = "before"
-
-    def __post_init__(self) -> None:
-        self.require(0 < self.bits <= MAX_BITS, f"bits={self.bits:g} must be in (0, {MAX_BITS}]")
-        self.require(
-            self.layers == 1 or self.frame == "before", "a basis across layers is one of keys before RoPE; use layers=1"
-        )
-        self.require(self.layers >= 0, f"layers={self.layers} must be at least 1, or 0 for all of them")
 
     def apply(self, draft: Draft) -> None:
         """Coordinates of both sides of every group of layers, then quantizers, all of them by one rule."""

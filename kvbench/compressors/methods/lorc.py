@@ -10,6 +10,7 @@ from torch import Tensor
 from kvbench.codecs.transforms.fitting import principal_basis
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.low_rank import LowRank
+from kvbench.compressors.rules import share
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,9 @@ class Lorc(LowRank):
 
     name = "lorc"
     paper = "arXiv 2410.03111"
+    rules = (*LowRank.rules, share("least", "a share of the mean rank"))
 
     least: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(0 < self.least <= 1, f"least={self.least} must be in (0, 1], a share of the mean rank")
 
     def apply(self, draft: Draft) -> None:
         """Condition numbers first, then ranks, then bases."""
@@ -39,9 +37,9 @@ class Lorc(LowRank):
         bases = [principal_basis(weight @ weight.T, 1) for weight in weights]
         conditions = torch.tensor([_log_condition(basis.values[0]) for basis in bases]).view(-1, 2).sum(1)
         shares = self._shares(conditions).repeat_interleave(2).tolist()
-        for (layer, side), basis, share in zip(sides, bases, shares, strict=True):
+        for (layer, side), basis, fraction in zip(sides, bases, shares, strict=True):
             bias = layer.calibrated.measured(f"{side.moment}_bias")
-            side.transform = basis.transform(bias, max(1, round(share * len(bias))), draft.basis_dtype)
+            side.transform = basis.transform(bias, max(1, round(fraction * len(bias))), draft.basis_dtype)
 
     def _shares(self, conditions: Tensor) -> Tensor:
         """Rank fractions of all layers, their mean ``rank``, from log condition numbers (layers,)."""

@@ -14,6 +14,7 @@ from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.joint import join_sides, joint_moment
 from kvbench.compressors.part import Part
 from kvbench.compressors.rope_slice import Choice, rope_bases
+from kvbench.compressors.rules import Multiple, ShareOrCount, at_least
 from kvbench.errors import UnsupportedModelError
 
 
@@ -39,19 +40,11 @@ class Mla(Part):
     paper = "arXiv 2502.07864"
     needs_calibration = True
     published = ("mla:rope_dims=64+hadamard+int:bits=4",)
+    rules = (ShareOrCount("latent", "dimensions"), at_least("rope_dims", 2), Multiple("rope_dims"))
 
     latent: float
     rope_dims: int
     choice: Choice = "energy"
-
-    def __post_init__(self) -> None:
-        self.require(
-            0 < self.latent <= 1 or self.latent == int(self.latent) > 1,
-            f"latent={self.latent:g} must be a fraction in (0, 1] or a whole number of dimensions",
-        )
-        self.require(
-            self.rope_dims >= 2 and self.rope_dims % 2 == 0, f"rope_dims={self.rope_dims} must be even and at least 2"
-        )
 
     def apply(self, draft: Draft) -> None:
         """The RoPE part first, then the joint latent of the rest."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kvbench.cache.spans import ExactDtype, Spans
-from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
+
+if TYPE_CHECKING:  # tables name the baselines, and need no torch
+    from kvbench.compressors.draft import Draft
 
 IN_16_BIT = "none:dtype=float16"
 """The uncompressed cache in 16 bit that all others are timed against, in models of more than 16 bit.

@@ -12,6 +12,7 @@ from kvbench.codecs.transforms.ranks import Allocation
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.fixed_basis import rotate_latents
 from kvbench.compressors.low_rank import LowRank, allocate
+from kvbench.compressors.rules import at_least
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,11 @@ class Palu(LowRank):
     name = "palu"
     paper = "arXiv 2407.21118"
     published = ("palu+int:bits=4", "palu+int:bits=3")
+    rules = (*LowRank.rules, at_least("group", 1, "head"))
 
     group: int = 4
     allocate: Allocation = "fisher"
     hadamard: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.group >= 1, f"group={self.group} must be at least 1 head")
 
     def apply(self, draft: Draft) -> None:
         """Spectra first, then ranks, then bases."""

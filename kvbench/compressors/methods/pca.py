@@ -12,6 +12,7 @@ from kvbench.codecs.transforms.fitting import orthonormal_transform, principal_a
 from kvbench.codecs.transforms.ranks import rank_for_energy
 from kvbench.compressors.draft import Draft, LayerDraft, SideDraft
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import Either, share
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,12 @@ class Pca(Part):
     roles = ("transform",)
     needs_calibration = True
     published = ("pca+hadamard+int:bits=4", "pca+hadamard+int:bits=3")
+    rules = (Either(("rank", "energy"), ("rank=0.5", "energy=0.9")), share("rank"), share("energy"))
 
     rank: float | None = None
     energy: float | None = None
     heads: Literal["joint", "each"] = "joint"
     frame: Frame = "before"
-
-    def __post_init__(self) -> None:
-        self.require((self.rank is None) != (self.energy is None), "give either rank or energy, as in pca:rank=0.5")
-        for key, value in (("rank", self.rank), ("energy", self.energy)):
-            self.require(value is None or 0 < value <= 1, f"{key}={value} must be in (0, 1], a fraction")
 
     def apply(self, draft: Draft) -> None:
         """Bases for both sides of every layer."""

@@ -8,6 +8,7 @@ from kvbench.codecs.transforms.rotations import random_orthogonal
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.fixed_basis import use_fixed_basis
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import at_least, share
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,10 @@ class RandomProjection(Part):
     name = "random-projection"
     family = "low rank"
     roles = ("transform",)
+    rules = (share("rank"), at_least("seed", 0))
 
     rank: float
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        self.require(0 < self.rank <= 1, f"rank={self.rank:g} must be in (0, 1], a fraction")
-        self.require(self.seed >= 0, f"seed={self.seed} must be at least 0")
 
     def apply(self, draft: Draft) -> None:
         """The same basis for all heads of a width."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.eviction import Eviction
+from kvbench.compressors.rules import at_least
 from kvbench.selectors.base import Budget, Selector
 from kvbench.selectors.plain import RandomSelector
 
@@ -19,12 +20,9 @@ class RandomTokens(Eviction):
     """
 
     name = "random"
+    rules = (*Eviction.rules, at_least("seed", 0))
 
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.seed >= 0, f"seed={self.seed} must be at least 0")
 
     def selector(self, layer: LayerDraft, draft: Draft, budget: Budget) -> Selector:
         """Every layer draws for itself."""

@@ -10,6 +10,7 @@ from kvbench.codecs.transforms.fitting import principal_basis
 from kvbench.codecs.transforms.heads import alignment, group_size, over_all_heads, regroup, similar_groups
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.low_rank import LowRank
+from kvbench.compressors.rules import at_least
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,9 @@ class ReCalKv(LowRank):
 
     name = "recalkv"
     paper = "arXiv 2505.24357"
+    rules = (*LowRank.rules, at_least("group", 1, "head"))
 
     group: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.group >= 1, f"group={self.group} must be at least 1 head")
 
     def apply(self, draft: Draft) -> None:
         """Grouped keys, joint values."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kvbench.compressors.draft import Draft, LayerDraft
 from kvbench.compressors.eviction import Observing
+from kvbench.compressors.rules import Bounds, Multiple, at_least
 from kvbench.selectors.attention import SnapKvSelector
 from kvbench.selectors.base import Budget, Selector
 
@@ -27,14 +28,15 @@ class SnapKv(Observing):
     name = "snapkv"
     paper = "arXiv 2404.14469"
     published = ("snapkv:query_aware=true+int:bits=8",)
+    rules = (
+        *Observing.rules,
+        Bounds("window", 1, WINDOW, unit=" queries"),
+        at_least("kernel", 1),
+        Multiple("kernel", odd=True),
+    )
 
     window: int = WINDOW
     kernel: int = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(1 <= self.window <= WINDOW, f"window={self.window} must be in 1…{WINDOW} queries")
-        self.require(self.kernel >= 1 and self.kernel % 2 == 1, f"kernel={self.kernel} must be odd")
 
     def selector(self, layer: LayerDraft, draft: Draft, budget: Budget) -> Selector:
         """Nothing of the layer matters."""

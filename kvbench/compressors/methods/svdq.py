@@ -10,6 +10,7 @@ from kvbench.compressors.draft import Draft
 from kvbench.compressors.methods.integer import BITS
 from kvbench.compressors.online import prompt_basis
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import Bounds, OneOf, at_least
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,11 @@ class SvdQ(Part):
     family = "transform coding"
     roles = ("transform", "quantizer")
     paper = "arXiv 2502.15304"
+    rules = (Bounds("bits", 0, 8, above=True), OneOf("values", BITS), at_least("group", 1, "value"))
 
     bits: float
     values: int | None = None
     group: int = 64
-
-    def __post_init__(self) -> None:
-        self.require(0 < self.bits <= 8, f"bits={self.bits:g} must be in (0, 8]")
-        self.require(
-            self.values in (None, *BITS), f"values={self.values} is not one of {', '.join(map(str, BITS))} bits"
-        )
-        self.require(self.group >= 1, f"group={self.group} must be at least 1 value")
 
     def apply(self, draft: Draft) -> None:
         """An online basis and descending widths for the keys, integers for the values."""

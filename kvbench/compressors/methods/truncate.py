@@ -9,6 +9,7 @@ import torch
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.fixed_basis import use_fixed_basis
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import share
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,9 @@ class Truncate(Part):
     name = "truncate"
     family = "low rank"
     roles = ("transform",)
+    rules = (share("rank"),)
 
     rank: float
-
-    def __post_init__(self) -> None:
-        self.require(0 < self.rank <= 1, f"rank={self.rank:g} must be in (0, 1], a fraction")
 
     def apply(self, draft: Draft) -> None:
         """Columns of the identity."""

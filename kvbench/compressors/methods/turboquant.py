@@ -9,6 +9,7 @@ from kvbench.codecs.transforms.rotations import random_rotation
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.fixed_basis import use_fixed_basis
 from kvbench.compressors.part import Part
+from kvbench.compressors.rules import OneOf, at_least
 
 BITS = (2, 3, 4)
 
@@ -27,13 +28,10 @@ class TurboQuant(Part):
     family = "quantization"
     roles = ("transform", "quantizer")
     paper = "arXiv 2504.19874"
+    rules = (OneOf("bits", BITS), at_least("seed", 0))
 
     bits: int
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        self.require(self.bits in BITS, f"bits={self.bits} is not one of {', '.join(map(str, BITS))}")
-        self.require(self.seed >= 0, f"seed={self.seed} must be at least 0")
 
     def apply(self, draft: Draft) -> None:
         """Rotation and codebook for both sides of every layer."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.online import Online, prompt_basis
+from kvbench.compressors.rules import Bounds, at_least
 from kvbench.compressors.shared import layer_groups, share_latents
 
 
@@ -27,14 +28,10 @@ class Xkv(Online):
     paper = "arXiv 2503.18893"
     published = ("xkv:recent=128+hadamard+int:bits=4",)
     """The paper keeps decoded tokens as they are; the window also is what teacher forcing takes at once."""
+    rules = (*Online.rules, Bounds("ratio", 0, above=True), at_least("layers", 1))
 
     layers: int = 4
     ratio: float = 1.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.ratio > 0, f"ratio={self.ratio:g} must be above 0")
-        self.require(self.layers >= 1, f"layers={self.layers} must be at least 1")
 
     def apply(self, draft: Draft) -> None:
         """Online bases over the heads of a group of layers."""

@@ -94,7 +94,7 @@ class CapacityResult(Frozen):
     interval_method: str = ""
     """What made the intervals of the ratios, or would have of more block cycles."""
     attention: str
-    """What attended to the stored tokens, read back from the live cache (:mod:`kvbench.cache.way`)."""
+    """What attended to the stored tokens, read back from the live cache (:mod:`kvbench.cache.reads`)."""
     kld_mean: float | None = None
     """KLD of the timed steps' first row against ``none``, which decoded the same tokens in the same rounds."""
 

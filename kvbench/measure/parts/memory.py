@@ -91,6 +91,13 @@ class MemoryResult(Frozen):
     """Those that are compressed; None for baselines. The others keep a sliding window, or stay exact by the plan."""
     compressed_share: float | None = None
     """Share, 0…1, of an uncompressed cache of these tokens that the compressed layers' keys and values are."""
+    compressed_at: tuple[int, ...] | None = None
+    """The numbers of the compressed layers in the model, from 0."""
+    compressed_bytes: int | None = None
+    """What these layers hold of the ``allocated`` bytes."""
+    kept_layers: dict[str, int] | None = None
+    """How many others there are that keep a state of their own: ``sliding_window``, ``linear_attention``, or ``exact``
+    by the method."""
     largest_bytes: int | None = None
     """The most that the cache held while tokens were decoded after the prompt; None where none were."""
     peak_prefill_bytes: int | None = None

@@ -89,7 +89,7 @@ class SpeedResult(Frozen):
     interval_method: str = ""
     """What made the intervals."""
     attention: str
-    """What attended to the stored tokens, read back from the live cache (:mod:`kvbench.cache.way`)."""
+    """What attended to the stored tokens, read back from the live cache (:mod:`kvbench.cache.reads`)."""
     allocated: Bytes | None = None
     """Bytes of the timed cache right after the prompt."""
     largest_bytes: int | None = None

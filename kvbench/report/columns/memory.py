@@ -28,10 +28,11 @@ def _break_even(tokens: int | None) -> Cell:
 
 def _layers(memory: MemoryResult) -> Cell | None:
     """Only where some layers are not compressed."""
-    if memory.compressed_layers is None or memory.compressed_layers == memory.layers:
+    linear = (memory.kept_layers or {}).get("linear_attention", 0)
+    if memory.compressed_layers is None or memory.layers is None or memory.compressed_layers == memory.layers + linear:
         return None
     share = memory.compressed_share or 0
-    return Cell(f"{memory.compressed_layers} of {memory.layers}, {share:.0%}", share)
+    return Cell(f"{memory.compressed_layers} of {memory.layers + linear}, {share:.0%}", share)
 
 
 def _weights(memory: MemoryResult) -> Cell | None:
@@ -89,8 +90,9 @@ COLUMNS = (
     BODY_BITS,
     Column(
         "layers\ncompressed",
-        "Attention layers that are compressed, of all, and the share of an uncompressed cache of this length that is "
-        "theirs. The others keep a sliding window, or are left exact by the method.",
+        "Layers that are compressed, of all that keep a state, and the share that is theirs of an uncompressed cache's "
+        "keys and values at this length. The others keep a sliding window, are of linear attention, or are left exact "
+        "by the method.",
         _memory(_layers),
         summary=True,
         importance=4,
