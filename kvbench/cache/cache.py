@@ -136,9 +136,10 @@ def cache_bytes(cache: CompressedCache) -> CacheBytes:
 
 
 def bytes_of_layers(cache: CompressedCache, layers: Iterable[int]) -> int:
-    """Allocated bytes of the layers with these numbers, each storage once."""
+    """Allocated bytes of kvbench's layers among those with these numbers, each storage once."""
     chosen = [cache.layers[index] for index in layers]
-    return count_bytes([pair for layer in chosen for pair in layer.tensors_by_kind()], ()).total
+    tensors = [pair for layer in chosen if isinstance(layer, KVLayer) for pair in layer.tensors_by_kind()]
+    return count_bytes(tensors, ()).total
 
 
 def unused_bytes(cache: CompressedCache) -> int:
