@@ -45,7 +45,8 @@ def reference(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) 
 def assert_close(actual: Partial, expected: Partial, tolerance: float) -> None:
     scale = expected.output.abs().max().clamp_min(1e-6)
     assert (actual.output.reshape(expected.output.shape) - expected.output).abs().max() <= tolerance * scale
-    assert (actual.lse.reshape(expected.lse.shape) - expected.lse).abs().max() <= max(tolerance, 1e-5)
+    step = 2**-23 * expected.lse.abs().max()  # of fp32
+    assert (actual.lse.reshape(expected.lse.shape) - expected.lse).abs().max() <= max(tolerance, 1e-5, 2 * step)
 
 
 def random_mask(batch: int, groups: int, tokens: int) -> Tensor:
@@ -403,7 +404,7 @@ def test_matrices_give_the_same_sums(rows: int, eights: int, rank: int, looked_u
     with patch("kvbench.kernels.cpu.coded._ENOUGH", 1000):
         by_rows = coded_attention(query, keys, values, 8 * eights, SCALING)
     for actual, expected in ((by_matrices.output, by_rows.output), (by_matrices.lse, by_rows.lse)):
-        assert torch.allclose(actual, expected, rtol=1e-6, atol=1e-6)  # whole numbers are the same, then fp32 rounds
+        assert torch.allclose(actual, expected, rtol=1e-5, atol=2e-5)  # a weight between two steps may go either way
 
 
 def test_a_row_that_sees_nothing_weighs_nothing() -> None:
