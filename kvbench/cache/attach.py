@@ -121,11 +121,9 @@ class CompressedModel:
         self._by_layer = {layer.layer: layer for layer in geometry.layers}
         self._tables = {layer.rope_group: RotaryTable() for layer in geometry.layers}
         self._interception = Interception(model, self)
-        self._after_passes: Any = None
 
     def __enter__(self) -> CompressedModel:
         self._interception.__enter__()
-        self._after_passes = self.model.register_forward_hook(self._forget, always_call=True)
         return self
 
     def __exit__(
@@ -134,15 +132,7 @@ class CompressedModel:
         error: BaseException | None = None,
         tb: TracebackType | None = None,
     ) -> None:
-        if self._after_passes is not None:
-            self._after_passes.remove()
         self._interception.__exit__()
-
-    @torch.compiler.disable
-    def _forget(self, module: torch.nn.Module, args: tuple, output: Any) -> None:
-        """A forward hook: what layers shared in a pass goes with it."""
-        for table in self._tables.values():
-            table.forget()
 
     def new_cache(self) -> CompressedCache:
         """An empty cache; layers that are not full attention keep what the architecture needs, exactly."""

@@ -89,7 +89,7 @@ class RotaryTable:
     def remembered(self, positions: Tensor, key: tuple[object, ...], make: Callable[[], Made]) -> Made:
         """What ``make`` makes of the rotation of ``positions``, the very same tensor: once for all layers of a step.
 
-        Kept until :meth:`forget`, when the step ends, or other positions come: memory of neither a cache nor a model.
+        Kept here, with the tables, until other positions come: it is no memory of a cache.
         """
         latest, made = self._remembered
         if latest() is not positions:
@@ -98,14 +98,12 @@ class RotaryTable:
             made[key] = make()
         return made[key]  # type: ignore[no-any-return]
 
-    def forget(self) -> None:
-        """Let go of what is remembered."""
-        self._remembered = lambda: None, {}
-
     @property
     def nbytes(self) -> int:
-        """Bytes of both tables."""
-        return sum(table.untyped_storage().nbytes() for table in (self.cos, self.sin) if table is not None)
+        """Bytes of both tables, and of what is remembered of them."""
+        remembered = [part for made in self._remembered[1].values() if isinstance(made, tuple) for part in made]
+        tensors = [table for table in (self.cos, self.sin, *remembered) if table is not None]
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     def _grow(self, needed: int, like: Tensor) -> None:
         for name in ("cos", "sin"):

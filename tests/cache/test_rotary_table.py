@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
 
 import pytest
 import torch
@@ -54,19 +53,12 @@ def test_what_is_made_of_positions_is_made_once_for_all_layers() -> None:
     assert made == [0, 1, 2, 3]
 
 
-def test_nothing_is_remembered_after_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, real = [], RotaryTable.remembered
-
-    def remembered(self: RotaryTable, positions: torch.Tensor, key: tuple, make: Any) -> Any:
-        result = real(self, positions, key, make)
-        made.append(weakref.ref(result[0]) if isinstance(result, tuple) else weakref.ref(result))
-        return result
-
-    monkeypatch.setattr(RotaryTable, "remembered", remembered)
-    one = subject("llama", torch.float32)
-    with one.attach_untested(one.identity("before")) as compressed:
-        feed(one.model, compressed.new_cache(), token_ids(1, 200), [150, 1, 1, 48])
-    assert made and not any(each() is not None for each in made)
+def test_what_is_remembered_is_counted() -> None:
+    table, positions = RotaryTable(), torch.arange(9)[None]
+    table.fill(positions, rotation(positions))
+    before = table.nbytes
+    table.remembered(positions, ("turned",), lambda: table.lookup(positions[:, :5]))
+    assert table.nbytes == before + 2 * 5 * 4 * 8
 
 
 def test_kernels_get_no_turn_where_a_pair_turns_by_two_angles() -> None:

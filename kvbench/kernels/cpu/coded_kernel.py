@@ -116,7 +116,7 @@ def begin_block(turned: Any, side: Any, row: int, head: int, block: int, scaling
 
 @njit(**JIT)
 def add_scores_of_rebuilt(job: Any, key_tile: int, row: int, head: int, start: int, count: int, work: Any) -> int:
-    """Add the scores of rebuilt keys; where the bytes are that they are rebuilt from, ``key_tile`` if alike."""
+    """Add the scores of keys that are rebuilt; where the bytes are that they are rebuilt from, ``key_tile`` if alike."""
     keys, rebuilt, stream = job.keys, job.rebuilt, job.stream
     prefetch_scales(stream, row, head, start + _PREFETCHED)
     shared = key_tile and not keys.direct and keys.codes == stream.codes
