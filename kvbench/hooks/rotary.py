@@ -100,10 +100,8 @@ class RotaryTable:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both tables, and of what is remembered of them."""
-        remembered = [part for made in self._remembered[1].values() if isinstance(made, tuple) for part in made]
-        tensors = [table for table in (self.cos, self.sin, *remembered) if table is not None]
-        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+        """Bytes of both tables."""
+        return sum(table.untyped_storage().nbytes() for table in (self.cos, self.sin) if table is not None)
 
     def _grow(self, needed: int, like: Tensor) -> None:
         for name in ("cos", "sin"):

@@ -53,14 +53,6 @@ def test_what_is_made_of_positions_is_made_once_for_all_layers() -> None:
     assert made == [0, 1, 2, 3]
 
 
-def test_what_is_remembered_is_counted() -> None:
-    table, positions = RotaryTable(), torch.arange(9)[None]
-    table.fill(positions, rotation(positions))
-    before = table.nbytes
-    table.remembered(positions, ("turned",), lambda: table.lookup(positions[:, :5]))
-    assert table.nbytes == before + 2 * 5 * 4 * 8
-
-
 def test_kernels_get_no_turn_where_a_pair_turns_by_two_angles() -> None:
     turn, positions = Turn((1, 0, 3, 2), (-1.0, 1.0, -1.0, 1.0)), torch.arange(7)[None]
     for angles, pairs in (([1.0, 1.0, 0.1, 0.1], True), ([1.0, 1.0, 0.1, 0.2], False), ([1.0, 1.0], False)):
