@@ -76,6 +76,7 @@ def test_a_kernel_that_calls_a_changed_one_is_compiled_anew(tmp_path: Path) -> N
     environment = os.environ | {"KVBENCH_CACHE": str(tmp_path / "cache")}
     command = [
         sys.executable,
+        "-B",  # Python's own cache takes a file of the same size for the same within a second
         "-c",
         "import sys; sys.path.insert(0, '.'); from small.outer import outer; print(outer())",
     ]
