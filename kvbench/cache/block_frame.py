@@ -45,13 +45,13 @@ class BlockFrame:
             slots = torch.arange(first, first + start + keys.shape[2], device=keys.device)[None, None]
             return self.store(keys, slots, start)
         keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
-        entries = torch.arange(start, start + keys.shape[2], device=keys.device)
+        count, dtype, device = keys.shape[2], keys.dtype, keys.device
 
         def make() -> Rotation:
-            return self._back(rotator, first, entries, keys.dtype)
+            return self._back(rotator, first, torch.arange(start, start + count, device=device), dtype)
 
-        key = "stored", self.bands, first, start, len(entries), keys.dtype
-        rotation = rotator.remembered(key, make) if len(entries) <= FEW else make()
+        key = "stored", self.bands, first, start, count, dtype
+        rotation = rotator.remembered(key, make) if count <= FEW else make()
         return rotate(rotator.module, keys, rotation, rotator.rotary_dims)
 
     def _back(self, rotator: Rotator, first: int, entries: Tensor, dtype: torch.dtype) -> Rotation:

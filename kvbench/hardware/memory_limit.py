@@ -10,9 +10,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
 from kvbench.errors import KvbenchError
+from kvbench.hardware.process_memory import status_bytes
 
 MIB = 2**20
 
@@ -69,8 +69,4 @@ def _limited_gpu(device: str, limit: int) -> Iterator[None]:
 
 def private_bytes() -> int:
     """Bytes of this process that ``RLIMIT_DATA`` counts; 0 where the system does not tell."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData")), 0)
+    return status_bytes("VmData")

@@ -132,11 +132,16 @@ def _resident() -> int:
 
 def _high_water_mark() -> int:
     """Linux's highest resident size of this process since the last reset, in bytes; 0 on other systems."""
+    return status_bytes("VmHWM")
+
+
+def status_bytes(name: str) -> int:
+    """What Linux says of this process by ``name`` (see proc_pid_status(5)), in bytes; 0 on other systems."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def _reset_high_water_mark() -> bool:

@@ -47,12 +47,13 @@ _MOST = _F(65534)
 @njit(**JIT)
 def attend_coded(first: int, last: int, job: Any) -> None:
     """Units [first, last) of a :class:`~kvbench.kernels.cpu.records.CodedJob`."""
-    keys, rebuilt, stream, values, rows = job.keys, job.rebuilt, job.stream, job.values, job.rows
-    turned = job.turned
+    keys, rebuilt, values, turned, rows = job.keys, job.rebuilt, job.values, job.turned, job.rows
     block = coded_workspace(job)
     work = record_at(block.ctypes.data, WORKSPACE)
     scaling = vectors.as_float(np.int32(job.scaling))
-    matrix_ops.configure()
+    by_matrices = keys.by_matrices or values.by_matrices or rebuilt.decoder != 0
+    if by_matrices:
+        matrix_ops.configure()
     tiles = (job.tokens + TILE - 1) // TILE
     for unit in range(first, last):
         pair, split = unit // job.splits, unit % job.splits
@@ -86,20 +87,11 @@ def attend_coded(first: int, last: int, job: Any) -> None:
             else:
                 fill(work.scores, rows * TILE, _F(0))
             if rebuilt.decoder:
-                prefetch_scales(stream, row, head, start + _PREFETCHED)
-                if key_tile and not keys.direct and keys.codes == stream.codes:
-                    stream_tile = key_tile
-                else:
-                    stream_tile = whole_bytes(stream, row, head, start, count, work.stream_tile)
-                if stream_tile != key_tile or not keys.by_matrices:
-                    used_into_steps(stream_tile, stream, rebuilt, work)
-                read_token_affine(stream, row, head, start, count, work)
-                rotary_tile(rebuilt, row, head, start, count, work)
-                add_rebuilt_scores(stream, rebuilt, head, work)
+                stream_tile = add_scores_of_rebuilt(job, key_tile, row, head, start, count, work)
             apply_mask(work, mask and mask + start, count)
             if update_softmax(work):
                 value_tile = 0
-                if not values.direct and values.codes == stream.codes:
+                if not values.direct and values.codes == job.stream.codes:
                     value_tile = stream_tile
                 elif not values.direct and values.codes == keys.codes:
                     value_tile = key_tile
@@ -107,7 +99,8 @@ def attend_coded(first: int, last: int, job: Any) -> None:
                 add_values(value_tile, values, row, head, start, count, work)
         finalise_output(values, scaling, job.lse + 4 * unit * rows, work)
         output_from_latents(values, head, job.output + 4 * unit * rows * values.head_dim, work)
-    matrix_ops.release()
+    if by_matrices:
+        matrix_ops.release()
     block[0] = 0  # numba drops an array after its last use, and all others know its address only
 
 
@@ -119,6 +112,21 @@ def begin_block(turned: Any, side: Any, row: int, head: int, block: int, scaling
     mean_score = floats(work.mean_score, work.rows)
     for r in range(work.rows):
         mean_score[r] = _F(0)
+
+
+@njit(**JIT)
+def add_scores_of_rebuilt(job: Any, key_tile: int, row: int, head: int, start: int, count: int, work: Any) -> int:
+    """Add the scores of rebuilt keys; where the bytes are that they are rebuilt from, ``key_tile`` if alike."""
+    keys, rebuilt, stream = job.keys, job.rebuilt, job.stream
+    prefetch_scales(stream, row, head, start + _PREFETCHED)
+    shared = key_tile and not keys.direct and keys.codes == stream.codes
+    tile = key_tile if shared else whole_bytes(stream, row, head, start, count, work.stream_tile)
+    if not (shared and keys.by_matrices):  # else all of it is in steps already
+        used_into_steps(tile, stream, rebuilt, work)
+    read_token_affine(stream, row, head, start, count, work)
+    rotary_tile(rebuilt, row, head, start, count, work)
+    add_rebuilt_scores(stream, rebuilt, head, work)
+    return tile
 
 
 @njit(**JIT)
