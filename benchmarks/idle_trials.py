@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kvbench.hardware.environment import provenance
+from kvbench.hardware.environment import look_up_once, provenance
 from kvbench.hardware.worker import serve
 from kvbench.runs.records import Failure, Provenance, Record
 from kvbench.runs.trial_child import RECORD, REQUEST, TrialRequest
@@ -25,4 +25,5 @@ def _work(folder: Path) -> int:
 
 def main() -> None:
     """Answer for every folder that is named on standard input."""
+    look_up_once()
     serve(_work)

@@ -43,6 +43,8 @@ VECTOR_INSTRUCTIONS = {
 }
 """Flags of ``/proc/cpuinfo`` that decide which kernels run and how fast."""
 
+CHECKOUT = Path(__file__).parents[2]
+
 GIT_TIMEOUT = 5.0
 """Seconds to wait for git on a slow disk before the commit is recorded as unknown."""
 
@@ -56,7 +58,7 @@ def provenance(device: str, started: datetime) -> dict[str, Any]:
     import torch
 
     name, memory = _device(device)
-    commit, dirty = git_state(Path(__file__).parents[2])
+    commit, dirty = git_state(CHECKOUT)
     return {
         "kvbench": kvbench_version(),
         "python": platform.python_version(),
@@ -76,6 +78,13 @@ def provenance(device: str, started: datetime) -> dict[str, Any]:
         "started": started,
         "finished": datetime.now(UTC),
     }
+
+
+def look_up_once() -> None:
+    """Look up what :func:`provenance` remembers of this process and hands on to its forks: commit and versions."""
+    git_state(CHECKOUT)
+    kvbench_version()
+    package_versions()
 
 
 @cache

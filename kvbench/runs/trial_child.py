@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvbench.errors import KvbenchError
+from kvbench.hardware.environment import look_up_once
 from kvbench.hardware.memory_limit import limited_memory
 from kvbench.hardware.worker import serve
 from kvbench.kernels.reading import Reading
@@ -71,4 +72,5 @@ def _work(folder: Path) -> int:
 
 def main() -> None:
     """Measure in every folder that is named on standard input."""
+    look_up_once()
     serve(_work)

@@ -95,16 +95,19 @@ def fitted_samples(
         KvbenchError: the task does not fit, or its context does not grow to the length.
     """
     samples = [_largest(task, template, length, f"{seed} {index}", dialogue) for index in range(count)]
-    question = max(len(each) for sample in samples for each in sample.questions)
-    answer = max((len(each) for sample in samples for each in sample.answers), default=0)
-    longest = _after_context(max(len(sample.questions) for sample in samples), question, answer, dialogue)
-    room = length - task.new_tokens - longest
+    while True:
+        question = max(len(each) for sample in samples for each in sample.questions)
+        answer = max((len(each) for sample in samples for each in sample.answers), default=0)
+        longest = _after_context(max(len(sample.questions) for sample in samples), question, answer, dialogue)
+        room = length - task.new_tokens - longest
+        too_long = [index for index, sample in enumerate(samples) if len(sample.context) > room]
+        if not too_long:
+            break
+        for index in too_long:  # another sample's questions are longer, and those of a smaller sample may be, too
+            samples[index] = _largest(task, template, length, f"{seed} {index}", dialogue, longest)
     newline = template.encode("\n")[-1]
     fitted = []
-    for index, sample in enumerate(samples):
-        if len(sample.context) > room:  # another sample's questions are longer than its own
-            shorter = length - longest + _tail(sample, dialogue)
-            sample = _largest(task, template, shorter, f"{seed} {index}", dialogue)
+    for sample in samples:
         filler = (newline,) * (room - len(sample.context))
         head = len(template.before)
         fitted.append(
@@ -129,14 +132,16 @@ def _tail(sample: FittedSample, dialogue: Dialogue) -> int:
     return _after_context(len(sample.questions), max(map(len, sample.questions)), answer, dialogue)
 
 
-def _largest(task: Task, template: PromptTemplate, length: int, seed: str, dialogue: Dialogue) -> FittedSample:
-    """The largest sample of a seed within ``length`` tokens, answer included."""
+def _largest(
+    task: Task, template: PromptTemplate, length: int, seed: str, dialogue: Dialogue, tail: int = 0
+) -> FittedSample:
+    """The largest sample of a seed within ``length`` tokens, with its answer and at least ``tail`` behind it."""
 
     def made(size: int) -> FittedSample:
         return _encoded(task.sample(Random(seed), size), template, dialogue)
 
     def fits(sample: FittedSample) -> bool:
-        return len(sample.context) + _tail(sample, dialogue) + task.new_tokens <= length
+        return len(sample.context) + max(tail, _tail(sample, dialogue)) + task.new_tokens <= length
 
     low, high = 1, 2
     if not fits(made(low)):

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 import pytest
 
 from kvbench.hardware import environment
-from kvbench.hardware.environment import git_state, package_versions, provenance, usable_cores
+from kvbench.hardware.environment import git_state, look_up_once, package_versions, provenance, usable_cores
 from kvbench.runs.records import Provenance
 
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -30,6 +30,13 @@ def test_provenance_fills_the_record():
     assert record.device_name == record.cpu
     assert record.packages["torch"] in record.torch_build
     assert record.cores >= 1 and record.memory_total > 2**28
+
+
+def test_what_was_looked_up_once_starts_no_process_for_a_record(monkeypatch):
+    look_up_once()
+    monkeypatch.setattr(environment.subprocess, "run", None)
+    monkeypatch.setattr(environment.metadata, "version", None)
+    assert Provenance(**provenance("cpu", STARTED)).kvbench
 
 
 def test_the_host_is_not_named(monkeypatch):

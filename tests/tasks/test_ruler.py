@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from random import Random
 
 import pytest
@@ -14,6 +15,7 @@ from kvbench.tasks.fitting import Dialogue, PromptTemplate, fitted_samples
 from kvbench.tasks.names import RULER
 from kvbench.tasks.ruler.haystack import hidden_in_essay, hidden_in_lines, noise_lines
 from kvbench.tasks.ruler.ruler import ruler_task
+from kvbench.tasks.sample import Question, Sample
 from kvbench.tasks.scoring import match_all, match_any
 
 ESSAY = [f"word{index}" + ("." if index % 11 == 10 else "") for index in range(900)]
@@ -59,6 +61,25 @@ def test_samples_have_the_wanted_length_and_little_of_it_is_filler(name: str, le
         assert sample.context[:3] == (1, 2, 3)
         filler = next(index for index, token in enumerate(sample.context[3:]) if token != newline)
         assert filler <= 0.02 * length + 12  # other samples' questions may be longer
+
+
+@dataclass(frozen=True)
+class _Uneven:
+    """Questions of 9 to 20 pieces, of another length for every size."""
+
+    metric: str = "all"
+    new_tokens: int = 4
+
+    def sample(self, random: Random, size: int) -> Sample:
+        length = Random(random.random() + size).randint(9, 20)
+        return Sample("a " * size, (Question("? " * length, "", ("a",)),))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_sample_that_is_made_smaller_may_ask_a_longer_question(seed: int) -> None:
+    samples = fitted_samples(_Uneven(), template(), 200, 4, seed)
+    assert {len(sample.context) + len(sample.questions[0]) + 4 for sample in samples} == {200}
+    assert len({len(sample.context) for sample in samples}) == 1
 
 
 @pytest.mark.parametrize("length", [1024, 1300])
