@@ -39,32 +39,11 @@ class BlockFrame:
 
     def store_following(self, keys: Tensor, first: int, start: int) -> Tensor:
         """:meth:`store` where entries follow one another, 0 at slot ``first``: layers of a step turn by one table."""
-        rotator = self.rotator
-        assert isinstance(rotator, Rotator)
-        if self.bands is not None and rotator.turn is None:  # tables that say nothing of single dimensions
-            slots = torch.arange(first, first + start + keys.shape[2], device=keys.device)[None, None]
-            return self.store(keys, slots, start)
-        keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
-        count, dtype, device = keys.shape[2], keys.dtype, keys.device
+        return self._following(keys, first, start, inverse=True)
 
-        def make() -> Rotation:
-            return self._back(rotator, first, torch.arange(start, start + count, device=device), dtype)
-
-        key = "stored", self.bands, first, start, count, dtype
-        rotation = rotator.remembered(key, make) if count <= FEW else make()
-        return rotate(rotator.module, keys, rotation, rotator.rotary_dims)
-
-    def _back(self, rotator: Rotator, first: int, entries: Tensor, dtype: torch.dtype) -> Rotation:
-        """What turns keys at ``entries`` back to how they are stored: fast dimensions by their tokens, others by their
-        block."""
-        at_token = turned_back(rotator.rotation(first + entries), dtype)
-        if self.bands is None:
-            return at_token
-        at_block = turned_back(rotator.rotation(first + entries // self.bands.block * self.bands.block), dtype)
-        fast = torch.zeros(at_token[0].shape[-1], dtype=torch.bool, device=entries.device)
-        fast[list(self.bands.fast)] = True
-        cos, sin = (torch.where(fast, *both) for both in zip(at_token, at_block, strict=True))
-        return cos, sin
+    def restore_following(self, keys: Tensor, first: int, start: int) -> Tensor:
+        """The inverse of :meth:`store_following`."""
+        return self._following(keys, first, start, inverse=False)
 
     def restore(self, keys: Tensor, slots: Tensor, start: int) -> Tensor:
         """The inverse of :meth:`store`."""
@@ -83,6 +62,34 @@ class BlockFrame:
         if self.bands is None:
             return EntryRotation(self.rotator, start, entries, slots)
         return BlockRotation(self.rotator, self.bands, start, entries, slots)
+
+    def _following(self, keys: Tensor, first: int, start: int, inverse: bool) -> Tensor:
+        rotator = self.rotator
+        assert isinstance(rotator, Rotator)
+        if self.bands is not None and rotator.turn is None:  # tables that say nothing of single dimensions
+            slots = torch.arange(first, first + start + keys.shape[2], device=keys.device)[None, None]
+            return self._turned(keys, slots, start, inverse)
+        keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
+        count, dtype, device = keys.shape[2], keys.dtype, keys.device
+
+        def make() -> Rotation:
+            rotation = self._rotation(rotator, first, torch.arange(start, start + count, device=device))
+            return turned_back(rotation, dtype) if inverse else rotation
+
+        key = inverse, self.bands, first, start, count, dtype
+        rotation = rotator.remembered(key, make) if count <= FEW else make()
+        return rotate(rotator.module, keys, rotation, rotator.rotary_dims)
+
+    def _rotation(self, rotator: Rotator, first: int, entries: Tensor) -> Rotation:
+        """What rotates stored keys at ``entries``: fast dimensions as their tokens, the others as their block."""
+        at_token = rotator.rotation(first + entries)
+        if self.bands is None:
+            return at_token
+        at_block = rotator.rotation(first + entries // self.bands.block * self.bands.block)
+        fast = torch.zeros(at_token[0].shape[-1], dtype=torch.bool, device=entries.device)
+        fast[list(self.bands.fast)] = True
+        cos, sin = (torch.where(fast, *both) for both in zip(at_token, at_block, strict=True))
+        return cos, sin
 
     def _turned(self, keys: Tensor, slots: Tensor, start: int, inverse: bool) -> Tensor:
         entries = torch.arange(start, start + keys.shape[2], device=keys.device)
@@ -109,10 +116,9 @@ class BlockRotation(EntryRotation):
 
     def __call__(self, keys: Tensor, begin: int, end: int) -> Tensor:
         """Restore ``keys`` (batch, kv heads, tokens, head_dim) of the entries [begin, end)."""
-        slots = self._slots
-        if slots is None:
-            slots = torch.arange(self._start, self._start + end, device=keys.device)[None, None]
-        return self.frame.restore(keys, slots[..., :end], begin)
+        if self._slots is None:
+            return self.frame.restore_following(keys, self._start, begin)
+        return self.frame.restore(keys, self._slots[..., :end], begin)
 
     def references(self, groups: int) -> Rotary | None:
         """The rotation of every block's first entry; else as :meth:`rotary`."""
