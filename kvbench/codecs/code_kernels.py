@@ -16,36 +16,25 @@ _kernel = kernels_of(__file__)
 
 GROUP, QUAD = 8, 4
 
-FEW = 31
-"""Up to so many boundaries are compared one by one, for many components at once; more are bisected."""
-
 
 @_kernel(nogil=True)
-def nearest_levels(numbers, runs, boundaries, codes):  # type: ignore[no-untyped-def]
+def nearest_levels(numbers, runs, grids, boundaries, below, codes):  # type: ignore[no-untyped-def]
     """``numbers`` (tokens, components) fp32 → ``codes`` (tokens, components) uint8: how many boundaries are smaller.
 
-    ``runs`` (runs, 4) int64: the first component, components, the first of their ascending ``boundaries``, how many.
+    ``runs`` (runs, 5) int64: first component, components, where their ``boundaries`` begin, where their cells begin in
+    ``below``, cells; ``grids`` (runs, 2) fp32: ``start`` and ``per_unit`` of their
+    :class:`~kvbench.codecs.quantizers.level_grid.LevelGrid`.
     """
     for token in range(len(numbers)):
         x, out = numbers[token], codes[token]
         out[:] = 0
         for r in range(len(runs)):
-            first, last, start, stop = runs[r, 0], runs[r, 0] + runs[r, 1], runs[r, 2], runs[r, 2] + runs[r, 3]
-            if stop - start <= FEW:
-                for b in range(start, stop):
-                    boundary = boundaries[b]
-                    for c in range(first, last):
-                        out[c] += np.uint8(x[c] > boundary)
-            else:
-                for c in range(first, last):
-                    low, high = start, stop
-                    while low < high:
-                        middle = (low + high) // 2
-                        if x[c] > boundaries[middle]:
-                            low = middle + 1
-                        else:
-                            high = middle
-                    out[c] = np.uint8(low - start)
+            first, count, boundary, cell, cells = runs[r]
+            start, per_unit, last = grids[r, 0], grids[r, 1], np.float32(cells - 1)
+            for c in range(first, first + count):
+                place = min(max((x[c] - start) * per_unit, np.float32(0)), last)
+                smaller = below[cell + np.int32(place)]
+                out[c] = smaller + np.uint8(x[c] > boundaries[boundary + smaller])
 
 
 @_kernel(nogil=True)

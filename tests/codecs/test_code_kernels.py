@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from kvbench.codecs.packing import pack, unpack
 from kvbench.codecs.quantizers.codebook import CodebookQuantizer
+from kvbench.codecs.quantizers.lloyd import between, nearest
 
 WIDTHS = st.lists(st.integers(0, 8), min_size=1, max_size=40)
 
@@ -47,3 +49,15 @@ def test_nearest_levels(widths: list[int], seed: int) -> None:
     stored = quantizer.encode(latents)
     with in_torch():
         assert torch.equal(stored["codes"], quantizer.encode(latents)["codes"])
+
+
+@pytest.mark.parametrize("width", range(1, 9))
+def test_numbers_beside_boundaries_get_the_right_level(width: int) -> None:
+    quantizer = CodebookQuantizer((width,), torch.ones(1))
+    boundaries = between(quantizer.levels[width])
+    infinity = torch.tensor(torch.inf)
+    beside = torch.cat([boundaries, torch.nextafter(boundaries, infinity), torch.nextafter(boundaries, -infinity)])
+    numbers = torch.cat([beside, torch.tensor([-3e38, -50, 0, 50, 3e38])])
+    numbers = torch.cat([numbers, numbers.new_zeros(-len(numbers) % 8)])
+    codes = unpack(quantizer.encode(numbers[None, None, :, None])["codes"], (width,)).flatten()
+    assert torch.equal(codes, nearest(numbers, quantizer.levels[width]))

@@ -18,7 +18,8 @@ from torch import Tensor
 from kvbench.codecs.kernel_view import Coded
 from kvbench.codecs.packing import TOKENS_PER_GROUP, pack, packed_bytes, runs, unpack
 from kvbench.codecs.quantizers.base import Cost, Stored
-from kvbench.codecs.quantizers.lloyd import between, laplace_levels, look_up, nearest
+from kvbench.codecs.quantizers.level_grid import LevelGrid
+from kvbench.codecs.quantizers.lloyd import laplace_levels, look_up, nearest
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,16 +61,27 @@ class CodebookQuantizer:
     def _encode_on_cpu(self, scaled: Tensor, codes: Tensor) -> None:
         from kvbench.codecs.code_kernels import nearest_levels
 
-        rank, (boundaries, table) = len(self.widths), self._joined_boundaries
-        nearest_levels(scaled.reshape(-1, rank).numpy(), table, boundaries, codes.view(-1, rank).numpy())
+        rank, grids = len(self.widths), self._grids
+        nearest_levels(scaled.reshape(-1, rank).numpy(), *grids, codes.view(-1, rank).numpy())
 
     @cached_property
-    def _joined_boundaries(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """What lies between the levels of every width, in a row, and where that of each run is."""
-        tables = {width: between(self.levels[width]).numpy() for width in sorted(set(self.widths) - {0})}
-        starts = dict(zip(tables, np.cumsum([0, *map(len, tables.values())]).tolist(), strict=False))
-        rows = [(run.first, run.components, starts[run.width], len(tables[run.width])) for run in runs(self.widths)]
-        return np.concatenate([np.zeros(0, np.float32), *tables.values()]), np.array(rows, np.int64).reshape(-1, 4)
+    def _grids(self) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
+        """What ``nearest_levels`` is told: of every run, of its grid, and the boundaries and cells of all widths."""
+        grids = {width: LevelGrid.of(self.levels[width]) for width in sorted(set(self.widths) - {0})}
+        boundaries, below = ([getattr(grid, name) for grid in grids.values()] for name in ("boundaries", "below"))
+        starts = {
+            width: (sum(map(len, boundaries[:place])), sum(map(len, below[:place])), len(below[place]))
+            for place, width in enumerate(grids)
+        }
+        parts = runs(self.widths)
+        rows = [(run.first, run.components, *starts[run.width]) for run in parts]
+        scales = [(grids[run.width].start, grids[run.width].per_unit) for run in parts]
+        return (
+            np.array(rows, np.int64).reshape(-1, 5),
+            np.array(scales, np.float32).reshape(-1, 2),
+            np.concatenate([np.zeros(0, np.float32), *boundaries]),
+            np.concatenate([np.zeros(0, np.uint8), *below]),
+        )
 
     def decode(self, stored: Stored) -> Tensor:
         """Packed codes → latents in the deviations' dtype."""
