@@ -9,16 +9,17 @@ import torch
 from models import ARMS, StepCase, arm, bench, speed_bench
 from racing import Race, replayed
 
-from kvbench.hardware.devices import Accelerator, processor
+from kvbench.hardware.devices import Accelerator
 from kvbench.measure.speed import Times
 from kvbench.measure.statistics import percentiles
 from kvbench.projection.caches import cache_cost
 from kvbench.projection.parallel import Parallel
 from kvbench.projection.shape import shape_of
 from kvbench.projection.step_time import Setting, step
+from kvbench.projection.this_machine import this_processor
 
 pytestmark = pytest.mark.benchmark(timer=replayed)
-COMPARED = ("none", "int4", "3-bit latents, bands")
+COMPARED = ("none", "int8", "int4", "3-bit latents, bands")
 
 
 CASES = {
@@ -29,17 +30,17 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def this_processor() -> Accelerator:
-    """Its bandwidth and peak, measured in this process."""
-    return processor(None, None, None)
+def device() -> Accelerator:
+    """Its bandwidth, its peak and what it reaches, measured in this process."""
+    return this_processor()
 
 
 @pytest.fixture(scope="module")
-def race(case: StepCase, this_processor: Accelerator) -> Race:
+def race(case: StepCase, device: Accelerator) -> Race:
     """All arms on one prompt, a few steps at a time."""
     speed = speed_bench(case.prompt, case.tiny, case.batch, case.steps, case.rounds)
     times = speed.interleave({name: arm(name, case.tiny) for name in COMPARED})
-    facts = {name: _facts(case, times, name, this_processor) for name in COMPARED}
+    facts = {name: _facts(case, times, name, device) for name in COMPARED}
     title = f"projected and measured step of {bench(case.tiny).name}, {case.batch} × {case.tokens:,} tokens"
     return Race(title, {name: times.rounds(name) for name in COMPARED}, ("none",), facts)
 

@@ -49,7 +49,7 @@ class Reached:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Processor:
-    """The device cpu; what is not given is measured, in about a second."""
+    """The device cpu: this machine, measured in a few seconds, unless bandwidth or arithmetic are given."""
 
     cpu_bandwidth: Annotated[float | None, Parameter(help="GB/s read from memory.")] = None
     cpu_tflops: Annotated[float | None, Parameter(help="TFLOP/s of a large matrix product.")] = None
@@ -109,8 +109,16 @@ def _devices(names: list[str], weights: str, cpu: Processor) -> list[Accelerator
         raise KvbenchError("name at least one device")
     chosen = [accelerator(name) if name != CPU else None for name in names]  # slips first, measuring after
     given = (cpu.cpu_bandwidth, 1e9), (cpu.cpu_tflops, 1e12), (cpu.cpu_memory, 1e9)
-    scaled = [None if value is None else value * unit for value, unit in given]
-    return [processor(*scaled) if each is None else each for each in chosen]
+    bandwidth, operations, memory = (None if value is None else value * unit for value, unit in given)
+    if None not in chosen:
+        return [each for each in chosen if each is not None]
+    if bandwidth is None and operations is None:
+        from kvbench.projection.this_machine import this_processor
+
+        here = this_processor(memory)
+    else:  # another machine's, or on paper
+        here = processor(bandwidth, operations, memory)
+    return [here if each is None else each for each in chosen]
 
 
 def _settings(model: str, devices: list[Accelerator], serving: Serving, reached: Reached) -> list[Setting]:

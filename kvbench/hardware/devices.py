@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,16 @@ WIDTH: Mapping[Precision, int] = {"fp8": 1, "bf16": 2, "fp32": 4}
 """Bytes of a number."""
 
 CPU = "cpu"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a machine at hand reaches by the rows of a step: bytes per second of weights that they are multiplied with,
+    of matrices so wide (``weights(rows, width)``), and the seconds of a layer beside all that it reads and multiplies
+    (``layer_s(rows)``: calls from Python, launches)."""
+
+    weights: Callable[[int, int], float]
+    layer_s: Callable[[int], float]
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,8 @@ class Accelerator:
     node: int
     network: float
     source: str
+    measured: Measured | None = None
+    """Of a machine at hand; on paper a device reads weights at its bandwidth, and calls cost nothing."""
 
     def peak(self, precision: Precision) -> float:
         """Operations per second in ``precision``, or where the device has no units for it in the next wider one."""

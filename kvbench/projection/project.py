@@ -64,6 +64,7 @@ class Projection:
             "binds": {"limit": limit, "of": of, "share": part},
             "phases": [vars(phase) for phase in taken.phases],
             "messages_s": taken.messages,
+            "calls_s": taken.calls_s,
         }
 
 

@@ -6,7 +6,7 @@ least max(B / bandwidth, F / peak). Phases follow one another; communication is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvbench.hardware.devices import WIDTH, Accelerator, Precision
 from kvbench.projection.caches import CacheCost
@@ -73,16 +73,17 @@ class Phase:
 
 @dataclass(frozen=True)
 class Step:
-    """A decode step of a batch: its phases, and the seconds of its messages by name."""
+    """A decode step of a batch: its phases, the seconds of its messages by name, and those of calls (``calls_s``)."""
 
     batch: int
     phases: tuple[Phase, ...]
     messages: dict[str, float]
+    calls_s: float = 0.0
 
     @property
     def seconds(self) -> float:
-        """All phases and messages, one after another."""
-        return sum(phase.seconds for phase in self.phases) + sum(self.messages.values())
+        """All of them, one after another."""
+        return sum(phase.seconds for phase in self.phases) + sum(self.messages.values()) + self.calls_s
 
     @property
     def tokens_per_s(self) -> float:
@@ -91,12 +92,13 @@ class Step:
 
     @property
     def binds(self) -> tuple[str, str, float]:
-        """The limit that takes most of the step ("memory", "compute" or "interconnect"), of what, and its share."""
+        """What takes most of the step ("memory", "compute", "interconnect" or "calls"), of what, and its share."""
         parts = [
             (phase.limit, phase.reads if phase.limit == "memory" else phase.name, phase.seconds)
             for phase in self.phases
         ]
         parts += [("interconnect", name, seconds) for name, seconds in self.messages.items()]
+        parts.append(("calls", "layers", self.calls_s))
         limit, name, seconds = max(parts, key=lambda part: part[2])
         return limit, name, seconds / self.seconds
 
@@ -110,7 +112,9 @@ def step(setting: Setting, cost: CacheCost, tokens: int, batch: int) -> Step:
         "all-to-all": all_to_all_s(shape, parallel, batch, width, WIDTH[setting.precision], setting.device),
     }
     used = {name: seconds / setting.limits.link for name, seconds in messages.items() if seconds}
-    return Step(batch, tuple(phase for phase in phases if phase.read_bytes), used)
+    measured = setting.device.measured
+    calls_s = 0.0 if measured is None else shape.layers * measured.layer_s(parallel.rows(batch))
+    return Step(batch, tuple(phase for phase in phases if phase.read_bytes), used, calls_s)
 
 
 def _weights(setting: Setting, batch: int) -> Phase:
@@ -118,12 +122,18 @@ def _weights(setting: Setting, batch: int) -> Phase:
     part, rows = share(setting.shape, setting.parallel), setting.parallel.rows(batch)
     width, wide = WIDTH[setting.precision], setting.width
     peak, peak_wide = setting.device.peak(setting.precision), setting.device.peak(setting.activations)
-    return _phase(
+    phase = _phase(
         setting,
         ("projections", "weights"),
         width * part.matrices + wide * part.wide,
         2 * rows * (part.matrices + part.wide),
         2 * rows * (part.matrices / peak + part.wide / peak_wide),
+    )
+    measured = setting.device.measured
+    return (
+        phase
+        if measured is None
+        else replace(phase, memory_s=phase.read_bytes / measured.weights(rows, setting.shape.hidden))
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvbench.hardware.devices import Accelerator, accelerator
+from kvbench.hardware.devices import Accelerator, Measured, accelerator
 from kvbench.models.public_configs import read_config
 from kvbench.projection.absorption import absorption
 from kvbench.projection.caches import cache_cost
@@ -37,6 +37,18 @@ def setting_of(shape: Shape = LLAMA, device: Accelerator = ROUND, **changes: obj
 
 def step_of(setting: Setting, tokens: int, batch: int, spec: str = "none") -> Step:
     return step(setting, cache_cost(spec, setting.shape, setting.parallel.tensor, setting.width), tokens, batch)
+
+
+def test_a_machine_at_hand_reads_weights_as_measured_and_its_layers_take_their_calls():
+    at_hand = replace(ROUND, measured=Measured(lambda rows, width: 1e11 * width / rows, lambda rows: 1e-3 * rows))
+    paper, measured = (step_of(setting_of(device=device), 10_000, 4) for device in (ROUND, at_hand))
+    weights = next(phase for phase in measured.phases if phase.reads == "weights")
+    assert weights.memory_s == pytest.approx(weights.read_bytes / (1e11 * 4096 / 4))
+    assert measured.calls_s == pytest.approx(32 * 4e-3) and paper.calls_s == 0
+    assert measured.phases[1:] == paper.phases[1:]
+    assert measured.seconds == pytest.approx(sum(phase.seconds for phase in measured.phases) + measured.calls_s)
+    slow = replace(at_hand, measured=Measured(lambda rows, width: 1e15, lambda rows: 1.0))
+    assert step_of(setting_of(device=slow), 10_000, 4).binds[:2] == ("calls", "layers")
 
 
 def test_a_dense_step_by_hand():
