@@ -18,7 +18,7 @@ GROUP, QUAD = 8, 4
 
 
 @_kernel(nogil=True)
-def nearest_levels(numbers, runs, grids, boundaries, below, codes):  # type: ignore[no-untyped-def]
+def nearest_levels(numbers, codes, runs, grids, boundaries, below):  # type: ignore[no-untyped-def]
     """``numbers`` (tokens, components) fp32 → ``codes`` (tokens, components) uint8: how many boundaries are smaller.
 
     ``runs`` (runs, 5) int64: first component, components, where their ``boundaries`` begin, where their cells begin in
@@ -38,7 +38,7 @@ def nearest_levels(numbers, runs, grids, boundaries, below, codes):  # type: ign
 
 
 @_kernel(nogil=True)
-def convert_groups(packed, sections, codes, packing):  # type: ignore[no-untyped-def]
+def convert_groups(packed, codes, sections, packing):  # type: ignore[no-untyped-def]
     """``codes`` (groups, 8, components) uint8 → ``packed`` (groups, bytes) uint8, if ``packing``; else back."""
     for group in range(len(packed)):
         line, tokens = packed[group], codes[group]
@@ -82,7 +82,7 @@ def _convert(line, start, step, codes, first, bits, count, packing):  # type: ig
 
 
 @_kernel(nogil=True)
-def scaled_levels(codes, levels, starts, scale, out):  # type: ignore[no-untyped-def]
+def scaled_levels(codes, out, levels, starts, scale):  # type: ignore[no-untyped-def]
     """``codes`` (tokens, components) uint8 → ``out`` of the same shape, fp32: levels times ``scale`` (components,).
 
     A component's levels begin at ``starts`` (components,) in ``levels``.

@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kvbench.codecs.in_parts import in_parts
+
 TOKENS_PER_GROUP = 8
 """Packed tensors hold whole groups of this many tokens."""
 
@@ -95,7 +97,8 @@ def pack(codes: Tensor, widths: Sequence[int]) -> Tensor:
         from kvbench.codecs.code_kernels import convert_groups
 
         groups = codes.contiguous().unflatten(-2, (-1, TOKENS_PER_GROUP)).flatten(0, -3)
-        convert_groups(packed.flatten(0, -2).numpy(), _section_table(tuple(widths)), groups.numpy(), True)
+        lines = packed.flatten(0, -2).numpy()
+        in_parts(convert_groups, (lines, groups.numpy()), _section_table(tuple(widths)), True)
         return packed
     groups = codes.unflatten(-2, (tokens // TOKENS_PER_GROUP, TOKENS_PER_GROUP)).transpose(-1, -2)
     for section in _sections(tuple(widths)):
@@ -118,7 +121,7 @@ def _unpack_on_cpu(packed: Tensor, widths: tuple[int, ...]) -> Tensor:
 
     codes = packed.new_empty(*packed.shape[:-1], TOKENS_PER_GROUP, len(widths))
     lines = packed.contiguous().flatten(0, -2).numpy()
-    convert_groups(lines, _section_table(widths), codes.flatten(0, -3).numpy(), False)
+    in_parts(convert_groups, (lines, codes.flatten(0, -3).numpy()), _section_table(widths), False)
     return codes.flatten(-3, -2)
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kvbench.codecs import in_parts
 from kvbench.codecs.packing import pack, unpack
 from kvbench.codecs.quantizers.codebook import CodebookQuantizer
 from kvbench.codecs.quantizers.lloyd import between, nearest
@@ -61,3 +62,17 @@ def test_numbers_beside_boundaries_get_the_right_level(width: int) -> None:
     numbers = torch.cat([numbers, numbers.new_zeros(-len(numbers) % 8)])
     codes = unpack(quantizer.encode(numbers[None, None, :, None])["codes"], (width,)).flatten()
     assert torch.equal(codes, nearest(numbers, quantizer.levels[width]))
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_threads_share_the_rows(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(threads)
+    widths = (8, 5, 3, 3, 1, 0)
+    quantizer = CodebookQuantizer(widths, torch.rand(len(widths), generator=generator) + 0.1)
+    latents = torch.randn(3, 1, 40, len(widths), generator=generator)
+    stored = quantizer.encode(latents)
+    decoded = quantizer.decode(stored)
+    monkeypatch.setattr(in_parts, "ENOUGH", 16)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert torch.equal(quantizer.encode(latents)["codes"], stored["codes"])
+    assert torch.equal(quantizer.decode(stored), decoded)

@@ -361,7 +361,7 @@ def test_splits_and_threads_change_nothing(
 ) -> None:
     monkeypatch.setattr("kvbench.kernels.cpu.launch.SMALL", 0)
     if not parallel:
-        monkeypatch.setattr("kvbench.kernels.cpu.launch._parallel", lambda: None)
+        monkeypatch.setattr("kvbench.kernels.cpu.launch.parallel_region", lambda: None)
     torch.manual_seed(0)
     before = torch.get_num_threads()
     quantizer, tokens = IntegerQuantizer(4, 64), 4320

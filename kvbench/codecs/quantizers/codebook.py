@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kvbench.codecs.in_parts import in_parts
 from kvbench.codecs.kernel_view import Coded
 from kvbench.codecs.packing import TOKENS_PER_GROUP, pack, packed_bytes, runs, unpack
 from kvbench.codecs.quantizers.base import Cost, Stored
@@ -61,8 +62,8 @@ class CodebookQuantizer:
     def _encode_on_cpu(self, scaled: Tensor, codes: Tensor) -> None:
         from kvbench.codecs.code_kernels import nearest_levels
 
-        rank, grids = len(self.widths), self._grids
-        nearest_levels(scaled.reshape(-1, rank).numpy(), *grids, codes.view(-1, rank).numpy())
+        rank = len(self.widths)
+        in_parts(nearest_levels, (scaled.reshape(-1, rank).numpy(), codes.view(-1, rank).numpy()), *self._grids)
 
     @cached_property
     def _grids(self) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
@@ -97,9 +98,9 @@ class CodebookQuantizer:
     def _decode_on_cpu(self, codes: Tensor) -> Tensor:
         from kvbench.codecs.code_kernels import scaled_levels
 
-        latents, (levels, starts) = torch.empty(codes.shape), self._joined_levels
+        latents = torch.empty(codes.shape)
         rows = codes.flatten(0, -2).numpy(), latents.flatten(0, -2).numpy()
-        scaled_levels(rows[0], levels, starts, self.deviation.numpy(), rows[1])
+        in_parts(scaled_levels, rows, *self._joined_levels, self.deviation.numpy())
         return latents
 
     @cached_property
