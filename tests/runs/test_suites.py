@@ -74,6 +74,7 @@ def test_names_are_the_built_in_files():
         "fidelity",
         "frontier",
         "full",
+        "latents",
         "mla",
         "native-mla",
         "needles",
