@@ -28,7 +28,10 @@ class Listing:
         columns = [*zip(self.columns, *self.rows, strict=True)]
         widths = shared(
             [max(map(len, column)) for column in columns],
-            [max((len(piece) for text in column for word in text.split() for piece in _pieces(word)), default=0) for column in columns],
+            [
+                max((len(piece) for text in column for word in text.split() for piece in _pieces(word)), default=0)
+                for column in columns
+            ],
             options.max_width - GAP * (len(columns) - 1),
         )
         titles = [broken(title, width) for title, width in zip(self.columns, widths, strict=True)]

@@ -85,7 +85,9 @@ def _of_all(rows: list[dict[str, Value]], names: list[str]) -> dict[str, Value]:
 
 def _table(rows: list[dict[str, Value]]) -> Listing:
     words = {name for row in rows for name, value in row.items() if isinstance(value, str)}
-    return Listing([*rows[0]], [[_shown(value) for value in row.values()] for row in rows], frozenset({*rows[0]} - words))
+    return Listing(
+        [*rows[0]], [[_shown(value) for value in row.values()] for row in rows], frozenset({*rows[0]} - words)
+    )
 
 
 def _shown(value: Value) -> str:

@@ -83,7 +83,11 @@ def describe(spec: str, fitted: bool = False) -> RenderableType:
     title, outlines = ("", _outlines_of_name(spec)) if bare else _outlines_of_spec(spec)
     shown: list[RenderableType] = [Text(f"{title}\n", style="bold")] if title else []
     for outline in outlines:
-        shown += [Text(f"{outline.name} · {outline.family}", style="bold"), Text(flowing(outline.about)), _settings(outline)]
+        shown += [
+            Text(f"{outline.name} · {outline.family}", style="bold"),
+            Text(flowing(outline.about)),
+            _settings(outline),
+        ]
     if not fitted:
         shown += _reading(spec if bare else title, [outline.name for outline in outlines])
     shown.append(Text(SPANS))

@@ -53,7 +53,9 @@ class AnswerTable:
     def packable(self) -> dict[str, Any]:
         """As plain JSON: every text once, in ``texts``, and for each field of a row the places of its texts there."""
         places: dict[str, int] = {}
-        columns = [[places.setdefault(text, len(places)) for text in column] for column in zip(*map(astuple, self.rows))]
+        columns = [
+            [places.setdefault(text, len(places)) for text in column] for column in zip(*map(astuple, self.rows))
+        ]
         names = [each.name for each in fields(AnswerRow)]
         return {"texts": [*places], "columns": dict(zip(names, columns, strict=True))}
 

@@ -27,7 +27,9 @@ class Figure:
 
     @cached_property
     def _plain(self) -> dict[str, Any]:
-        plain = self.chart.to_dict(validate=False)  # tests hold charts to the schema, which takes most of a report's time
+        plain = self.chart.to_dict(
+            validate=False
+        )  # tests hold charts to the schema, which takes most of a report's time
         plain.pop("$schema", None)
         return plain
 

@@ -7,11 +7,11 @@ import gzip
 
 from markupsafe import Markup
 
-SHORT, SHORT_AMONG_MANY = 16_000, 1_500
+SHORT, SHORT_AMONG_MANY = 200_000, 1_500
 """Characters of a part up to which it is left as it is, in a page of few trials and in one of many."""
 
 MANY = 300
-"""Trials; pages of fewer show all their tables without a script."""
+"""Trials; pages of fewer show their tables without a script."""
 
 
 def short_part(trials: int) -> int:
