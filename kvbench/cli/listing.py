@@ -26,14 +26,9 @@ class Listing:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Titles stand directly above their rows."""
         columns = [*zip(self.columns, *self.rows, strict=True)]
-        widths = shared(
-            [max(map(len, column)) for column in columns],
-            [
-                max((len(piece) for text in column for word in text.split() for piece in _pieces(word)), default=0)
-                for column in columns
-            ],
-            options.max_width - GAP * (len(columns) - 1),
-        )
+        longest = [max(map(len, column)) for column in columns]
+        shortest = [max(map(_longest_piece, column)) for column in columns]
+        widths = shared(longest, shortest, options.max_width - GAP * (len(columns) - 1))
         titles = [broken(title, width) for title, width in zip(self.columns, widths, strict=True)]
         height = max(map(len, titles))
         yield from self._lines([[""] * (height - len(title)) + title for title in titles], widths, "bold")
@@ -92,3 +87,7 @@ def broken(text: str, width: int) -> list[str]:
 def _pieces(word: str) -> list[str]:
     """What may not be broken, with the comma or plus that follows; those within numbers break nothing."""
     return [piece for piece in re.split(r"(?<=[,+])(?!\d)", word) if piece]
+
+
+def _longest_piece(text: str) -> int:
+    return max((len(piece) for word in text.split() for piece in _pieces(word)), default=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from kvbench.measure.parts.generation import Generated
@@ -53,11 +53,11 @@ class AnswerTable:
     def packable(self) -> dict[str, Any]:
         """As plain JSON: every text once, in ``texts``, and for each field of a row the places of its texts there."""
         places: dict[str, int] = {}
-        columns = [
-            [places.setdefault(text, len(places)) for text in column] for column in zip(*map(astuple, self.rows))
-        ]
-        names = [each.name for each in fields(AnswerRow)]
-        return {"texts": [*places], "columns": dict(zip(names, columns, strict=True))}
+        columns = {
+            each.name: [places.setdefault(getattr(row, each.name), len(places)) for row in self.rows]
+            for each in fields(AnswerRow)
+        }
+        return {"texts": [*places], "columns": columns}
 
     @property
     def counts(self) -> dict[str, int]:

@@ -27,9 +27,7 @@ class Figure:
 
     @cached_property
     def _plain(self) -> dict[str, Any]:
-        plain = self.chart.to_dict(
-            validate=False
-        )  # tests hold charts to the schema, which takes most of a report's time
+        plain = self.chart.to_dict(validate=False)  # which takes long; tests hold charts to the schema
         plain.pop("$schema", None)
         return plain
 

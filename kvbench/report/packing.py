@@ -1,4 +1,4 @@
-"""Parts of a page that nobody sees before opening them, compressed where they are long; the page's script unpacks them."""
+"""Long parts of a page that nobody sees before opening them, compressed; the page's script unpacks them."""
 
 from __future__ import annotations
 
