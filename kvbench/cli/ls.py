@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich.table import Table
 
 from kvbench.cli.console import out, say
+from kvbench.cli.listing import Listing
 from kvbench.cli.options import Json
 from kvbench.compressors.catalogue import catalogue
 from kvbench.compressors.names import plugins
@@ -174,11 +174,6 @@ LISTS: dict[str, Callable[[], Rows]] = {
 }
 
 
-def list_table(rows: Rows) -> Table:
+def list_table(rows: Rows) -> Listing:
     """One column per key."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in rows[0]:
-        table.add_column(column, overflow="fold", no_wrap=column == "name")
-    for row in rows:
-        table.add_row(*row.values())
-    return table
+    return Listing([*rows[0]], [[*row.values()] for row in rows])

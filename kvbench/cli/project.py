@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from kvbench.cli.console import out
+from kvbench.cli.listing import Listing
 from kvbench.cli.options import Json, Whole
 from kvbench.compressors.catalogue import refuse_wrong
 from kvbench.errors import EXIT_OK, KvbenchError, unknown
@@ -139,18 +139,27 @@ def _settings(model: str, devices: list[Accelerator], serving: Serving, reached:
 
 def render(rows: list[Projection], usable: float) -> RenderableType:
     """A table for every device, with what it assumes below."""
-    from kvbench.report.projection import COLUMNS, by_setting, cells, heading, notes
+    from kvbench.report.projection import by_setting, heading, notes
 
     shape = rows[0].setting.shape
     sizes = f"{shape.weights.total / 1e9:,.4g} B parameters, {shape.weights.active / 1e9:,.3g} B of them a token"
     shown: list[RenderableType] = [Text(f"{shape.name}: {sizes}, context {shape.context:,}")]
     for setting, its_rows in by_setting(rows):
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in COLUMNS:
-            words = column in ("compressor", "bound by")
-            table.add_column(column, justify="left" if words else "right", overflow="fold", no_wrap=not words)
-        for row in its_rows:
-            table.add_row(*cells(row), style="dim" if row.step is None else "")
-        shown += [Text(f"\n{heading(setting)}", style="bold"), table]
+        shown += [Text(f"\n{heading(setting)}", style="bold"), _table(its_rows)]
         shown += [Text(note, style="dim") for note in notes(setting, usable)]
     return Group(*shown)
+
+
+def _table(rows: list[Projection]) -> Listing:
+    """Without the most rows that fit where the rows are those."""
+    from kvbench.report.projection import COLUMNS, cells
+
+    largest = all(row.batch == row.largest_batch for row in rows)
+    shown = [index for index, title in enumerate(COLUMNS) if not (largest and title == "most rows")]
+    numbers = frozenset(COLUMNS) - {"compressor", "bound by"}
+    return Listing(
+        [COLUMNS[index] for index in shown],
+        [[cells(row)[index] for index in shown] for row in rows],
+        numbers,
+        frozenset(index for index, row in enumerate(rows) if row.step is None),
+    )

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich.table import Table
 
 from kvbench.cli.console import out, say
+from kvbench.cli.listing import Listing
 from kvbench.cli.options import Json, Results
 from kvbench.cli.results import some_records
 from kvbench.errors import EXIT_OK, KvbenchError
@@ -48,7 +48,11 @@ def records(
     elif json_:
         print(json.dumps(chosen))
     else:
-        columns = [name for name in SHOWN if any(row.get(name) is not None for row in rows)]
+        known_ones = [name for name in SHOWN if any(row.get(name) is not None for row in rows)]
+        same = _of_all(chosen, known_ones)
+        if same:
+            out.print(", ".join(f"{name} {value}" for name, value in same.items()), style="dim", highlight=False)
+        columns = [name for name in known_ones if name not in same]
         out.print(_table([{name: row.get(name) for name in columns} for row in chosen] or [dict.fromkeys(columns)]))
         say(f"{len(chosen)} of {len(rows)} records")
     return EXIT_OK
@@ -73,14 +77,17 @@ def merge(
     return EXIT_OK
 
 
-def _table(rows: list[dict[str, Value]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in rows[0]:
-        number = any(isinstance(row[name], float | int) for row in rows)
-        table.add_column(name, overflow="fold", justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*(_shown(value) for value in row.values()))
-    return table
+def _of_all(rows: list[dict[str, Value]], names: list[str]) -> dict[str, Value]:
+    """What is told once above the rows, because it is the same in all of several: words, the compressor never."""
+    words = [name for name in names if name != "compressor" and len({row.get(name) for row in rows}) == 1]
+    return {name: rows[0][name] for name in words if isinstance(rows[0].get(name), str)} if len(rows) > 1 else {}
+
+
+def _table(rows: list[dict[str, Value]]) -> Listing:
+    words = {name for row in rows for name, value in row.items() if isinstance(value, str)}
+    return Listing(
+        [*rows[0]], [[_shown(value) for value in row.values()] for row in rows], frozenset({*rows[0]} - words)
+    )
 
 
 def _shown(value: Value) -> str:

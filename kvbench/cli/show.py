@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,7 +83,11 @@ def describe(spec: str, fitted: bool = False) -> RenderableType:
     title, outlines = ("", _outlines_of_name(spec)) if bare else _outlines_of_spec(spec)
     shown: list[RenderableType] = [Text(f"{title}\n", style="bold")] if title else []
     for outline in outlines:
-        shown += [Text(f"{outline.name} · {outline.family}", style="bold"), Text(outline.about), _settings(outline)]
+        shown += [
+            Text(f"{outline.name} · {outline.family}", style="bold"),
+            Text(flowing(outline.about)),
+            _settings(outline),
+        ]
     if not fitted:
         shown += _reading(spec if bare else title, [outline.name for outline in outlines])
     shown.append(Text(SPANS))
@@ -91,6 +96,12 @@ def describe(spec: str, fitted: bool = False) -> RenderableType:
             Text("With --model: the bytes of its bases there, bits by length, and from how many tokens it pays.")
         )
     return Group(*shown)
+
+
+def flowing(text: str) -> str:
+    """A docstring whose paragraphs and list entries are one line each, for a terminal to break."""
+    joined = re.sub(r"(?<=\S)\n *(?=[^\s\d*-])", " ", text)
+    return re.sub(r":\w+:`([^`]+)`", r"\1", joined)
 
 
 def _outlines_of_name(name: str) -> list[Outline]:

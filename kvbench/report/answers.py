@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from kvbench.measure.parts.generation import Generated
 from kvbench.measure.parts.tasks import Answer, TaskScore
@@ -16,8 +17,8 @@ LONGEST_TEXT = 400
 BEFORE_DIFFERENCE = 100
 """Characters shown of two texts before they differ."""
 
-MOST_ROWS = 3000
-"""Rows of a table beyond which those that did not change are left out."""
+MOST_ROWS = 20_000
+"""Of a section, beyond which those that did not change are left out."""
 
 CHANGES = ("worse", "better", "different", "same")
 
@@ -47,6 +48,16 @@ class AnswerTable:
     def compressors(self) -> tuple[str, ...]:
         """For choosing among them."""
         return tuple(dict.fromkeys(row.compressor for row in self.rows))
+
+    @property
+    def packable(self) -> dict[str, Any]:
+        """As plain JSON: every text once, in ``texts``, and for each field of a row the places of its texts there."""
+        places: dict[str, int] = {}
+        columns = {
+            each.name: [places.setdefault(getattr(row, each.name), len(places)) for row in self.rows]
+            for each in fields(AnswerRow)
+        }
+        return {"texts": [*places], "columns": columns}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -86,7 +97,7 @@ def _row(compressor: str, task: str, answer: Answer) -> AnswerRow:
         f"{task} · {answer.sample + 1}",
         "worse" if moved < 0 else "better" if moved > 0 else "same",
         _cut(answer.question),
-        _cut(", ".join(answer.references)),
+        _cut(f"expected: {', '.join(answer.references)}"),
         _cut(answer.baseline),
         _cut(answer.compressed),
         f"{100 * answer.baseline_score:.0f} → {100 * answer.score:.0f}",

@@ -14,7 +14,7 @@ from typing import Any
 
 from kvbench.errors import KvbenchError
 from kvbench.measure.results import Interval
-from kvbench.report.numbers import MISSING, measured, short, spread
+from kvbench.report.numbers import MISSING, ratio, ratio_spread, short
 from kvbench.report.tables import escaped
 
 
@@ -117,12 +117,12 @@ def _table(table: Table) -> str:
 
 def _ratio(name: str) -> Callable[[Arm], str]:
     def cell(arm: Arm) -> str:
-        ratio = arm.facts.get("ratios", {}).get(name)
-        if ratio is None:
+        told = arm.facts.get("ratios", {}).get(name)
+        if told is None:
             return MISSING
-        mean, low, high = ratio["ratio"], ratio["low"], ratio["high"]
+        mean, low, high = told["ratio"], told["low"], told["high"]
         interval = None if low is None else Interval(low=low, high=high)
-        return f"{measured(mean, interval, decimals=2)} {spread(mean, interval, decimals=2)}".strip()
+        return f"{ratio(mean)} {ratio_spread(mean, interval)}".strip()
 
     return cell
 
@@ -154,10 +154,10 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("error", "error", lambda error: short(error, 2)),
     ("tokens_per_s", "tokens/s", lambda rate: f"{rate:,.0f}"),
     ("per_decoded_token_s", "ms per decoded token, all layers", lambda seconds: short(1e3 * seconds)),
-    ("ratio_to_16_bit", "ratio to 16 bit", lambda ratio: short(ratio)),
-    ("p99_over_p50", "p99/p50", lambda ratio: f"{ratio:.2f}"),
-    ("mean_over_p50", "mean/p50", lambda ratio: f"{ratio:.2f}"),
-    ("ceiling", "× none ceiling", lambda ratio: f"{ratio:.2f}"),
+    ("ratio_to_16_bit", "ratio to 16 bit", short),
+    ("p99_over_p50", "p99/p50", ratio),
+    ("mean_over_p50", "mean/p50", ratio),
+    ("ceiling", "× none ceiling", ratio),
     ("share_of_roofline", "% of roofline", _percent),
     ("spec", "compressor", lambda spec: f"`{spec}`"),
     ("attention", "attention", escaped),

@@ -27,16 +27,20 @@ class Figure:
 
     @cached_property
     def _plain(self) -> dict[str, Any]:
-        plain = self.chart.to_dict()
+        plain = self.chart.to_dict(validate=False)  # which takes long; tests hold charts to the schema
         plain.pop("$schema", None)
         return plain
 
     def png(self) -> bytes:
         """The picture, two pixels a point."""
-        return vl_convert.vegalite_to_png(self.specification(), scale=2)
+        return vl_convert.svg_to_png(self.svg(), scale=2)
 
     def svg(self) -> str:
         """The picture as vectors."""
+        return self._drawn
+
+    @cached_property
+    def _drawn(self) -> str:
         return vl_convert.vegalite_to_svg(self.specification())
 
 

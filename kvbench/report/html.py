@@ -11,12 +11,14 @@ from typing import Any
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from kvbench.errors import KvbenchError
+from kvbench.report.answers import AnswerTable
 from kvbench.report.columns import Cell
 from kvbench.report.drawing import DARK
 from kvbench.report.figure import Figure
+from kvbench.report.packing import data_script, folded, short_part
 from kvbench.report.page import Page, page
 from kvbench.report.tables import markdown
 from kvbench.runs.records import Record
@@ -57,7 +59,9 @@ def write_report(records: Sequence[Record], folder: Path | str, status: StoreSta
 def _render(content: Page) -> str:
     """Everything from records is escaped; only the chart library goes in as it is."""
     template = templates().get_template("report.html.j2")
-    return template.render(page=content, chart_library=_chart_library() if content.figures else "", dark=DARK)
+    library = _chart_library() if content.figures else ""
+    short = short_part(sum(count for _, count, _ in content.counts))
+    return template.render(page=content, chart_library=library, dark=DARK, short=short)
 
 
 @cache
@@ -70,13 +74,32 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"chart_json": _chart_json, "sort_key": _sort_key}
+    environment.filters |= {
+        "chart_script": _chart_script,
+        "answers_script": _answers_script,
+        "folded": folded,
+        "breakable": _breakable,
+        "sort_key": _sort_key,
+    }
     return environment
 
 
-def _chart_json(figure: Figure) -> Markup:
+def _chart_script(figure: Figure, short: int) -> Markup:
     """The chart, as short as it can be written."""
-    return htmlsafe_json_dumps(_rounded(figure.specification()), separators=(",", ":"))
+    return data_script(f'data-chart="{escape(figure.name)}"', _json(_rounded(figure.specification())), short)
+
+
+def _answers_script(answers: AnswerTable, short: int) -> Markup:
+    return data_script("data-answers", _json(answers.packable), short)
+
+
+def _json(value: Any) -> Markup:
+    return htmlsafe_json_dumps(value, separators=(",", ":"))
+
+
+def _breakable(spec: str) -> Markup:
+    """Long specs break after commas and between parts."""
+    return Markup(str(escape(spec)).replace(",", ",<wbr>").replace("+", "+<wbr>"))
 
 
 def _rounded(value: Any) -> Any:

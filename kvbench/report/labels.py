@@ -51,9 +51,11 @@ class Box:
 
     def overlap(self, other: Box) -> float:
         """Area of the intersection."""
+        if self.left >= other.right or other.left >= self.right:  # most pairs are far apart
+            return 0.0
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
-        return max(width, 0.0) * max(height, 0.0)
+        return width * max(height, 0.0)
 
     def distance(self, x: float, y: float) -> float:
         """From a point to the nearest edge; 0 inside."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvbench.errors import KvbenchError, UndecidedError
+from kvbench.report.columns import DETAILS
 from kvbench.report.html import REPORT, templates, write_report
 from kvbench.report.page import Section, page
 from kvbench.runs.records import Record
@@ -30,10 +31,15 @@ class Board:
     machine: str
     link: str
     sections: list[Section]
+    trials: int
+    parts: tuple[str, ...]
+    """Of workloads, that were measured."""
 
 
 def write_leaderboard(results: Path, site: Path) -> list[Path]:
     """Write ``index.html`` and a folder with the report of every results folder below ``results``; their paths.
+
+    Folders of many trials come first.
 
     Raises:
         KvbenchError: there is none, a run is unfinished, or the site cannot be written.
@@ -50,7 +56,13 @@ def write_leaderboard(results: Path, site: Path) -> list[Path]:
         records = store.records()
         boards.append(_board(folder.name, records))
         written += write_report(records, site / folder.name, store.status())
-    index = templates().get_template("leaderboard.html.j2").render(boards=boards)
+    boards.sort(key=lambda board: -board.trials)
+    parts = {
+        part: [column for column in columns if column.summary]
+        for part, columns in DETAILS.items()
+        if any(part in board.parts for board in boards)
+    }
+    index = templates().get_template("leaderboard.html.j2").render(boards=boards, parts=parts)
     replace_file(site / INDEX, index.encode())
     return [site / INDEX, *written]
 
@@ -59,7 +71,14 @@ def _board(name: str, records: Sequence[Record]) -> Board:
     content = page(records)
     machines = sorted({record.provenance.cpu for record in records})
     return Board(
-        name, _commit(name, records), content.measured, ", ".join(machines), f"{name}/{REPORT}", content.sections
+        name,
+        _commit(name, records),
+        content.measured,
+        ", ".join(machines),
+        f"{name}/{REPORT}",
+        content.sections,
+        len(records),
+        tuple(content.definitions),
     )
 
 

@@ -58,6 +58,29 @@ def spread(value: float, interval: Interval | None, digits: int = 3, decimals: i
     return f"[{interval.low:.{_decimals(text)}f}, {interval.high:.{_decimals(text)}f}]"
 
 
+def ratio(value: float) -> str:
+    """A ratio with two decimals, from ten on with three significant digits.
+
+    >>> ratio(1.058), ratio(0.9), ratio(12.345), ratio(345.6)
+    ('1.06', '0.90', '12.3', '346')
+    """
+    return fixed(value, 2) if abs(value) < 9.995 else short(value)
+
+
+def ratio_spread(value: float, interval: Interval | None) -> str:
+    """The interval of a ratio to as many decimals as :func:`ratio` gives ``value``; empty without one or any width.
+
+    >>> ratio_spread(1.058, Interval(low=0.98, high=1.134))
+    '[0.98, 1.13]'
+    """
+    if interval is None or interval.low == interval.high:
+        return ""
+    text = ratio(value)
+    if "e" in text or not math.isfinite(value):
+        return f"[{short(interval.low)}, {short(interval.high)}]"
+    return f"[{fixed(interval.low, _decimals(text))}, {fixed(interval.high, _decimals(text))}]"
+
+
 def fixed(value: float, decimals: int) -> str:
     """``value`` with this many decimals.
 

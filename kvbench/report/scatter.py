@@ -44,7 +44,9 @@ def scatter(
     """The chart. All points and lines must lie within the axes."""
     drawing = _Drawing(x, y, tuple(points), tuple(lines))
     layers = [*drawing.baselines(), *drawing.frontier(), drawing.bars(), drawing.marks(), drawing.names()]
-    chart = alt.layer(*layers).add_params(*(alt.param(name=name, value=value) for name, value in LIGHT.items()))
+    chart = alt.layer(*layers, data=rows_of(drawing.rows())).add_params(
+        *(alt.param(name=name, value=value) for name, value in LIGHT.items())
+    )
     heading = alt.TitleParams(text=title, subtitle=subtitle)
     return dressed(chart.properties(width=WIDTH, height=HEIGHT, title=heading, background=colour("paper")))
 
@@ -106,14 +108,17 @@ class _Drawing:
         )
         return names.encode(y=self._y(), text="label:N")
 
-    def _over_points(self) -> alt.Chart:
-        rows = [
+    def rows(self) -> list[dict[str, Any]]:
+        """What all layers read that bring no data of their own."""
+        return [
             {"name": point.name, "x": point.x, "y": point.y, "low": point.low, "high": point.high, "best": point.best}
             | (asdict(place) | {"label": point.name} if place else {})
             | point.numbers
             for point, place in zip(self.points, self._places(), strict=True)
         ]
-        return alt.Chart(rows_of(rows)).encode(x=self._x())
+
+    def _over_points(self) -> alt.Chart:
+        return alt.Chart().encode(x=self._x())
 
     def _places(self) -> list[Place | None]:
         """Where the names go: off points, bars, baselines and the staircase."""

@@ -24,8 +24,7 @@ def drawn(records: list[Record]) -> dict[str, Figure]:
 
 def rows(figure: Figure) -> list[dict]:
     """The data of the chart's points."""
-    layers = figure.specification()["layer"]
-    return next(layer["data"]["values"] for layer in layers if layer["mark"]["type"] == "point")
+    return figure.specification()["data"]["values"]
 
 
 def without(record: Record, part: str, **changes: object) -> Record:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 import tomllib
@@ -13,20 +15,23 @@ import fake_records as fake
 import pytest
 
 from kvbench.errors import KvbenchError
+from kvbench.report import packing
 from kvbench.report.columns import DETAILS
 from kvbench.report.html import write_report
+from kvbench.report.page import page
 from kvbench.report.reproduce import recipes
 from kvbench.runs.records import Record
 from kvbench.runs.store import StoreStatus
 from kvbench.runs.suites import expand, load_suite, parse_suite
 
 SCRIPT = "<script>alert(1)</script>"
+GZIPPED = re.compile(r'<script type="application/gzip" ([^>]+)>([^<]+)</script>')
 
 
 class Outline(HTMLParser):
     """The page's elements, its text outside scripts, and whether every element is closed."""
 
-    VOID = frozenset({"meta", "br", "link", "img", "input"})
+    VOID = frozenset({"meta", "br", "link", "img", "input", "wbr"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -115,6 +120,34 @@ def test_charts_travel_inside_the_page(run):
     assert len(specifications) == 6
     for _, content in specifications:
         assert json.loads(content)["layer"]
+
+
+def test_charts_fulfil_their_schema():
+    for figure in page(fake.a_run()).figures:
+        figure.chart.to_dict(validate=True)
+
+
+def test_long_parts_of_many_trials_are_packed_and_nothing_is_lost(tmp_path, monkeypatch):
+    text = write(fake.a_run(), tmp_path / "plain")
+    monkeypatch.setattr(packing, "MANY", 1)
+    small = write(fake.a_run(), tmp_path / "packed")
+    assert len(small) < len(text) and not Outline(small).open
+    parts = {name: unpacked(data) for name, data in re.findall(GZIPPED, small)}
+    assert len(re.findall("data-chart=", small)) == len(re.findall("data-chart=", text))
+    charts = [json.loads(part) for name, part in parts.items() if name.startswith("data-chart")]
+    assert charts and all(chart["layer"] for chart in charts)
+    folded = [unpacked(data) for name, data in re.findall(GZIPPED, small) if name == "data-part"]
+    assert folded and all(part in text for part in folded)
+    assert write(fake.a_run(), tmp_path / "again") == small
+
+
+def unpacked(data: str) -> str:
+    return gzip.decompress(base64.b64decode(data)).decode()
+
+
+def test_only_what_was_measured_is_explained(tmp_path):
+    text = write([fake.ok(fake.OUTCOMES[4], fake.OTHER_DOMAIN)], tmp_path)
+    assert "KL(uncompressed" in text and "Speed-ups are paired" not in text and "Bytes are real" not in text
 
 
 def test_what_records_say_is_data_never_markup(tmp_path):

@@ -41,6 +41,15 @@ def test_one_page_of_all_folders_and_a_report_for_each(tmp_path):
         assert path.suffix != ".html" or again.read_bytes() == path.read_bytes()
 
 
+def test_many_trials_come_first_and_columns_are_explained(tmp_path):
+    put(tmp_path / "results" / "a", "none")
+    put(tmp_path / "results" / "b", "none", "int:bits=4,recent=0")
+    page = write_leaderboard(tmp_path / "results", tmp_path / "site")[0].read_text()
+    assert page.index('id="b"') < page.index('id="a"')
+    assert "int:bits=4,<wbr>recent=0" in page
+    assert "What the numbers mean" in page and "Decoding speed-up over none" in page and "TPOT p99 ms" not in page
+
+
 def test_mixed_and_uncommitted_revisions_are_refused(tmp_path):
     put(tmp_path / "mixed" / "one", "none")
     put(tmp_path / "mixed" / "one", "int:bits=4", git_sha="b" * 40)

@@ -75,4 +75,4 @@ def test_memory_over_time_is_a_picture(tmp_path: Path) -> None:
     assert figure.png().startswith(b"\x89PNG")
     write_report(RECORDS, tmp_path)
     assert any("growth" in path.name for path in tmp_path.glob("*.png"))
-    assert "Once &lt;b&gt;upon" in (tmp_path / "report.html").read_text()
+    assert r"Once \u003cb\u003eupon" in (tmp_path / "report.html").read_text()

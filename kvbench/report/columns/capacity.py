@@ -7,8 +7,8 @@ from collections.abc import Callable
 from kvbench.compressors.methods.none import IN_16_BIT
 from kvbench.measure.parts.capacity import BaselineCapacity, CapacityResult
 from kvbench.report.columns.column import Cell, Column, mebibyte_cell, milliseconds, plain
-from kvbench.report.columns.speed import trend_of
-from kvbench.report.numbers import measured, short, spread
+from kvbench.report.columns.speed import speed_up
+from kvbench.report.numbers import short
 from kvbench.runs.records import Record
 
 BASELINES = {"none": "none", IN_16_BIT: "16-bit", "hf": "hf"}
@@ -32,9 +32,8 @@ def _over(name: str, show: Callable[[BaselineCapacity], Cell | None]) -> Callabl
     return _capacity(cell)
 
 
-def _ratio(baseline: BaselineCapacity) -> Cell:
-    ratio, interval = baseline.ratio, baseline.ratio_interval
-    return Cell(measured(ratio, interval, decimals=2), ratio, spread(ratio, interval, decimals=2), trend_of(interval))
+def _ratio(baseline: BaselineCapacity) -> Cell | None:
+    return speed_up(baseline.ratio, baseline.ratio_interval)
 
 
 BATCH = Column(

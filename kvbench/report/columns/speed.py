@@ -7,7 +7,7 @@ from collections.abc import Callable
 from kvbench.measure.parts.speed import SpeedResult
 from kvbench.measure.results import Interval
 from kvbench.report.columns.column import Cell, Column, Trend, mebibyte_cell, milliseconds, plain, two_decimals
-from kvbench.report.numbers import measured, short, spread
+from kvbench.report.numbers import ratio, ratio_spread, short
 from kvbench.runs.records import Record
 
 
@@ -15,10 +15,9 @@ def _speed(show: Callable[[SpeedResult], Cell | None]) -> Callable[[Record], Cel
     return lambda record: show(record.speed) if record.speed else None
 
 
-def _speed_up(ratio: float | None, interval: Interval | None) -> Cell | None:
-    if ratio is None:
-        return None
-    return Cell(measured(ratio, interval, decimals=2), ratio, spread(ratio, interval, decimals=2), trend_of(interval))
+def speed_up(value: float | None, interval: Interval | None) -> Cell | None:
+    """A ratio of speeds with its interval, and on which side of 1 that lies."""
+    return None if value is None else Cell(ratio(value), value, ratio_spread(value, interval), trend_of(interval))
 
 
 def trend_of(interval: Interval | None) -> Trend | None:
@@ -35,21 +34,21 @@ TO_NONE = Column(
     "Decoding speed-up over none, kvbench's own uncompressed cache: the ratio of mean steps over whole block cycles, "
     "with a 95 % interval; both were timed in the same rounds. ▲ the whole interval is above 1 (faster), ▼ below "
     "(slower), ≈ it includes 1.",
-    _speed(lambda speed: _speed_up(speed.ratio_to_none, speed.ratio_to_none_interval)),
+    _speed(lambda speed: speed_up(speed.ratio_to_none, speed.ratio_to_none_interval)),
     summary=True,
 )
 TO_16_BIT = Column(
     "× 16-bit",
     "The same over none in 16 bit: kvbench's own uncompressed cache of float16 keys and values, or in the model's dtype"
     " where that has 16 bit. What compression gains beyond a narrower dtype.",
-    _speed(lambda speed: _speed_up(speed.ratio_to_16_bit, speed.ratio_to_16_bit_interval)),
+    _speed(lambda speed: speed_up(speed.ratio_to_16_bit, speed.ratio_to_16_bit_interval)),
     summary=True,
     importance=8,
 )
 TO_HF = Column(
     "× hf",
     "The same over hf: the stock cache and attention of transformers, what a user has today.",
-    _speed(lambda speed: _speed_up(speed.ratio_to_hf, speed.ratio_to_hf_interval)),
+    _speed(lambda speed: speed_up(speed.ratio_to_hf, speed.ratio_to_hf_interval)),
     summary=True,
     importance=4,
 )

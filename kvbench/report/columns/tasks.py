@@ -50,6 +50,11 @@ def _by_turn(result: TasksResult) -> Cell | None:
     return Cell(told, None) if len(turns) > 1 else None
 
 
+def _needed(judgement: Judgement) -> Cell | None:
+    """Only where the verdict is undecided."""
+    return plain(judgement.samples_needed, lambda samples: f"{samples:,.0f}")
+
+
 def _decides(judgement: Judgement) -> Cell:
     count = len(judgement.deciding)
     return Cell(f"{count} of {len(judgement.tasks)}", count)
@@ -94,6 +99,14 @@ COLUMNS = (
         summary=True,
     ),
     Column(
+        "samples\nneeded",
+        "Samples, over all tasks, that would decide an undecided verdict with a chance of 80 % if all went on as it "
+        "began.",
+        _judged(_needed),
+        summary=True,
+        importance=5,
+    ),
+    Column(
         "answers\nbroken",
         "Questions that the uncompressed cache answers in full and the compressed one does not.",
         _tasks(lambda result: broken(result.tasks)),
@@ -118,12 +131,6 @@ COLUMNS = (
         "Tasks in which the uncompressed cache scores at least 20 %.",
         _judged(_decides),
         importance=3,
-    ),
-    Column(
-        "samples\nneeded",
-        "Samples, over all tasks, that would decide with a chance of 80 % if all went on as it began.",
-        _judged(lambda judgement: plain(judgement.samples_needed, str)),
-        importance=2,
     ),
     Column(
         "tasks\nattend",
