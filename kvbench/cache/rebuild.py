@@ -35,10 +35,11 @@ def prepare_rebuilt(
     basis, usable = kernel_basis(kernels, codec.latents["values"])
     source, bands, absorbed, key_basis = codec.latents["keys"], codec.bands, None, None
     if bands is not None:
+        absorbed = keys
+    if bands is not None and kernels.basis is not None:  # others take the decoder of the rebuilt keys
         key_basis, absorbable = kernel_basis(kernels, source)
         if not absorbable:
             return None
-        absorbed = keys
     dims, block = (None, 0) if bands is None else (bands.fast, bands.block)
     rebuilt = RebuiltKeys(keys, source.decoder, source.mean, turn if isinstance(turn, Turn) else None, dims, block)
     groups, heads, by = keys.codes.shape[1], query.shape[1], str(chosen)

@@ -1,0 +1,219 @@
+"""What the Triton kernels must do with keys stored before RoPE, or in bands, for :mod:`test_triton_kernels` to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from driving import calibrated, feed, subject, token_ids, worst
+from rebuilding_cases import RANK, SCALING, Case, by_head, counted, expanded, random_mask, rotated, table, turn
+from torch import Tensor
+from triton_cases import DEVICE, TOLERANCE, assert_close
+
+from kvbench.cache.attach import CompressedModel
+from kvbench.cache.spans import Spans
+from kvbench.codecs.kernel_view import Coded, kernel_view
+from kvbench.codecs.quantizers.base import Quantizer
+from kvbench.codecs.quantizers.codebook import CodebookQuantizer
+from kvbench.codecs.quantizers.integer import IntegerQuantizer
+from kvbench.compressors.compressor import parse
+from kvbench.hooks.turns import Rotary
+from kvbench.kernels import choice
+from kvbench.kernels.reading import Reading
+from kvbench.kernels.rebuilding import KeyRotation, RebuiltKeys
+from kvbench.kernels.reference import partial_attention
+from kvbench.kernels.triton import splits as triton_splits
+from kvbench.kernels.triton.coded import CodedAttention, readable
+from kvbench.kernels.triton.rebuilt import rebuilds
+
+INT4, INT8 = IntegerQuantizer(4, 128), IntegerQuantizer(8, 128)
+
+
+def latents(case: Case, quantizer: Quantizer, rank: int = RANK) -> tuple[Coded, Tensor]:
+    """Codes on the device, and what they stand for."""
+    stored = quantizer.encode(torch.randn(case.batch, case.groups, case.tokens, rank))
+    coded = kernel_view(quantizer, stored)
+    assert isinstance(coded, Coded)
+    levels = None if coded.levels is None else {width: each.to(DEVICE) for width, each in coded.levels.items()}
+    tensors = {name: getattr(coded, name) for name in ("codes", "scale", "zero", "component")}
+    moved = {name: None if tensor is None else tensor.to(DEVICE) for name, tensor in tensors.items()}
+    coded = replace(coded, levels=levels, **moved)
+    assert readable(coded, coded) and rebuilds(coded, 0) and rebuilds(coded, 32)
+    return coded, quantizer.decode(stored)
+
+
+def in_bands(states: Tensor, case: Case, rotary: Rotary, dims: tuple[int, ...], block: int) -> Tensor:
+    """Keys of which ``dims`` are turned to their positions, the others to those of the first token of their block."""
+    first = torch.arange(case.tokens) // block * block
+    keys = rotated(states, case, replace(rotary, positions=rotary.positions[..., first]))
+    keys[..., list(dims)] = rotated(states, case, rotary)[..., list(dims)]
+    return keys
+
+
+def check(
+    case: Case,
+    dims: tuple[int, ...] | None = None,
+    block: int = 0,
+    positions: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """In bands with a ``block``: of ``dims`` that are rebuilt and others that are absorbed."""
+    torch.manual_seed(case.tokens + case.dim)
+    keys, key_latents = latents(case, case.keys)
+    values, value_latents = (keys, key_latents) if case.values is None else latents(case, case.values)
+    heads = case.heads // case.groups
+    decoder = torch.randn(case.groups, RANK, heads, case.dim) / RANK**0.5
+    mean = torch.randn(case.groups, heads, case.dim)
+    rotary = Rotary(turn(case), *table(case), counted(case) if positions is None else positions)
+    query, mask = torch.randn(case.batch, case.heads * case.queries, 1, case.dim).to(dtype), random_mask(case)
+
+    turns = rotary.turn if case.rotary else None
+    rebuilt = RebuiltKeys(keys, decoder.to(DEVICE), mean.to(DEVICE), turns, dims, block)
+    shape = case.batch, case.groups, heads * case.queries, case.dim
+    attention = CodedAttention(shape, keys if block else None, values, case.tokens, SCALING, rebuilt=rebuilt)
+    there = Rotary(rotary.turn, *(each.to(DEVICE) for each in (rotary.cos, rotary.sin, rotary.positions)))
+    references = replace(there, positions=there.positions[..., ::block]) if block else None
+    rotation = KeyRotation(there, references) if case.rotary else None
+    actual = attention(query.to(DEVICE), None if mask is None else mask.to(DEVICE), rotation)
+
+    whole = expanded(key_latents, decoder, mean)
+    whole = in_bands(whole, case, rotary, dims or (), block) if block else rotated(whole, case, rotary)
+    value_states = value_latents.double().repeat_interleave(heads, 1)
+    expected = partial_attention(query.double(), whole, value_states, SCALING, by_head(mask, case))
+    expected = replace(expected, output=expected.output.to(DEVICE), lse=expected.lse.to(DEVICE))
+    assert_close(actual, expected, TOLERANCE[dtype])
+    assert actual.output.shape[:-1] == actual.lse.shape == query.shape[:-1]
+
+
+CASES = {
+    "joint": Case(),
+    "split": Case(values=INT4),
+    "per head": Case(groups=3, queries=1),
+    "head groups": Case(groups=2, heads=4, masked="each"),
+    "many queries": Case(batch=1, heads=2, queries=37, dim=32, rotary=32),
+    "one token group": Case(batch=1, tokens=8),
+    "one mask": Case(masked="one", tokens=264),
+    "partial rotary": Case(rotary=16),
+    "no rotation": Case(rotary=0),
+    "interleaved": Case(interleaved=True),
+    "YaRN's factor": Case(factor=1.3),
+    "wide heads": Case(batch=1, heads=1, dim=160, rotary=144),
+    "dims that fill no block": Case(batch=1, dim=50, rotary=20),
+    "int8, one scale": Case(keys=INT8),
+    "int4, scales by channel group": Case(keys=IntegerQuantizer(4, 32), batch=1),
+    "int3, scales by small groups": Case(keys=IntegerQuantizer(3, 24), groups=3, batch=1),
+    "levels of one width": Case(keys=CodebookQuantizer((3,) * RANK, torch.linspace(2.0, 0.1, RANK))),
+    "components without bits": Case(keys=CodebookQuantizer((4,) * 80 + (0,) * 16, torch.linspace(2.0, 0.1, RANK))),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rebuilt_keys(name: str) -> None:
+    check(CASES[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("keys", [INT4, CASES["joint"].keys])
+def test_16_bit_queries(dtype: torch.dtype, keys: Quantizer) -> None:
+    check(Case(keys=keys), dtype=dtype)
+    check(Case(keys=keys), (1, 5, 33, 37), 64, dtype=dtype)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_any_positions(groups: int) -> None:
+    """Those of a selector's entries, other ones in each group of heads; padding may be outside of the tables."""
+    case = Case(groups=groups)
+    positions = torch.randint(1200, (case.batch, groups, case.tokens), generator=torch.Generator().manual_seed(0)).int()
+    positions[..., :5] = -3
+    check(case, positions=positions)
+    check(case, (1, 5, 33, 37), 40, positions)
+
+
+@pytest.mark.parametrize("block", [8, 32, 48, 64, 128, 256])
+def test_bands(block: int) -> None:
+    check(Case(tokens=304, batch=1), (0, 1, 2, 32, 33, 34), block)
+
+
+BANDS = {
+    "split": (Case(values=INT4, keys=INT4, groups=3), (0, 7, 32, 39)),
+    "interleaved, with a mask": (Case(interleaved=True, masked="one"), (0, 1, 6, 7)),
+    "masks by group": (Case(groups=2, heads=4, masked="each"), (3, 35)),
+    "partial rotary": (Case(rotary=32, batch=1), (0, 1, 16, 17)),
+    "nothing fast": (Case(batch=1), ()),
+    "all fast": (Case(batch=1), tuple(range(64))),
+    "many queries": (Case(batch=1, heads=2, queries=9), (0, 32)),
+}
+
+
+@pytest.mark.parametrize("name", BANDS)
+def test_bands_of(name: str) -> None:
+    check(*BANDS[name], 64)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 40])
+def test_splits_change_nothing(multiprocessors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_splits, "_multiprocessors", lambda device: multiprocessors)
+    case = Case(batch=1, tokens=1160, heads=1, dim=32, rotary=32)
+    check(case)
+    check(case, (0, 16), 32)
+
+
+def test_keys_without_a_basis() -> None:
+    """Each head's codes are its keys."""
+    torch.manual_seed(0)
+    case = Case(heads=3, groups=3, queries=2, tokens=136, dim=32, rotary=32)
+    keys, states = latents(case, INT8, 32)
+    query = torch.randn(2, 6, 1, 32)
+    rotary = Rotary(turn(case), *(each.to(DEVICE) for each in (*table(case), counted(case))))
+    for dims, block in ((None, 0), ((0, 16), 64)):
+        rebuilt = RebuiltKeys(keys, None, None, rotary.turn, dims, block)
+        references = replace(rotary, positions=rotary.positions[..., :: block or 1])
+        attention = CodedAttention((2, 3, 2, 32), keys if block else None, keys, 136, SCALING, rebuilt=rebuilt)
+        actual = attention(query.to(DEVICE), None, KeyRotation(rotary, references))
+        near = Rotary(rotary.turn, *table(case), counted(case))
+        whole = in_bands(states.double(), case, near, dims, block) if dims else rotated(states.double(), case, near)
+        expected = partial_attention(query.double(), whole, states.double(), SCALING)
+        expected = replace(expected, output=expected.output.to(DEVICE), lse=expected.lse.to(DEVICE))
+        assert_close(actual, expected, TOLERANCE[torch.float32])
+
+
+@pytest.fixture
+def triton_everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The kernels for GPUs on the CPU, too."""
+    monkeypatch.setitem(choice._DEVICES, "cpu", choice._cuda)
+    choice._load.cache_clear()
+    yield
+    choice._load.cache_clear()
+
+
+TOKENS, STEPS = 170, 6
+
+
+def decoded(spec: str, reading: Reading) -> tuple[Tensor, str]:
+    """Logits of some steps, and what attended."""
+    one, ids = subject("llama", torch.float32), token_ids(2, TOKENS)
+    plan = replace(parse(spec), spans=Spans(sinks=2, recent=8, block=8)).fit(one.geometry, calibrated(one))
+    with CompressedModel(one.model, plan, one.geometry, reading) as compressed, torch.no_grad():
+        cache = compressed.new_cache()
+        logits = feed(one.model, cache, ids, [TOKENS - STEPS, *[1] * STEPS])
+        return logits[:, -STEPS:], cache.attended_by
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="the model of this test is on the CPU")
+@pytest.mark.parametrize(
+    ("spec", "way"),
+    [
+        ("ftc:bits=4,frame=bands,rope_block=64", "triton bands"),
+        ("ftc:bits=4,frame=bands,rope_block=128,basis=joint", "triton bands"),
+        ("ftc:bits=4,frame=before", "triton rebuilt"),
+        ("latent:rank=0.75,frame=bands+int:bits=8,group=16", "triton bands"),
+        ("kivi:bits=4,group=32", "triton int"),
+    ],
+)
+def test_a_cache_is_read_by_them(spec: str, way: str, triton_everywhere: None) -> None:
+    read, by = decoded(spec, Reading())
+    expected, slow = decoded(spec, Reading("reference"))
+    assert by == way and slow.startswith("torch")
+    assert worst(read, expected) < 1e-3
