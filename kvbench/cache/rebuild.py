@@ -33,19 +33,16 @@ def prepare_rebuilt(
     if kernels is None or not isinstance(keys, Coded) or not isinstance(values, Coded):
         return None
     basis, usable = kernel_basis(kernels, codec.latents["values"])
-    source, bands, absorbed, key_basis = codec.latents["keys"], codec.bands, None, None
-    if bands is not None:
-        absorbed = keys
-    if bands is not None and kernels.basis is not None:  # others take the decoder of the rebuilt keys
+    source, bands, key_basis = codec.latents["keys"], codec.bands, None
+    if bands is not None and kernels.basis is not None:
         key_basis, absorbable = kernel_basis(kernels, source)
         if not absorbable:
             return None
     dims, block = (None, 0) if bands is None else (bands.fast, bands.block)
     rebuilt = RebuiltKeys(keys, source.decoder, source.mean, turn if isinstance(turn, Turn) else None, dims, block)
     groups, heads, by = keys.codes.shape[1], query.shape[1], str(chosen)
-    attention = kernels.prepare(
-        by_group(query, groups), absorbed, values, tokens, scaling, (key_basis, basis if usable else None), rebuilt
-    )
+    absorbed, bases = None if bands is None else keys, (key_basis, basis if usable else None)
+    attention = kernels.prepare(by_group(query, groups), absorbed, values, tokens, scaling, bases, rebuilt)
 
     def attend(query: Tensor, mask: Tensor | None, rotate: Rotate | None) -> Part:
         part = attention(query, of_groups(mask, groups), _key_rotation(rotate, groups), by)
