@@ -75,14 +75,20 @@ class CodedAttention:
         tile = 16 if block or dims or _demanding(keys) or _demanding(values) else 32  # as many groups as registers hold
         phases = _phases(block, tile * TOKENS_PER_GROUP)
         how = cut(batch, groups, phases * rows, triton.cdiv(self.tokens, tile * TOKENS_PER_GROUP), query.device)
-        precise, absorbs = query.dtype == torch.float32, self.keys is not None
-        program = Program(how.rows, tile, key_plan, value_plan, precise, absorbs, block, phases, dims)
-        shape = (batch, groups, how.splits * phases, rows)
-        dropped = 0 in self.values.widths
-        out = Out(
-            (torch.zeros if dropped else torch.empty)(*shape, values.rank, device=query.device),
-            torch.empty(shape, device=query.device),
+        program = Program(
+            rows=how.rows,
+            tile=tile,
+            keys=key_plan,
+            values=value_plan,
+            precise=query.dtype == torch.float32,
+            absorbs=self.keys is not None,
+            block=block,
+            phases=phases,
+            dims=dims,
         )
+        shape = (batch, groups, how.splits * phases, rows)
+        empty = torch.zeros if 0 in self.values.widths else torch.empty  # components without bits are not written
+        out = Out(empty(*shape, values.rank, device=query.device), torch.empty(shape, device=query.device))
         with on(query.device):
             data, shift = self._absorbed(queries, rotated, block)
             attend[(how.splits, groups * how.blocks, batch)](

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from kvbench.codecs.kernel_view import Coded
 from kvbench.hooks.turns import Rotary, Turn
@@ -89,44 +90,55 @@ def rebuilt_side(
 
 
 def absorbed_queries(keys: RebuiltKeys, query: Tensor, references: Rotary, blocks: int) -> tuple[Tensor, Tensor]:
-    """Queries (batch, groups, rows, head_dim) as the codes of each of ``blocks`` meet them, in one matrix product.
+    """Queries (batch, groups, rows, head_dim) as the codes of each of ``blocks`` meet them.
 
-    They are turned back to the position of a block's first entry, lose the dimensions that are rebuilt, and are taken
+    They lose the dimensions that are rebuilt, are turned back to the position of a block's first entry, and are taken
     into the latents: (batch, groups, blocks, rows, rank) fp32, and what the mean adds, (batch, groups, blocks, rows).
     """
-    turned = _turned(keys, query, references, blocks)
+    assert keys.turn is not None and keys.dims is not None
+    slow = _slow(keys.turn, keys.dims, query.shape[-1], query.device)
+    turned = _turned(query, slow, references, blocks)
     batch, groups, _, rows, _ = turned.shape
     if keys.decoder is None or keys.mean is None:
-        return turned.contiguous(), turned.new_zeros(batch, groups, blocks, rows)
+        latents = turned.new_zeros(batch, groups, blocks, rows, query.shape[-1])
+        latents[..., slow.dims] = turned
+        return latents, turned.new_zeros(batch, groups, blocks, rows)
     heads = keys.decoder.shape[2]
-    by_head = turned.unflatten(3, (heads, -1)).permute(1, 3, 0, 2, 4, 5).flatten(2, 4)  # (groups, heads, ·, head_dim)
-    basis = keys.decoder.float().permute(0, 2, 3, 1)  # (groups, heads, head_dim, rank)
-    latents, shift = torch.matmul(by_head, basis), torch.matmul(by_head, keys.mean.float().unsqueeze(-1))
-    both = [
-        each.unflatten(2, (batch, blocks, -1)).permute(2, 0, 3, 1, 4, 5).flatten(3, 4).contiguous()
-        for each in (latents, shift)
-    ]
-    return both[0], both[1].squeeze(-1)
+    by_head = turned.unflatten(3, (heads, -1)).permute(1, 3, 0, 2, 4, 5).flatten(2, 4)  # (groups, heads, ·, slow)
+    basis = keys.decoder[..., slow.dims].float().permute(0, 2, 3, 1)  # (groups, heads, slow, rank)
+    mean = keys.mean[..., slow.dims].float().unsqueeze(-1)
+    latents, shift = (
+        torch.matmul(by_head, matrix).unflatten(2, (batch, blocks, -1)).permute(2, 0, 3, 1, 4, 5).flatten(3, 4)
+        for matrix in (basis, mean)
+    )  # (batch, groups, blocks, rows, ·)
+    return latents.contiguous(), shift.squeeze(-1).contiguous()
 
 
-def _turned(keys: RebuiltKeys, query: Tensor, references: Rotary, blocks: int) -> Tensor:
-    """Queries turned back to every block, (batch, groups, blocks, rows, head_dim) fp32, without rebuilt dimensions.
+class _Slow(NamedTuple):
+    """The ``dims`` of a head that are absorbed, ascending, and their ``partners``; ``signs`` of those that rotate."""
 
-    With keys R x of a rotation R, q · R x = (Rᵀ q) · x: the same cosines, and sines of the opposite sign.
-    """
-    assert keys.turn is not None and keys.dims is not None
-    kept, partners, signs = _absorbed(keys.turn, keys.dims, query.shape[-1], query.device)
-    position = references.positions[..., :blocks].long().clamp(0, references.cos.shape[0] - 1)
-    cos, sin = (table[position].float().unsqueeze(-2) for table in (references.cos, references.sin))
-    whole = query.float().unsqueeze(2)  # (batch, groups, 1, rows, head_dim)
-    rotated = whole[..., : len(partners)] * cos - signs * whole[..., partners] * sin
-    rest = whole[..., len(partners) :].expand(*rotated.shape[:-1], -1)
-    return torch.cat([rotated, rest], -1) * kept
+    dims: Tensor
+    partners: Tensor
+    signs: Tensor
 
 
 @lru_cache(maxsize=64)
-def _absorbed(turn: Turn, dims: tuple[int, ...], head_dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """One for each of ``head_dim`` components that is absorbed, zero for ``dims``; partners and signs of a rotation."""
-    kept = torch.ones(head_dim, device=device)
-    kept[list(dims)] = 0
-    return kept, torch.tensor(turn.partners, device=device), torch.tensor(turn.signs, device=device)
+def _slow(turn: Turn, rebuilt: tuple[int, ...], head_dim: int, device: torch.device) -> _Slow:
+    dims = [dim for dim in range(head_dim) if dim not in set(rebuilt)]
+    rotated = [dim for dim in dims if dim < len(turn.partners)]
+    partners = [turn.partners[dim] for dim in rotated] + dims[len(rotated) :]
+    numbers = (dims, torch.long), (partners, torch.long), ([turn.signs[dim] for dim in rotated], torch.float32)
+    return _Slow(*(torch.tensor(each, dtype=dtype, device=device) for each, dtype in numbers))
+
+
+def _turned(query: Tensor, slow: _Slow, references: Rotary, blocks: int) -> Tensor:
+    """``slow`` dimensions of queries turned back to every block, (batch, groups, blocks, rows, dims) fp32.
+
+    With keys R x of a rotation R, q · R x = (Rᵀ q) · x: the same cosines, and sines of the opposite sign.
+    """
+    position = references.positions[..., :blocks].long().clamp(0, references.cos.shape[0] - 1)
+    rotated, rest = slow.dims[: len(slow.signs)], len(slow.dims) - len(slow.signs)
+    cos, sin = (table[position][..., rotated].float().unsqueeze(-2) for table in (references.cos, references.sin))
+    cos, sin = functional.pad(cos, (0, rest), value=1.0), functional.pad(slow.signs * sin, (0, rest))
+    whole = query.float().unsqueeze(2)  # (batch, groups, 1, rows, head_dim)
+    return whole[..., slow.dims] * cos - whole[..., slow.partners] * sin
