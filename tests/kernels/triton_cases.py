@@ -181,14 +181,14 @@ def test_components_without_bits_are_zero() -> None:
     check(something, nothing, (20, 20), 60)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(("bits", "dtype"), [(2, torch.float32), (4, torch.float16), (8, torch.float32)])
 def test_a_scale_per_channel_and_block_of_tokens(bits: int, dtype: torch.dtype) -> None:
     check(IntegerQuantizer(bits, 32, "token"), IntegerQuantizer(bits, 32), (48, 64), 288, masked=True, dtype=dtype)
 
 
-@pytest.mark.parametrize("affine", ["levels", "integers", "channel groups"])
-@pytest.mark.parametrize("size", [8, 32, 96, 256])
+@pytest.mark.parametrize(
+    ("affine", "size"), [("levels", 8), ("integers", 32), ("channel groups", 96), ("levels", 96), ("integers", 256)]
+)
 def test_any_codes_take_a_scale_per_block(affine: str, size: int) -> None:
     """Level tables, scales per token and channel groups, all of it times a scale per component and block."""
     torch.manual_seed(size)
@@ -202,8 +202,8 @@ def test_any_codes_take_a_scale_per_block(affine: str, size: int) -> None:
     coded, states = stored(inner, normal(batch, groups, tokens, rank), 0)
     scale, zero = (normal(batch, groups, blocks, rank, dtype=torch.float16) for _ in range(2))
     keys = replace(coded, blocks=BlockAffine(size, scale, zero))
-    by_token = (each.repeat_interleave(size, 2)[:, :, :tokens].double() for each in (scale, zero))
-    expected_keys = states.double() * next(by_token) + next(by_token)
+    scales, zeros = (each.repeat_interleave(size, 2)[:, :, :tokens].double() for each in (scale, zero))
+    expected_keys = states.double() * scales + zeros
     values, value_states = stored(IntegerQuantizer(8, 32), 1 + normal(batch, groups, tokens, 64), 8)
     query = normal(batch, groups, 3, rank)
     assert readable(keys, values) and not readable(values, keys), "sums of values take no scale per block"
