@@ -26,7 +26,7 @@ from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.hooks.turns import Rotary
 from kvbench.kernels.cpu.coded import CodedAttention, LatentBasis, readable
 from kvbench.kernels.cpu.rebuilt import rebuilds
-from kvbench.kernels.rebuilding import KeyRotation, RebuiltKeys
+from kvbench.kernels.rebuilding import KeyRotation, RebuiltKeys, identity_basis
 from kvbench.kernels.reference import Partial, partial_attention
 
 
@@ -143,7 +143,7 @@ def test_keys_without_a_basis() -> None:
     coded, keys = kernel_view(quantizer, stored), quantizer.decode(stored).double()
     assert isinstance(coded, Coded)
     query = torch.randn(2, 3, 2, 32)
-    rebuilt = RebuiltKeys(coded, None, None)
+    rebuilt = RebuiltKeys(coded, *identity_basis(3, 32, coded.codes.device))
     actual = CodedAttention((2, 3, 2, 32), None, coded, 72, SCALING, (None, None), rebuilt)(query)
     expected = partial_attention(query.double().view(2, 6, 1, 32), keys, keys, SCALING)
     error = (actual.output.reshape(expected.output.shape) - expected.output).abs().max()

@@ -169,25 +169,6 @@ def test_splits_change_nothing(multiprocessors: int, monkeypatch: pytest.MonkeyP
     check(case, (0, 16), 32)
 
 
-def test_keys_without_a_basis() -> None:
-    """Each head's codes are its keys."""
-    torch.manual_seed(0)
-    case = Case(heads=3, groups=3, queries=2, tokens=136, dim=32, rotary=32)
-    keys, states = latents(case, INT8, 32)
-    query = torch.randn(2, 6, 1, 32)
-    rotary = Rotary(turn(case), *(each.to(DEVICE) for each in (*table(case), counted(case))))
-    for dims, block in ((None, 0), ((0, 16), 64)):
-        rebuilt = RebuiltKeys(keys, None, None, rotary.turn, dims, block)
-        references = replace(rotary, positions=rotary.positions[..., :: block or 1])
-        attention = CodedAttention((2, 3, 2, 32), keys if block else None, keys, 136, SCALING, rebuilt=rebuilt)
-        actual = attention(query.to(DEVICE), None, KeyRotation(rotary, references))
-        near = Rotary(rotary.turn, *table(case), counted(case))
-        whole = in_bands(states.double(), case, near, dims, block) if dims else rotated(states.double(), case, near)
-        expected = partial_attention(query.double(), whole, states.double(), SCALING)
-        expected = replace(expected, output=expected.output.to(DEVICE), lse=expected.lse.to(DEVICE))
-        assert_close(actual, expected, TOLERANCE[torch.float32])
-
-
 @pytest.fixture
 def triton_everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The kernels for GPUs on the CPU, too."""

@@ -84,7 +84,7 @@ def key_decoder(keys: RebuiltKeys, dims: tuple[int, ...], precise: bool) -> KeyD
     coded = keys.coded
     levels = None if coded.levels is None else level_tables(coded.levels)
     tensors = Same(coded.component), Same(keys.decoder), Same(keys.mean)
-    numbers = _Numbers(coded.widths, coded.channel, coded.codes.shape[1], coded.codes.device, levels, *tensors)
+    numbers = _Numbers(coded.widths, coded.channel, coded.codes.device, levels, *tensors)
     return _key_decoder(numbers, dims, precise)
 
 
@@ -94,12 +94,11 @@ class _Numbers:
 
     widths: tuple[int, ...]
     channel: int
-    groups: int
     device: torch.device
     levels: LevelTables | None
     component: Same[Tensor | None]
-    decoder: Same[Tensor | None]
-    mean: Same[Tensor | None]
+    decoder: Same[Tensor]
+    mean: Same[Tensor]
 
 
 @lru_cache(maxsize=1024)
@@ -135,9 +134,6 @@ def _in_full(numbers: _Numbers, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """fp64: what a component adds to each dimension (groups, rank, heads, dims), and means (groups, heads, dims)."""
     rank, device = len(numbers.widths), numbers.device
     decoder, mean, component = numbers.decoder.value, numbers.mean.value, numbers.component.value
-    if decoder is None or mean is None:
-        decoder = torch.eye(rank, device=device).view(1, rank, 1, rank).expand(numbers.groups, -1, -1, -1)
-        mean = torch.zeros(numbers.groups, 1, rank, device=device)
     factor = torch.ones(rank, device=device) if component is None else component
     factor = factor.double() * torch.tensor([width > 0 for width in numbers.widths], device=device)
     chosen = list(dims)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from kvbench.codecs.kernel_view import Coded
 from kvbench.hooks.turns import Rotary, Turn
-from kvbench.kernels.rebuilding import RebuiltKeys
+from kvbench.kernels.rebuilding import RebuiltKeys, absorbed_dims
 from kvbench.kernels.triton.key_decoder import columns, key_decoder
 from kvbench.kernels.triton.sides import LEAST_TOKENS
 from kvbench.kernels.triton.unpack_plan import Dims
@@ -98,12 +98,7 @@ def absorbed_queries(keys: RebuiltKeys, query: Tensor, references: Rotary, block
     assert keys.turn is not None and keys.dims is not None
     slow = _slow(keys.turn, keys.dims, query.shape[-1], query.device)
     turned = _turned(query, slow, references, blocks)
-    batch, groups, _, rows, _ = turned.shape
-    if keys.decoder is None or keys.mean is None:
-        latents = turned.new_zeros(batch, groups, blocks, rows, query.shape[-1])
-        latents[..., slow.dims] = turned
-        return latents, turned.new_zeros(batch, groups, blocks, rows)
-    heads = keys.decoder.shape[2]
+    batch, heads = turned.shape[0], keys.decoder.shape[2]
     by_head = turned.unflatten(3, (heads, -1)).permute(1, 3, 0, 2, 4, 5).flatten(2, 4)  # (groups, heads, ·, slow)
     basis = keys.decoder[..., slow.dims].float().permute(0, 2, 3, 1)  # (groups, heads, slow, rank)
     mean = keys.mean[..., slow.dims].float().unsqueeze(-1)
@@ -115,7 +110,8 @@ def absorbed_queries(keys: RebuiltKeys, query: Tensor, references: Rotary, block
 
 
 class _Slow(NamedTuple):
-    """The ``dims`` of a head that are absorbed, ascending, and their ``partners``; ``signs`` of those that rotate."""
+    """:class:`~kvbench.kernels.rebuilding.AbsorbedDims` on the device; a dimension that does not rotate is its own
+    partner."""
 
     dims: Tensor
     partners: Tensor
@@ -124,10 +120,8 @@ class _Slow(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _slow(turn: Turn, rebuilt: tuple[int, ...], head_dim: int, device: torch.device) -> _Slow:
-    dims = [dim for dim in range(head_dim) if dim not in set(rebuilt)]
-    rotated = [dim for dim in dims if dim < len(turn.partners)]
-    partners = [turn.partners[dim] for dim in rotated] + dims[len(rotated) :]
-    numbers = (dims, torch.long), (partners, torch.long), ([turn.signs[dim] for dim in rotated], torch.float32)
+    dims, partners, signs = absorbed_dims(turn, rebuilt, head_dim)
+    numbers = (dims, torch.long), (partners + dims[len(signs) :], torch.long), (signs, torch.float32)
     return _Slow(*(torch.tensor(each, dtype=dtype, device=device) for each, dtype in numbers))
 
 
