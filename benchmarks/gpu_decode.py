@@ -204,8 +204,10 @@ def coded_entry(coding: Coding, length: int) -> Entry:
     """One stored form, read by the Triton kernel."""
     from kvbench.kernels.triton.coded import triton_coded_attention
 
+    keys, values = coding.coded
+
     def arm() -> Tensor:
-        return triton_coded_attention(coding.query, *coding.coded, length, SCALING).output
+        return triton_coded_attention(coding.query, keys, values, length, SCALING).output
 
     return Entry(captured(arm), coding.bytes, difference(arm(), coding.query, *coding.first))
 

@@ -133,7 +133,7 @@ def test_16_bit_queries(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("rows", [(2, 2), (2, 1), (1, 1)])
 def test_any_positions(rows: tuple[int, int]) -> None:
     """Those of a selector's entries, of each row and group of heads or of all; padding may be outside of the tables."""
-    case = replace(ONE, groups=2, batch=2, queries=1, keys=INT8, dim=32, rotary=32)
+    case = replace(ONE, tokens=72, groups=2, batch=2, queries=1, keys=INT8, dim=32, rotary=32)
     positions = torch.randint(1200, (*rows, case.tokens), generator=torch.Generator().manual_seed(0)).int()
     positions[..., :5] = -3
     check(case, positions=positions)
