@@ -5,9 +5,11 @@ after a write that empties the caches, as between layers. A ratio is the median 
 against the faster of the two SDPA arms: with grouped queries as PyTorch expands them, and with the four queries of a
 KV head folded into rows. Bytes are those of the stored keys and values with scales and zeros; a share is of the copy
 bandwidth measured in the same process. ``error`` is the largest difference from fp32 attention on the same stored
-values, in units of the largest output, for the first sequence of the batch.
+values, in units of the largest output, for the first sequence of the batch. Queries come in the latents of a head, and
+outputs stay there, but for keys in bands: of those, queries are taken into the latents for every block of tokens, in
+matrix products that are timed and whose bytes are not counted, and fast dimensions are rebuilt.
 
-    python benchmarks/gpu_decode.py --lengths 8192 16384 32768 --batch 16 --out results/gpu/decode.json
+    python benchmarks/gpu_decode.py --out results/gpu/decode.json
 """
 
 from __future__ import annotations
@@ -25,21 +27,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kvbench.codecs.frame import BLOCK, REACH
+from kvbench.codecs.kernel_view import Coded
 from kvbench.codecs.quantizers.base import Quantizer, Stored
 from kvbench.codecs.quantizers.codebook import CodebookQuantizer
 from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.errors import KvbenchError
 from kvbench.hardware.environment import provenance
+from kvbench.hooks.turns import Rotary, Turn
+from kvbench.kernels.rebuilding import KeyRotation, RebuiltKeys
 from kvbench.kernels.reference import partial_attention
 from kvbench.measure.statistics import paired_ratio
 from kvbench.measure.turns import turns
 from kvbench.storage.files import replace_file
 
-HEADS, KV_HEADS, DIM = 32, 8, 128
+HEADS, KV_HEADS, DIM, THETA = 32, 8, 128, 500_000.0
 SCALING = DIM**-0.5
 BASELINES = ("sdpa", "sdpa, folded queries")
 MIXED = (6,) * 8 + (5,) * 16 + (4,) * 24 + (3,) * 32 + (2,) * 24 + (1,) * 16 + (0,) * 8
 """Bits of a head's components, about 3 on average, as water-filling gives them."""
+SPEEDS = [THETA ** (-2 * (dim % (DIM // 2)) / DIM) for dim in range(DIM)]
+FAST = tuple(dim for dim, speed in enumerate(SPEEDS) if speed * BLOCK > REACH)
+"""Dimensions of a key in bands that are rebuilt."""
 
 
 @dataclass(frozen=True)
@@ -177,26 +186,76 @@ def exact_entries(batch: int, length: int, device: torch.device) -> dict[str, En
     return {name: Entry(captured(arm), size, difference(arm(), query, keys, values)) for name, arm in arms.items()}
 
 
-def coded_entry(quantizer: Quantizer, rank: int, batch: int, length: int, device: torch.device) -> Entry:
+class Coding:
+    """Keys and values of one stored form: their ``bytes``, ``coded`` for kernels, and those of the ``first`` sequence.
+
+    ``query`` is one for latents.
+    """
+
+    def __init__(self, quantizer: Quantizer, rank: int, batch: int, length: int, device: torch.device) -> None:
+        sides = [encoded(quantizer, batch, length, rank, seed, device) for seed in (0, 1)]
+        self.bytes = stored_bytes(*sides)
+        self.coded: list[Coded] = [quantizer.coded(side) for side in sides]  # type: ignore[attr-defined]
+        self.first = [quantizer.decode({name: tensor[:1] for name, tensor in side.items()}) for side in sides]
+        self.query = torch.randn(batch, KV_HEADS, HEADS // KV_HEADS, rank, device=device, dtype=torch.bfloat16)
+
+
+def coded_entry(coding: Coding, length: int) -> Entry:
     """One stored form, read by the Triton kernel."""
     from kvbench.kernels.triton.coded import triton_coded_attention
 
-    query = torch.randn(batch, KV_HEADS, HEADS // KV_HEADS, rank, device=device, dtype=torch.bfloat16)
-    sides = [encoded(quantizer, batch, length, rank, seed, device) for seed in (0, 1)]
-    keys, values = (quantizer.coded(side) for side in sides)  # type: ignore[attr-defined]
+    keys, values = coding.coded
 
     def arm() -> Tensor:
-        return triton_coded_attention(query, keys, values, length, SCALING).output
+        return triton_coded_attention(coding.query, keys, values, length, SCALING).output
 
-    first = [quantizer.decode({name: tensor[:1] for name, tensor in side.items()}) for side in sides]
-    return Entry(captured(arm), stored_bytes(*sides), difference(arm(), query, first[0], first[1]))
+    return Entry(captured(arm), coding.bytes, difference(arm(), coding.query, *coding.first))
+
+
+def bands_entry(coding: Coding, length: int) -> Entry:
+    """Keys that are latents of keys in bands, each head's in a basis of its own."""
+    from kvbench.kernels.triton.coded import CodedAttention
+
+    query, (keys, values), (latents, first_values) = coding.query, coding.coded, coding.first
+    basis = torch.linalg.qr(torch.randn(KV_HEADS, DIM, DIM, device=query.device)).Q
+    mean = torch.randn(KV_HEADS, 1, DIM, device=query.device)
+    rotation = key_rotation(length, query.device)
+    told = RebuiltKeys(keys, basis.unsqueeze(2), mean, rotation.keys.turn, FAST, BLOCK)
+    shape = query.shape[0], query.shape[1], query.shape[2], DIM
+    attention = CodedAttention(shape, keys, values, length, SCALING, rebuilt=told)
+
+    def arm() -> Tensor:
+        return attention(query, None, rotation).output
+
+    first_keys = out_of_bands(latents @ basis + mean, rotation.keys)
+    return Entry(captured(arm), coding.bytes, difference(arm(), query, first_keys, first_values))
+
+
+def key_rotation(length: int, device: torch.device) -> KeyRotation:
+    """RoPE of all tokens and of the first of every block."""
+    half, positions = DIM // 2, torch.arange(length, dtype=torch.int32, device=device)[None, None]
+    turn = Turn(tuple((dim + half) % DIM for dim in range(DIM)), (-1.0,) * half + (1.0,) * half)
+    angles = torch.arange(length, device=device)[:, None] * torch.tensor(SPEEDS, device=device)
+    tables = angles.cos(), angles.sin()
+    return KeyRotation(Rotary(turn, *tables, positions), Rotary(turn, *tables, positions[..., ::BLOCK]))
+
+
+def out_of_bands(keys: Tensor, rotary: Rotary) -> Tensor:
+    """``keys`` (1, heads, tokens, DIM) turned to their positions: all but FAST dimensions to those of their blocks."""
+    tokens = rotary.positions.flatten().long()[:, None]
+    fast = torch.tensor([dim in FAST for dim in range(DIM)], device=keys.device)
+    positions = torch.where(fast, tokens, tokens // BLOCK * BLOCK)  # (tokens, DIM)
+    partners = keys[..., list(rotary.turn.partners)] * torch.tensor(rotary.turn.signs, device=keys.device)
+    return keys * rotary.cos.gather(0, positions) + partners * rotary.sin.gather(0, positions)
 
 
 def measured(batch: int, length: int, rounds: int, device: torch.device, flush: Tensor) -> list[Arm]:
     """All arms at one length, in turns."""
     entries = exact_entries(batch, length, device)
     for name, (quantizer, rank) in quantizers(device).items():
-        entries[name] = coded_entry(quantizer, rank, batch, length, device)
+        entries[name] = coded_entry(Coding(quantizer, rank, batch, length, device), length)
+    coding = Coding(*quantizers(device)["latents of 3 bits"], batch, length, device)
+    entries["latents of 3 bits, keys in bands"] = bands_entry(coding, length)
     times = raced({name: entry.attend for name, entry in entries.items()}, rounds, flush)
     return [Arm(length, name, times[name], entry.bytes, entry.error) for name, entry in entries.items()]
 

@@ -69,10 +69,12 @@ class BodyAttention:
     ) -> Prepared | None:
         """:meth:`attend` of queries like this one by a kernel, as long as ``stored`` stays where it is.
 
-        Working out what a kernel is told takes longer than a short attention. None where no kernel attends, or where it
-        reads what was made of ``stored`` for it.
+        Working out what a kernel is told takes longer than a short attention. None where no kernel attends, where it
+        reads what was made of ``stored`` for it, or where it would keep alive what a body no longer stores.
         """
         chosen = self._way(query, stored, rotate, softcap)
+        if chosen.kernels is None or not chosen.kernels.by_address:
+            return None
         sides = chosen.keys, chosen.values
         if not all(isinstance(coded, Coded) and coded.lies_in(stored) for coded in sides):
             return None

@@ -18,7 +18,7 @@ from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import side, span, tiles
 from kvbench.hooks.rotary import EntryRotation
 from kvbench.hooks.turns import Turn
-from kvbench.kernels.rebuilding import KeyRotation, RebuiltKeys
+from kvbench.kernels.rebuilding import KeyRotation, RebuiltKeys, identity_basis
 from kvbench.kernels.reference import Part, Partial, merge, wide
 
 
@@ -33,18 +33,17 @@ def prepare_rebuilt(
     if kernels is None or not isinstance(keys, Coded) or not isinstance(values, Coded):
         return None
     basis, usable = kernel_basis(kernels, codec.latents["values"])
-    source, bands, absorbed, key_basis = codec.latents["keys"], codec.bands, None, None
-    if bands is not None:
-        key_basis, absorbable = kernel_basis(kernels, source)
-        if not absorbable:
+    decoder, mean = _basis(codec.latents["keys"], keys)
+    bands, key_basis = codec.bands, None
+    if bands is not None and kernels.basis is not None:
+        key_basis = kernels.basis(decoder, mean)
+        if not key_basis.usable:
             return None
-        absorbed = keys
     dims, block = (None, 0) if bands is None else (bands.fast, bands.block)
-    rebuilt = RebuiltKeys(keys, source.decoder, source.mean, turn if isinstance(turn, Turn) else None, dims, block)
+    rebuilt = RebuiltKeys(keys, decoder, mean, turn if isinstance(turn, Turn) else None, dims, block)
     groups, heads, by = keys.codes.shape[1], query.shape[1], str(chosen)
-    attention = kernels.prepare(
-        by_group(query, groups), absorbed, values, tokens, scaling, (key_basis, basis if usable else None), rebuilt
-    )
+    absorbed, bases = None if bands is None else keys, (key_basis, basis if usable else None)
+    attention = kernels.prepare(by_group(query, groups), absorbed, values, tokens, scaling, bases, rebuilt)
 
     def attend(query: Tensor, mask: Tensor | None, rotate: Rotate | None) -> Part:
         part = attention(query, of_groups(mask, groups), _key_rotation(rotate, groups), by)
@@ -53,6 +52,13 @@ def prepare_rebuilt(
         return Partial(from_latents(part.output, codec.latents["values"], heads), part.lse, by)
 
     return attend
+
+
+def _basis(latents: Latents, keys: Coded) -> tuple[Tensor, Tensor]:
+    """The decoder of ``latents`` and their mean; of keys that are stored as they are, too."""
+    if latents.decoder is None or latents.mean is None:
+        return identity_basis(keys.codes.shape[1], len(keys.widths), keys.codes.device)
+    return latents.decoder, latents.mean
 
 
 def _key_rotation(rotate: Rotate | None, groups: int) -> KeyRotation | None:

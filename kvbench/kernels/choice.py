@@ -25,9 +25,9 @@ class Kernels:
     :class:`kvbench.kernels.cpu.coded.CodedAttention`; ``readable`` says whether it takes these keys and values.
     ``basis`` makes of a decoder (groups, rank, heads, head_dim) and a mean (groups, heads, head_dim) what it takes to
     go into latents and back by itself; None if it does not. ``rebuilds`` tells from which readable codes it takes
-    :class:`~kvbench.kernels.rebuilding.RebuiltKeys`; None if it never does. ``merge`` is
-    :func:`kvbench.kernels.reference.merge` of their results. ``instructions`` are those of the processor that they are
-    compiled for, where there is a choice.
+    :class:`~kvbench.kernels.rebuilding.RebuiltKeys`; None if it never does. Without a ``basis`` it takes what is
+    absorbed beside them through their decoder. ``merge`` is :func:`kvbench.kernels.reference.merge` of their results.
+    ``instructions`` are those of the processor that they are compiled for, where there is a choice.
     """
 
     name: str
@@ -42,6 +42,8 @@ class Kernels:
     instructions: str = ""
     widest: int | None = None
     """Channels that exact keys may have at most; None: any number."""
+    by_address: bool = False
+    """Whether what ``prepare`` makes keeps no stored tensor alive, and so may itself be kept from step to step."""
 
     def takes(self, width: int, *stored: torch.dtype) -> bool:
         """Whether ``exact`` reads keys of that many channels, and values, in these dtypes where they lie."""
@@ -115,6 +117,7 @@ def _cpu() -> Kernels:
         coded.LatentBasis,
         rebuilt.rebuilds,
         "AMX" if matrix_ops.has_matrices() else "VNNI" if vectors.has_vnni() else "SIMD",
+        by_address=True,
     )
 
 
@@ -122,6 +125,7 @@ def _cuda() -> Kernels:
     try:
         from kvbench.kernels.triton import coded as triton_coded
         from kvbench.kernels.triton import exact as triton_exact
+        from kvbench.kernels.triton import rebuilt as triton_rebuilt
     except ImportError as error:
         raise _MissingError(f"triton cannot be imported ({error}); pip install triton") from error
     return Kernels(
@@ -129,9 +133,10 @@ def _cuda() -> Kernels:
         triton_exact.DTYPES,
         triton_exact.DTYPES,
         triton_exact.triton_exact_decode,
-        triton_coded.prepared,
+        triton_coded.CodedAttention,
         triton_coded.readable,
         reference.merge,
+        rebuilds=triton_rebuilt.rebuilds,
         widest=triton_exact.WIDEST,
     )
 

@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from driving import calibrated, feed, left_padding, subject, token_ids, worst
+from driving import Subject, calibrated, feed, left_padding, subject, token_ids, worst
 
-from kvbench.cache.attach import CompressedModel
+from kvbench.cache.attach import CompressedModel, LayerPlan, Plan
 from kvbench.cache.spans import Spans
+from kvbench.codecs.codec import Codec, SideCodec
+from kvbench.codecs.frame import bands_of
+from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.compressors.compressor import parse
 from kvbench.kernels.reading import Reading
 
@@ -21,17 +24,21 @@ SPECS = [
     "kvtc:bits=4,frame=bands",
     "latent:rank=0.75,frame=bands+int:bits=8,group=16",
 ]
-TOKENS = 330
+TOKENS, SPANS = 330, Spans(sinks=2, recent=8, block=8)
 
 
 def decoded(
     spec: str, reading: Reading, family: str = "llama", padding: tuple[int, ...] = ()
 ) -> tuple[torch.Tensor, str]:
     """Logits of some steps on a prompt of several blocks, and what attended."""
-    one, rows = subject(family, torch.float32), max(1, len(padding))
+    one = subject(family, torch.float32)
+    return fed(one, replace(parse(spec), spans=SPANS).fit(one.geometry, calibrated(one)), reading, padding)
+
+
+def fed(one: Subject, plan: Plan, reading: Reading, padding: tuple[int, ...] = ()) -> tuple[torch.Tensor, str]:
+    rows = max(1, len(padding))
     ids = token_ids(rows, TOKENS)
     mask = left_padding(rows, TOKENS, padding) if padding else None
-    plan = replace(parse(spec), spans=Spans(sinks=2, recent=8, block=8)).fit(one.geometry, calibrated(one))
     with CompressedModel(one.model, plan, one.geometry, reading) as compressed:
         cache = compressed.new_cache()
         logits = feed(one.model, cache, ids, [TOKENS - 24, *[1] * 24], mask)
@@ -50,4 +57,15 @@ def test_the_kernel_reads_what_torch_reads(spec: str) -> None:
 def test_every_row_has_references_of_its_own(spec: str) -> None:
     read, by = decoded(spec, Reading(), padding=(70, 3, 0))
     expected, _ = decoded(spec, Reading("reference"), padding=(70, 3, 0))
+    assert by == "numba bands" and worst(read, expected) < 1e-3
+
+
+def test_keys_that_are_stored_without_a_basis() -> None:
+    """They were met by queries that nobody had turned back."""
+    one, layers = subject("llama", torch.float32), {}
+    for layer in one.geometry.compressible:
+        sides = (SideCodec(layer.kv_heads, layer.head_dim, None, IntegerQuantizer(8, 16)) for _ in range(2))
+        layers[layer.layer] = LayerPlan(Codec(*sides, bands=bands_of(layer, 64)))
+    read, by = fed(one, Plan(layers, SPANS), Reading())
+    expected, _ = fed(one, Plan(layers, SPANS), Reading("reference"))
     assert by == "numba bands" and worst(read, expected) < 1e-3

@@ -2,56 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
+from rebuilding_cases import (
+    POSITIONS,
+    RANK,
+    SCALING,
+    Case,
+    by_head,
+    counted,
+    expanded,
+    random_mask,
+    rotated,
+    table,
+    turn,
+)
 from torch import Tensor
 
 from kvbench.codecs.kernel_view import Coded, kernel_view
 from kvbench.codecs.quantizers.base import Quantizer
 from kvbench.codecs.quantizers.codebook import CodebookQuantizer
 from kvbench.codecs.quantizers.integer import IntegerQuantizer
-from kvbench.hooks.turns import Rotary, Turn
+from kvbench.hooks.turns import Rotary
 from kvbench.kernels.cpu.coded import CodedAttention, LatentBasis, readable
 from kvbench.kernels.cpu.rebuilt import rebuilds
-from kvbench.kernels.rebuilding import KeyRotation, RebuiltKeys
+from kvbench.kernels.rebuilding import KeyRotation, RebuiltKeys, identity_basis
 from kvbench.kernels.reference import Partial, partial_attention
-
-SCALING, RANK, POSITIONS = 0.125, 96, 1200
-WIDTHS = (8,) * 4 + (6,) * 20 + (4,) * 24 + (3,) * 16 + (2,) * 16 + (1,) * 16
-CODEBOOK = CodebookQuantizer(WIDTHS, torch.linspace(2.0, 0.1, RANK))
-
-
-@dataclass(frozen=True)
-class Case:
-    """``heads`` KV heads in ``groups``, each with ``queries``; the first ``rotary`` of ``dim`` dimensions rotate."""
-
-    keys: Quantizer = CODEBOOK
-    values: Quantizer | None = None
-    batch: int = 2
-    tokens: int = 200
-    groups: int = 1
-    heads: int = 3
-    queries: int = 3
-    dim: int = 64
-    rotary: int = 64
-    interleaved: bool = False
-    factor: float = 1.0
-    masked: str = "none"
-
-
-def turn(case: Case) -> Turn:
-    half, dims = case.rotary // 2, range(case.rotary)
-    if case.interleaved:
-        return Turn(tuple(i ^ 1 for i in dims), tuple(1.0 if i % 2 else -1.0 for i in dims))
-    return Turn(tuple((i + half) % case.rotary for i in dims), tuple(-1.0 if i < half else 1.0 for i in dims))
-
-
-def table(case: Case) -> tuple[Tensor, Tensor]:
-    angles = torch.arange(POSITIONS)[:, None] * 50.0 ** -torch.linspace(0, 1, case.rotary // 2)
-    angles = angles.repeat_interleave(2, -1) if case.interleaved else torch.cat([angles, angles], -1)
-    return angles.cos() * case.factor, angles.sin() * case.factor
 
 
 def latents(case: Case, quantizer: Quantizer) -> tuple[Coded, Tensor]:
@@ -62,17 +38,7 @@ def latents(case: Case, quantizer: Quantizer) -> tuple[Coded, Tensor]:
 
 
 def states(latent: Tensor, basis: LatentBasis) -> Tensor:
-    grouped = torch.einsum("bgtr,grhd->bghtd", latent, basis.decoder.double()) + basis.mean.double().unsqueeze(-2)
-    return grouped.flatten(1, 2)
-
-
-def rotated(keys: Tensor, case: Case, rotary: Rotary) -> Tensor:
-    index = rotary.positions.long().clamp(0)
-    index = index.expand(case.batch, case.groups, -1).repeat_interleave(case.heads // case.groups, 1)
-    first, rest = keys[..., : case.rotary], keys[..., case.rotary :]
-    partners, signs = list(rotary.turn.partners), torch.tensor(rotary.turn.signs).double()
-    turned = first * rotary.cos.double()[index] + signs * first[..., partners] * rotary.sin.double()[index]
-    return torch.cat([turned, rest], -1)
+    return expanded(latent, basis.decoder, basis.mean)
 
 
 def both(case: Case, positions: Tensor) -> tuple[Partial, Partial]:
@@ -87,23 +53,14 @@ def both(case: Case, positions: Tensor) -> tuple[Partial, Partial]:
     ]  # views, as those of a joint basis are
     rotary = Rotary(turn(case), *table(case), positions)
     query = torch.randn(case.batch, case.groups, case.heads // case.groups * case.queries, case.dim)
-    mask = None
-    if case.masked != "none":
-        mask = torch.rand(case.batch, case.groups if case.masked == "each" else 1, 1, case.tokens) > 0.4
-        mask[..., 0] = True
+    mask = random_mask(case)
     rebuilt = RebuiltKeys(coded, sides[0].decoder, sides[0].mean, rotary.turn)
     attention = CodedAttention(tuple(query.shape), None, values, case.tokens, SCALING, (None, sides[1]), rebuilt)
     actual = attention(query, mask, KeyRotation(rotary)).computed  # while its codes and bases are there
     keys = rotated(states(key_latents, sides[0]), case, rotary)
     heads = case.heads * case.queries
-    by_head = None if mask is None else mask.repeat_interleave(case.heads // mask.shape[1], 1)
     whole = query.double().reshape(case.batch, heads, 1, case.dim)
-    return actual, partial_attention(whole, keys, states(value_latents, sides[1]), SCALING, by_head)
-
-
-def counted(case: Case) -> Tensor:
-    """Positions that count up from another start in each row."""
-    return torch.arange(case.tokens, dtype=torch.int32)[None, None] + 7 * torch.arange(case.batch).view(-1, 1, 1).int()
+    return actual, partial_attention(whole, keys, states(value_latents, sides[1]), SCALING, by_head(mask, case))
 
 
 def check(case: Case, positions: Tensor | None = None, tolerance: float = 3e-4) -> None:
@@ -186,7 +143,7 @@ def test_keys_without_a_basis() -> None:
     coded, keys = kernel_view(quantizer, stored), quantizer.decode(stored).double()
     assert isinstance(coded, Coded)
     query = torch.randn(2, 3, 2, 32)
-    rebuilt = RebuiltKeys(coded, None, None)
+    rebuilt = RebuiltKeys(coded, *identity_basis(3, 32, coded.codes.device))
     actual = CodedAttention((2, 3, 2, 32), None, coded, 72, SCALING, (None, None), rebuilt)(query)
     expected = partial_attention(query.double().view(2, 6, 1, 32), keys, keys, SCALING)
     error = (actual.output.reshape(expected.output.shape) - expected.output).abs().max()

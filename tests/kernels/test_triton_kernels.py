@@ -29,8 +29,9 @@ def run(*command: str, folder: Path, interpret: bool) -> subprocess.CompletedPro
     )
 
 
-def test_the_kernels_compute_what_they_should(tmp_path: Path) -> None:
-    cases = run("-m", "pytest", "-rs", str(HERE / "triton_cases.py"), folder=tmp_path, interpret=not GPU)
+@pytest.mark.parametrize("file", ["triton_cases.py", "triton_rebuilt_cases.py"])
+def test_the_kernels_compute_what_they_should(file: str, tmp_path: Path) -> None:
+    cases = run("-m", "pytest", "-rs", str(HERE / file), folder=tmp_path, interpret=not GPU)
     print(cases.stdout)
     assert cases.returncode == 0, cases.stdout + cases.stderr
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,15 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvbench.codecs.kernel_view import Coded
+from kvbench.codecs.kernel_view import BlockAffine, Coded
 from kvbench.codecs.quantizers.base import Quantizer
 from kvbench.codecs.quantizers.codebook import CodebookQuantizer
 from kvbench.codecs.quantizers.gaussian import GaussianQuantizer
 from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.kernels.reference import Partial, partial_attention
 from kvbench.kernels.triton import splits as triton_splits
-from kvbench.kernels.triton.coded import side_readable, triton_coded_attention
+from kvbench.kernels.triton.coded import readable, triton_coded_attention
 from kvbench.kernels.triton.exact import triton_exact_decode
+from kvbench.kernels.triton.sides import side_readable
 from kvbench.kernels.triton.unpack_plan import plan
 
 SCALING = 0.11
@@ -179,10 +181,41 @@ def test_components_without_bits_are_zero() -> None:
     check(something, nothing, (20, 20), 60)
 
 
+@pytest.mark.parametrize(("bits", "dtype"), [(2, torch.float32), (4, torch.float16), (8, torch.float32)])
+def test_a_scale_per_channel_and_block_of_tokens(bits: int, dtype: torch.dtype) -> None:
+    check(IntegerQuantizer(bits, 32, "token"), IntegerQuantizer(bits, 32), (48, 64), 288, masked=True, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("affine", "size"), [("levels", 8), ("integers", 32), ("channel groups", 96), ("levels", 96), ("integers", 256)]
+)
+def test_any_codes_take_a_scale_per_block(affine: str, size: int) -> None:
+    """Level tables, scales per token and channel groups, all of it times a scale per component and block."""
+    torch.manual_seed(size)
+    batch, groups, rank, tokens = 1, 2, 48, 296
+    blocks = -(-tokens // size)
+    inner = {
+        "levels": codebook(sorted([6, 3, 5] * 16)),
+        "integers": IntegerQuantizer(5, 128),
+        "channel groups": IntegerQuantizer(4, 16),
+    }[affine]
+    coded, states = stored(inner, normal(batch, groups, tokens, rank), 0)
+    scale, zero = (normal(batch, groups, blocks, rank, dtype=torch.float16) for _ in range(2))
+    keys = replace(coded, blocks=BlockAffine(size, scale, zero))
+    scales, zeros = (each.repeat_interleave(size, 2)[:, :, :tokens].double() for each in (scale, zero))
+    expected_keys = states.double() * scales + zeros
+    values, value_states = stored(IntegerQuantizer(8, 32), 1 + normal(batch, groups, tokens, 64), 8)
+    query = normal(batch, groups, 3, rank)
+    assert readable(keys, values) and not readable(values, keys), "sums of values take no scale per block"
+    actual = triton_coded_attention(query, keys, values, tokens, SCALING)
+    assert_close(actual, reference(query, expected_keys, value_states, None), TOLERANCE[torch.float32])
+
+
 @pytest.mark.parametrize("multiprocessors", [1, 40])
 def test_splits_change_nothing(multiprocessors: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_splits, "_multiprocessors", lambda device: multiprocessors)
     check(IntegerQuantizer(4, 32), IntegerQuantizer(4, 32), (32, 32), 605, (1, 1, 3))
+    check(IntegerQuantizer(4, 32, "token"), IntegerQuantizer(4, 32), (32, 32), 608, (1, 1, 3))
     query, states = normal(1, 1, 3, 32), normal(1, 1, 333, 32)
     assert_close(triton_exact_decode(query, states, states, SCALING), reference(query, states, states, None), 5e-6)
 

@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from kvbench.codecs.kernel_view import Coded, Same
@@ -51,16 +50,13 @@ class KeyDecoder:
         return self.unit.shape  # type: ignore[no-any-return]
 
 
-def key_decoder(
-    coded: Coded, decoder: Tensor | None, mean: Tensor | None, dims: tuple[int, ...] | None = None
-) -> KeyDecoder:
+def key_decoder(coded: Coded, decoder: Tensor, mean: Tensor, dims: tuple[int, ...] | None = None) -> KeyDecoder:
     """The decoder of ``coded`` to keys ``latents · decoder + mean`` (:class:`~kvbench.kernels.rebuilding.RebuiltKeys`);
     the same object for the same quantizer and tensors.
     """
-    groups = coded.codes.shape[1]
     channels = 1 if coded.scale is None else coded.scale.shape[-1]
     tensors = (Same(coded.component), Same(decoder), Same(mean))
-    numbers = _Numbers(column_layout(coded), groups, len(coded.widths), channels, coded.channel)
+    numbers = _Numbers(column_layout(coded), len(coded.widths), channels, coded.channel)
     return _key_decoder(numbers, *tensors, dims)
 
 
@@ -69,7 +65,6 @@ class _Numbers:
     """What makes numbers of codes, apart from tensors: a cache key."""
 
     layout: ColumnLayout
-    groups: int
     components: int
     channels: int
     channel: int
@@ -79,17 +74,17 @@ class _Numbers:
 def _key_decoder(
     numbers: _Numbers,
     component: Same[Tensor | None],
-    decoder: Same[Tensor | None],
-    mean: Same[Tensor | None],
+    decoder: Same[Tensor],
+    mean: Same[Tensor],
     dims: tuple[int, ...] | None,
 ) -> KeyDecoder:
     layout, components = numbers.layout, numbers.components
-    weights, means = _in_full(decoder.value, mean.value, numbers.groups, components, dims)
+    weights, means = _in_full(decoder.value, mean.value, dims)
     size = np.ones(components) if component.value is None else component.value.double().numpy()
     weights = weights * size[:, None, None]  # (groups, components, heads, dims)
     columns = len(layout.component_of_column)
     column_weights = weights[:, layout.component_of_column] * layout.unit.astype(np.float64)[:, None, None]
-    padded = np.zeros((numbers.groups, -(-columns // COLUMNS) * COLUMNS, *weights.shape[2:]))
+    padded = np.zeros((weights.shape[0], -(-columns // COLUMNS) * COLUMNS, *weights.shape[2:]))
     padded[:, :columns] = column_weights
     unit = _unit(padded, layout)
     entries = np.rint(padded / unit[:, None]).astype(np.int64)
@@ -114,13 +109,8 @@ def _key_decoder(
     )
 
 
-def _in_full(
-    decoder: Tensor | None, mean: Tensor | None, groups: int, components: int, dims: tuple[int, ...] | None
-) -> tuple[Any, Any]:
+def _in_full(decoder: Tensor, mean: Tensor, dims: tuple[int, ...] | None) -> tuple[Any, Any]:
     """Decoder (groups, components, heads, dims) and mean (groups, heads, dims), dims up to a multiple of DIMS."""
-    if decoder is None or mean is None:
-        decoder = torch.eye(components).view(1, components, 1, components).expand(groups, -1, -1, -1)
-        mean = torch.zeros(groups, 1, components)
     if dims is not None:
         decoder, mean = decoder[..., list(dims)], mean[..., list(dims)]
     extra = -decoder.shape[-1] % DIMS

@@ -14,7 +14,7 @@ from kvbench.kernels.cpu.column_layout import ColumnLayout, column_layout
 from kvbench.kernels.cpu.key_decoder import key_decoder
 from kvbench.kernels.cpu.llvm.rebuild_ops import STEP, TILE
 from kvbench.kernels.cpu.records import RebuiltSide, TurnedQuery, nothing
-from kvbench.kernels.rebuilding import RebuiltKeys
+from kvbench.kernels.rebuilding import RebuiltKeys, absorbed_dims
 
 
 def rebuilds(coded: Coded, block: int) -> bool:
@@ -29,8 +29,7 @@ def rebuilt_side(keys: RebuiltKeys) -> tuple[RebuiltSide, object]:
     """The record of ``keys``, but for :func:`rotation`, and what keeps its addresses valid."""
     prepared, turn = key_decoder(keys.coded, keys.decoder, keys.mean, keys.dims), keys.turn
     groups, heads, dims = prepared.shape
-    head_dim = len(keys.coded.widths) if keys.decoder is None else keys.decoder.shape[-1]
-    orders = _orders(turn, tuple(range(head_dim)) if keys.dims is None else keys.dims, dims)
+    orders = _orders(turn, tuple(range(keys.decoder.shape[-1])) if keys.dims is None else keys.dims, dims)
     record = RebuiltSide(
         decoder=prepared.decoder.ctypes.data,
         slices=prepared.decoder.shape[3],
@@ -58,10 +57,11 @@ def rebuilt_side(keys: RebuiltKeys) -> tuple[RebuiltSide, object]:
 
 def turned_query(keys: RebuiltKeys) -> tuple[TurnedQuery, object]:
     """The record of how queries absorb what is not rebuilt, but for :func:`rotation`, and what keeps it valid."""
-    turn, dims, decoder, mean = keys.turn, keys.dims, keys.decoder, keys.mean
-    if not keys.block or dims is None or turn is None or decoder is None or mean is None:
+    turn, dims, coded = keys.turn, keys.dims, keys.coded
+    if not keys.block or dims is None or turn is None:
         return nothing(TurnedQuery), None
-    basis = _absorbing(column_layout(keys.coded), Same(keys.coded.component), Same(decoder), Same(mean), turn, dims)
+    tensors = Same(coded.component), Same(keys.decoder), Same(keys.mean)
+    basis = _absorbing(column_layout(coded), *tensors, turn, dims)
     record = TurnedQuery(
         block=keys.block,
         dims=basis.dims.ctypes.data,
@@ -132,16 +132,14 @@ class _Absorbing:
         rebuilt: tuple[int, ...],
     ) -> None:
         decoder, mean = basis
-        dims = [dim for dim in range(decoder.shape[-1]) if dim not in set(rebuilt)]
-        rotated = [dim for dim in dims if dim < len(turn.partners)]
-        self.dims = np.array(dims, np.int64)  # ascending: those that are rotated come first
-        self.partners = np.array([turn.partners[dim] for dim in rotated], np.int64)
-        self.signs = np.array([turn.signs[dim] for dim in rotated], np.float32)
+        dims, partners, signs = absorbed_dims(turn, rebuilt, decoder.shape[-1])
+        self.dims, self.partners = np.array(dims, np.int64), np.array(partners, np.int64)
+        self.signs = np.array(signs, np.float32)
         columns, used = layout.columns, len(layout.component_of_column)
-        by_column = decoder.numpy()[:, layout.component_of_column][..., dims]  # (groups, columns, heads, dims)
+        by_column = decoder.numpy()[:, layout.component_of_column][..., self.dims]  # (groups, columns, heads, dims)
         self.decoder = np.zeros((by_column.shape[0], by_column.shape[2], len(dims), columns), by_column.dtype)
         self.decoder[..., :used] = by_column.transpose(0, 2, 3, 1)
-        self.mean = np.ascontiguousarray(mean.float().numpy()[..., dims])
+        self.mean = np.ascontiguousarray(mean.float().numpy()[..., self.dims])
         self.scale = np.zeros(columns, np.float32)
         scale = layout.column_scale(component)
         self.scale[:used] = 1 if scale is None else scale

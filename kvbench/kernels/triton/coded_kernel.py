@@ -4,10 +4,14 @@ Tensor cores multiply codes or levels, exact in fp16, with queries and softmax w
 where the query is fp32. Scales, zeros and the factors of components enter in fp32, with the query before the product or
 on its sums, so that no stored value is ever expanded to memory. What rounding takes from queries and weights is made
 good at the middle of the codes: errors are those of codes that lie around zero.
+
+Where queries differ between blocks of tokens (scales per component of every block, or latent queries for every block's
+position), a program has rows for each block that a tile may touch: a row sees the tokens of its block and no others,
+and its sums are merged with those of the others as splits are.
 """
 
 # mypy: ignore-errors
-# ruff: noqa: RUF005, SIM108
+# ruff: noqa: RUF005
 # Triton compiles a language of its own that looks like Python: without starred tuples, and with types of its own.
 
 from __future__ import annotations
@@ -17,51 +21,74 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from kvbench.kernels.triton.operands import (
+    BOOST,
+    Rows,
+    affine,
+    code_unit,
+    dot,
+    factor,
+    middle,
+    operand_of,
+    rounded,
+    tile_at,
+    words_of,
+)
+from kvbench.kernels.triton.rebuild_kernel import query_unit, rebuilt_scores
 from kvbench.kernels.triton.splits import LOG2E, LOWEST, store_lse, visible
-from kvbench.kernels.triton.unpack import SUBNORMAL, codes_of, levels_of, load_words, width_of
-
-_BOOST = tl.constexpr(32768.0)
-"""What the largest fp16 operand of a product is scaled to, so that the small ones keep their digits."""
+from kvbench.kernels.triton.unpack import load_words
 
 
 class _Operands(NamedTuple):
     """A query as operands by channel and block, in units of ``unit`` (rows,), and what channels need beside them.
 
-    ``sums`` of its components for the zeros, and ``losses``, what rounding took from the scores, (rows,) each.
+    ``sums`` of its components for the zeros, and ``losses``, what rounding took from the scores, (rows,) each; and
+    ``start`` (rows,), what is in the scores of all tokens.
     """
 
     operands: tuple
     unit: tl.tensor
     sums: tuple
     losses: tuple
+    start: tl.tensor
 
 
-class _Tile(NamedTuple):
-    """``group`` (groups of eight tokens,) of a head in a row of the batch, which has ``tokens`` in all."""
+class _Place(NamedTuple):
+    """Where (rows, 1) the components of ``real`` queries begin, ``at``, and the scales of their blocks, ``scales``."""
 
-    batch: tl.tensor
-    head: tl.tensor
-    group: tl.tensor
-    tokens: tl.tensor
+    at: tl.tensor
+    real: tl.tensor
+    scales: tl.tensor
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def attend(query, keys, values, mask, out, tokens, PROGRAM: tl.constexpr):
+def attend(query, keys, values, rebuilt, mask, out, tokens, PROGRAM: tl.constexpr):
     """Program (split, head and row block, batch): one pass over its tiles of groups of eight tokens."""
     split, batch = tl.program_id(0), tl.program_id(2).to(tl.int64)
     head = tl.program_id(1) % query.groups
     row = tl.program_id(1) // query.groups * PROGRAM.rows + tl.arange(0, PROGRAM.rows)
     real = (row < query.rows)[:, None]
-    at = ((batch * query.groups + head) * query.rows + row)[:, None] * keys.rank
-    rounded = _query_operands(query, keys, at, real, PROGRAM.keys, PROGRAM.precise)
+    rows = Rows(row, real, batch * query.groups + head, query.rows // PROGRAM.phases)
     top = tl.full([PROGRAM.rows], LOWEST, tl.float32)
     mass = tl.full([PROGRAM.rows, PROGRAM.tile], 0.0, tl.float32)
     mixed, biases = _nothing(PROGRAM.rows, PROGRAM.tile, PROGRAM.values)
     tiles, splits = tl.cdiv(tokens, PROGRAM.tile * 8), tl.num_programs(0)
-    for index in tl.range(tiles * split // splits, tiles * (split + 1) // splits):
-        tile = _Tile(batch, head, index * PROGRAM.tile + tl.arange(0, PROGRAM.tile), tokens)
-        scores = _score(rounded, keys, tile, PROGRAM.keys)
-        scores, peak = _apply_mask(scores, mask, tile)
+    first = tiles * split // splits
+    if PROGRAM.absorbs and PROGRAM.block == 0:
+        always = _query_operands(query, keys, rows, tile_at(batch, head, first, tokens, PROGRAM.tile), PROGRAM)
+    if len(PROGRAM.dims) > 0:
+        unit = query_unit(rebuilt, rows, PROGRAM)
+    for index in tl.range(first, tiles * (split + 1) // splits):
+        tile = tile_at(batch, head, index, tokens, PROGRAM.tile)
+        scores = _no_scores(PROGRAM.rows, PROGRAM.tile)
+        if PROGRAM.absorbs:
+            if PROGRAM.block == 0:
+                scores = _score(always, keys, tile, PROGRAM.keys)
+            else:
+                scores = _score(_query_operands(query, keys, rows, tile, PROGRAM), keys, tile, PROGRAM.keys)
+        if len(PROGRAM.dims) > 0:
+            scores = _sum(scores, rebuilt_scores(unit, rebuilt, keys, tile, rows, PROGRAM))
+        scores, peak = _apply_mask(scores, mask, tile, rows, PROGRAM)
         highest = tl.maximum(top, tl.max(peak, 1))
         fade = tl.exp2(top - highest)[:, None]
         weights, added = _softmax_weights(scores, highest)
@@ -69,38 +96,100 @@ def attend(query, keys, values, mask, out, tokens, PROGRAM: tl.constexpr):
         mixed, biases = _mix(weights, (mixed, biases), fade, values, tile, PROGRAM.values, PROGRAM.precise)
         top = highest
     total = tl.sum(mass, 1)
+    if PROGRAM.phases > 1:
+        total = tl.where(total > 0, total, 1.0)  # a row whose blocks have no tokens here
     place = store_lse(query, out, top, total, row, splits)
     _store(out.data + place[:, None] * values.rank, real, mixed, biases, total, values, PROGRAM.values)
 
 
 @triton.jit
-def _query_operands(query, keys, at, real, PLAN: tl.constexpr, PRECISE: tl.constexpr):
-    """The ``real`` rows of the query that begin ``at`` (rows, 1), rounded to what codes are multiplied with."""
-    peak = tl.full([at.shape[0]], 1e-30, tl.float32)
-    for channel in tl.static_range(len(PLAN)):
-        for n in tl.static_range(len(PLAN[channel].blocks)):
-            components = _components(query, keys, at, real, PLAN[channel].blocks[n])
-            peak = tl.maximum(peak, tl.max(tl.abs(components) * _code_unit(keys, PLAN[channel].blocks[n])[None, :], 1))
-    unit = peak / _BOOST
+def _query_operands(query, keys, rows, tile, PROGRAM: tl.constexpr):
+    """The queries that meet a tile, rounded to what codes are multiplied with."""
+    place, start = _place(query, keys, rows, tile, PROGRAM)
+    peak = tl.full([PROGRAM.rows], 1e-30, tl.float32)
+    for channel in tl.static_range(len(PROGRAM.keys)):
+        for n in tl.static_range(len(PROGRAM.keys[channel].blocks)):
+            components = _scaled_query(query, keys, place, PROGRAM.keys[channel].blocks[n])
+            largest = tl.max(tl.abs(components) * code_unit(keys, PROGRAM.keys[channel].blocks[n])[None, :], 1)
+            peak = tl.maximum(peak, largest)
+    unit = peak / BOOST
     operands, sums, losses = (), (), ()
-    for channel in tl.static_range(len(PLAN)):
-        blocks, total, loss = (), tl.zeros([at.shape[0]], tl.float32), tl.zeros([at.shape[0]], tl.float32)
-        for n in tl.static_range(len(PLAN[channel].blocks)):
-            components = _components(query, keys, at, real, PLAN[channel].blocks[n])
-            code_unit = _code_unit(keys, PLAN[channel].blocks[n])[None, :]
-            parts, rest = _rounded(components * code_unit / unit[:, None], PRECISE)
+    for channel in tl.static_range(len(PROGRAM.keys)):
+        blocks, total = (), tl.full([PROGRAM.rows], 0.0, tl.float32)
+        loss = tl.full([PROGRAM.rows], 0.0, tl.float32)
+        for n in tl.static_range(len(PROGRAM.keys[channel].blocks)):
+            components = _scaled_query(query, keys, place, PROGRAM.keys[channel].blocks[n])
+            units = code_unit(keys, PROGRAM.keys[channel].blocks[n])[None, :]
+            parts, rest = rounded(components * units / unit[:, None], PROGRAM.precise)
             blocks, total = blocks + (parts,), total + tl.sum(components, 1)
-            loss += tl.sum(rest * (_middle(keys, PLAN[channel].blocks[n])[None, :] / code_unit), 1) * unit
+            loss += tl.sum(rest * (middle(keys, PROGRAM.keys[channel].blocks[n])[None, :] / units), 1) * unit
+            if keys.block_zero is not None:
+                start += _block_zeros(query, keys, place, PROGRAM.keys[channel].blocks[n])
         operands, sums, losses = operands + (blocks,), sums + (total,), losses + (loss,)
-    return _Operands(operands, unit, sums, losses)
+    return _Operands(operands, unit, sums, losses, start)
 
 
 @triton.jit
-def _components(query, keys, at, real, BLOCK: tl.constexpr):
+def _place(query, keys, rows, tile, PROGRAM: tl.constexpr):
+    """Which queries meet a tile, which scales, and what is in the scores of all tokens (rows,)."""
+    first, block = rows.pair * query.rows + rows.row, rows.row * 0
+    start = tl.full([PROGRAM.rows], 0.0, tl.float32)
+    if PROGRAM.block > 0:
+        blocks = tl.cdiv(tile.tokens, PROGRAM.block)
+        block = tl.minimum(tile.start // PROGRAM.block + rows.row // rows.each, blocks - 1)
+        first = rows.pair * rows.each + rows.row % rows.each
+        if query.shift is not None:
+            first = (rows.pair * blocks + block) * rows.each + rows.row % rows.each
+            start += tl.load(query.shift + first, rows.row < query.rows, 0) * (query.scaling * LOG2E)
+    scales = tile.batch * keys.block_row + tile.head * keys.block_head + block * keys.rank
+    return _Place(first[:, None] * keys.rank, rows.real, scales[:, None]), start
+
+
+@triton.jit
+def _scaled_query(query, keys, place, BLOCK: tl.constexpr):
     """The query's components of a block (rows, size), with the factors of the keys' and what scores are scaled by."""
-    column = tl.arange(0, BLOCK.size)
-    components = tl.load(query.data + at + BLOCK.first + column[None, :], real & (column < BLOCK.count)[None, :], 0)
-    return components.to(tl.float32) * (_factor(keys, BLOCK)[None, :] * (query.scaling * LOG2E))
+    components = _components(query, place, BLOCK) * factor(keys, BLOCK)[None, :]
+    if keys.block_scale is not None:
+        components = components * _of_blocks(keys.block_scale, place, BLOCK)
+    return components
+
+
+@triton.jit
+def _block_zeros(query, keys, place, BLOCK: tl.constexpr):
+    """What the zeros of a block of tokens add to all of its scores (rows,)."""
+    return tl.sum(_components(query, place, BLOCK) * _of_blocks(keys.block_zero, place, BLOCK), 1)
+
+
+@triton.jit
+def _components(query, place, BLOCK: tl.constexpr):
+    """The query's components of a block, times what scores are scaled by."""
+    column = tl.arange(0, BLOCK.size)[None, :]
+    components = tl.load(query.data + place.at + BLOCK.first + column, place.real & (column < BLOCK.count), 0)
+    return components.to(tl.float32) * (query.scaling * LOG2E)
+
+
+@triton.jit
+def _of_blocks(numbers, place, BLOCK: tl.constexpr):
+    """Scales or zeros (rows, size) of the components of every row's block of tokens."""
+    column = tl.arange(0, BLOCK.size)[None, :]
+    there = place.real & (column < BLOCK.count)
+    return tl.load(numbers + place.scales + BLOCK.first + column, there, 0).to(tl.float32)
+
+
+@triton.jit
+def _no_scores(ROWS: tl.constexpr, TILE: tl.constexpr):
+    """Zero for tokens 0…7 of the groups, (rows, groups) each."""
+    zeros = tl.zeros([ROWS, TILE], tl.float32)
+    return zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros
+
+
+@triton.jit
+def _sum(scores, others):
+    """Scores of both, token by token."""
+    sums = ()
+    for t in tl.static_range(8):
+        sums = sums + (scores[t] + others[t],)
+    return sums
 
 
 @triton.jit
@@ -108,7 +197,8 @@ def _score(query, keys, tile, PLAN: tl.constexpr):
     """Scores (rows, groups) of tokens 0…7 of the groups."""
     first = keys.codes + tile.batch * keys.row + tile.head * keys.head + tile.group.to(tl.int64)[None, :] * keys.group
     zeros = tl.zeros([query.unit.shape[0], tile.group.shape[0]], tl.float32)
-    scores = (zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros)
+    start = zeros + query.start[:, None]
+    scores = (start, start, start, start, start, start, start, start)
     for channel in tl.static_range(len(PLAN)):
         words = ()
         for n in tl.static_range(len(PLAN[channel].blocks)):
@@ -120,13 +210,13 @@ def _score(query, keys, tile, PLAN: tl.constexpr):
             dots = zeros
             for n in tl.static_range(len(PLAN[channel].blocks)):
                 column = tl.arange(0, PLAN[channel].blocks[n].size)[:, None]
-                operand = _operand(words[n], column, keys, PLAN[channel].blocks[n], t)
-                dots = _dot(query.operands[channel][n], operand, dots)
+                operand = operand_of(words[n], column, keys, PLAN[channel].blocks[n], t)
+                dots = dot(query.operands[channel][n], operand, dots)
             dots = dots * query.unit[:, None] + query.losses[channel][:, None]
             if keys.scale is not None:
-                dots = dots * _affine(keys.scale, keys, tile, t, channel)[None, :]
+                dots = dots * affine(keys.scale, keys, tile, tile.group * 8 + t, channel)[None, :]
             if keys.zero is not None:
-                zero = _affine(keys.zero, keys, tile, t, channel)
+                zero = affine(keys.zero, keys, tile, tile.group * 8 + t, channel)
                 dots = dots + zero[None, :] * query.sums[channel][:, None]
             added = added + (scores[t] + dots,)
         scores = added
@@ -134,12 +224,15 @@ def _score(query, keys, tile, PLAN: tl.constexpr):
 
 
 @triton.jit
-def _apply_mask(scores, mask, tile):
+def _apply_mask(scores, mask, tile, rows, PROGRAM: tl.constexpr):
     """The scores of visible tokens, and the largest of each eight."""
     visibles, peak = (), tl.full(scores[0].shape, LOWEST, tl.float32)
     for t in tl.static_range(8):
         token = tile.group * 8 + t
         score = visible(mask, tile.batch, tile.head, token, token < tile.tokens, scores[t])
+        if PROGRAM.phases > 1:
+            block = token // PROGRAM.block - tile.start // PROGRAM.block
+            score = tl.where((rows.row // rows.each)[:, None] == block[None, :], score, -float("inf"))
         visibles, peak = visibles + (score,), tl.maximum(peak, score)
     return visibles, peak
 
@@ -171,30 +264,25 @@ def _nothing(ROWS: tl.constexpr, TILE: tl.constexpr, PLAN: tl.constexpr):
 def _mix(weights, before, fade, values, tile, PLAN: tl.constexpr, PRECISE: tl.constexpr):
     """The sums of :func:`_nothing` with a tile of values added, the sums ``before`` it times ``fade``."""
     mixed, biases = before
-    group = tile.group
-    first = values.codes + tile.batch * values.row + tile.head * values.head
-    first = first + group.to(tl.int64)[:, None] * values.group
     mixes, carried = (), ()
     for channel in tl.static_range(len(PLAN)):
         words = ()
         for n in tl.static_range(len(PLAN[channel].blocks)):
-            column = tl.arange(0, PLAN[channel].blocks[n].size)[None, :]
-            inside = (group * 8 < tile.tokens)[:, None] & (column < PLAN[channel].blocks[n].count)
-            words = words + (load_words(first, column, inside, values, PLAN[channel].blocks[n]),)
+            words = words + (words_of(values, tile, PLAN[channel].blocks[n]),)
         scaled, zeroed, unit = _scaled(weights, values, tile, channel)
         loss, operands = tl.zeros(zeroed.shape, tl.float32), ()
         for t in tl.static_range(8):
-            parts, rest = _rounded(scaled[t] * (_BOOST / unit), PRECISE)
+            parts, rest = rounded(scaled[t] * (BOOST / unit), PRECISE)
             loss, operands = loss + rest, operands + (parts,)
-        loss = biases[channel][0] * fade + loss * (unit / _BOOST)
+        loss = biases[channel][0] * fade + loss * (unit / BOOST)
         carried = carried + ((loss, biases[channel][1] * fade + zeroed),)
         blocks = ()
         for n in tl.static_range(len(PLAN[channel].blocks)):
             sums = tl.zeros(mixed[channel][n].shape, tl.float32)
             column = tl.arange(0, PLAN[channel].blocks[n].size)[None, :]
             for t in tl.static_range(8):
-                sums = _dot(operands[t], _operand(words[n], column, values, PLAN[channel].blocks[n], t), sums)
-            blocks = blocks + (mixed[channel][n] * fade + sums * (unit / _BOOST),)
+                sums = dot(operands[t], operand_of(words[n], column, values, PLAN[channel].blocks[n], t), sums)
+            blocks = blocks + (mixed[channel][n] * fade + sums * (unit / BOOST),)
         mixes = mixes + (blocks,)
     return mixes, carried
 
@@ -205,13 +293,13 @@ def _scaled(weights, values, tile, CHANNEL: tl.constexpr):
     zeroed = tl.zeros(weights[0].shape, tl.float32)
     if values.zero is not None:
         for t in tl.static_range(8):
-            zeroed += weights[t] * _affine(values.zero, values, tile, t, CHANNEL)[None, :]
+            zeroed += weights[t] * affine(values.zero, values, tile, tile.group * 8 + t, CHANNEL)[None, :]
     if values.scale is None:
         scaled, unit = weights, 1.0
     else:
         scaled, most = (), tl.full([tile.group.shape[0]], 1e-8, tl.float32)
         for t in tl.static_range(8):
-            scale = _affine(values.scale, values, tile, t, CHANNEL)
+            scale = affine(values.scale, values, tile, tile.group * 8 + t, CHANNEL)
             scaled, most = scaled + (weights[t] * scale[None, :],), tl.maximum(most, tl.abs(scale))
         unit = tl.max(most, 0)
     return scaled, zeroed, unit
@@ -224,78 +312,8 @@ def _store(out, real, mixed, biases, total, values, PLAN: tl.constexpr):
         losses, zeros = tl.sum(biases[channel][0], 1), tl.sum(biases[channel][1], 1)
         for n in tl.static_range(len(PLAN[channel].blocks)):
             column = tl.arange(0, PLAN[channel].blocks[n].size)
-            bias = losses[:, None] * _middle(values, PLAN[channel].blocks[n])[None, :] + zeros[:, None]
-            output = mixed[channel][n] * _code_unit(values, PLAN[channel].blocks[n])[None, :] + bias
-            output = output * _factor(values, PLAN[channel].blocks[n])[None, :] / total[:, None]
+            bias = losses[:, None] * middle(values, PLAN[channel].blocks[n])[None, :] + zeros[:, None]
+            output = mixed[channel][n] * code_unit(values, PLAN[channel].blocks[n])[None, :] + bias
+            output = output * factor(values, PLAN[channel].blocks[n])[None, :] / total[:, None]
             there = real & (column < PLAN[channel].blocks[n].count)[None, :]
             tl.store(out + PLAN[channel].blocks[n].first + column[None, :], output, there)
-
-
-@triton.jit
-def _dot(parts, codes, sums):
-    """``sums`` + ``parts`` · ``codes``."""
-    for n in tl.static_range(len(parts)):
-        sums = tl.dot(parts[n], codes, sums)
-    return sums
-
-
-@triton.jit
-def _rounded(number, PRECISE: tl.constexpr):
-    """``number`` as one or two fp16 operands, and what they lack."""
-    high = number.to(tl.float16)
-    rest = number - high.to(tl.float32)
-    if PRECISE:
-        parts, rest = (high, rest.to(tl.float16)), tl.zeros(number.shape, tl.float32)
-    else:
-        parts = (high,)
-    return parts, rest
-
-
-@triton.jit
-def _affine(numbers, side, tile, TOKEN: tl.constexpr, CHANNEL: tl.constexpr):
-    """Scales or zeros of token 0…7 of all groups of a tile."""
-    token = tile.group * 8 + TOKEN
-    at = tile.batch * side.scale_row + tile.head * side.scale_head + token * side.scale_token + CHANNEL
-    return tl.load(numbers + at, token < tile.tokens, 0).to(tl.float32)
-
-
-@triton.jit
-def _factor(side, BLOCK: tl.constexpr):
-    """The factors of a block's components, zero where they have no bits."""
-    column = tl.arange(0, BLOCK.size)
-    factor = tl.full([BLOCK.size], 1.0, tl.float32)
-    if side.component is not None:
-        factor = tl.load(side.component + BLOCK.first + column, column < BLOCK.count, 0).to(tl.float32)
-    if BLOCK.width == 0:
-        factor = tl.where(width_of(column, side, BLOCK) > 0, factor, 0.0)
-    return factor
-
-
-@triton.jit
-def _code_unit(side, BLOCK: tl.constexpr):
-    """By what the operands of a block are multiplied to be codes or levels (size,)."""
-    width = width_of(tl.arange(0, BLOCK.size), side, BLOCK)
-    unit = tl.full([BLOCK.size], SUBNORMAL, tl.float32)
-    if side.units is not None:
-        unit = tl.load(side.units + width + tl.arange(0, BLOCK.size) * 0)
-    return unit
-
-
-@triton.jit
-def _middle(side, BLOCK: tl.constexpr):
-    """The middle of a block's codes (size,): what rounding costs is made good there, as if codes lay around zero."""
-    width = width_of(tl.arange(0, BLOCK.size), side, BLOCK)
-    middle = tl.full([BLOCK.size], 0.0, tl.float32)
-    if side.units is None:
-        middle += tl.exp2(width + middle) / 2
-    return middle
-
-
-@triton.jit
-def _operand(words, column, side, BLOCK: tl.constexpr, TOKEN: tl.constexpr):
-    """Codes or levels of token 0…7 of all groups of a tile."""
-    if side.levels is not None:
-        operand = levels_of(words, column, side, BLOCK, TOKEN)
-    else:
-        operand = codes_of(words, BLOCK, TOKEN)
-    return operand

@@ -119,14 +119,15 @@ def store_lse(query, out, top, mass, row, splits):
 def _merge(parts, whole, splits, rows, rank, SPLITS: tl.constexpr, RANK: tl.constexpr):
     """One row of ``parts``, (pairs, splits, rows, rank) and (pairs, splits, rows), to ``whole`` without the splits."""
     row, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    split, column = tl.arange(0, SPLITS), tl.arange(0, RANK)
-    at = (pair * splits + split) * rows + row
-    lse = tl.load(parts.lse + at, split < splits, -float("inf"))
+    split, column = tl.arange(0, SPLITS), tl.arange(0, RANK)[None, :]
+    lse = tl.load(parts.lse + (pair * splits + split) * rows + row, split < splits, -float("inf"))
     top = tl.max(lse, 0)
-    weight = tl.exp(lse - top)
-    mass = tl.sum(weight, 0)
-    there = (split < splits)[:, None] & (column < rank)[None, :]
-    outputs = tl.load(parts.data + at[:, None] * rank + column[None, :], there, 0)
-    mixed = tl.sum(outputs * weight[:, None], 0) / mass
-    tl.store(whole.data + (pair * rows + row) * rank + column, mixed, column < rank)
+    mass, mixed = tl.sum(tl.exp(lse - top), 0), tl.full([1, RANK], 0.0, tl.float32)
+    for start in tl.range(0, splits, 16):  # so many rows of outputs as registers hold
+        some = start + tl.arange(0, 16)[:, None]
+        at = (pair * splits + some) * rows + row
+        weight = tl.exp(tl.load(parts.lse + at, some < splits, -float("inf")) - top)
+        outputs = tl.load(parts.data + at * rank + column, (some < splits) & (column < rank), 0)
+        mixed += tl.sum(outputs * weight, 0)[None, :]
+    tl.store(whole.data + (pair * rows + row) * rank + column, mixed / mass, column < rank)
     tl.store(whole.lse + pair * rows + row, top + tl.log(mass))

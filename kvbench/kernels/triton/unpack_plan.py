@@ -64,10 +64,23 @@ SidePlan = tuple[Channel, ...]
 
 
 @dataclass(frozen=True)
+class Dims:
+    """``count`` dimensions of rebuilt keys, read as ``size`` columns of their decoder from each of ``firsts`` on.
+
+    Two for both of RoPE's pairs, one for dimensions that are not rotated.
+    """
+
+    firsts: tuple[int, ...]
+    count: int
+    size: int
+
+
+@dataclass(frozen=True)
 class Program:
     """What is compiled into a kernel: how sides are unpacked, ``rows`` of queries and ``tile`` token groups per tile.
 
-    ``precise``: queries and weights are fp16 in two parts.
+    ``precise``: queries and weights are fp16 in two parts. ``absorbs``: queries meet the keys' codes, anew every
+    ``block`` of tokens (0: once); a tile has ``phases`` of those. ``dims`` are the dimensions of keys that are rebuilt.
     """
 
     rows: int
@@ -75,6 +88,10 @@ class Program:
     keys: SidePlan
     values: SidePlan
     precise: bool
+    absorbs: bool
+    block: int
+    phases: int
+    dims: tuple[Dims, ...]
 
 
 @lru_cache(maxsize=1024)

@@ -125,9 +125,9 @@ COLUMNS = (
         "attends",
         "What attended to the stored tokens, read back from the live cache. numba and triton are kernels, torch is "
         "plain torch: exact, latents, int, levels are read as they are stored; absorbed: decoded, and attended to as "
-        "latents; rebuilt: keys are rebuilt, and rotated if stored before RoPE, values stay latents; decoded: both are "
-        "decoded, and keys stored before RoPE rotated. stock: transformers' own"
-        " attention.",
+        "latents; bands: as latents, but keys of fast RoPE pairs are rebuilt; rebuilt: keys are rebuilt, and "
+        "rotated if stored before RoPE, values stay latents; decoded: both are decoded, and keys stored before RoPE "
+        "rotated. stock: transformers' own attention.",
         _speed(lambda speed: Cell(speed.attention, None)),
         summary=True,
         importance=1,
