@@ -35,6 +35,9 @@ from kvbench.kernels.rebuilding import KeyRotation, RebuiltKeys
 _ENOUGH = 6
 """Rows of queries that pay for bringing a tile into the order that matrices are multiplied in."""
 
+_MANY = 12
+"""The same of codes that others multiply where they lie: for matrices they are brought to a buffer first."""
+
 _SIGNED = 0x80808080
 """Flips the highest bit of four bytes, which turns 0…255 into -128…127."""
 
@@ -95,7 +98,8 @@ class CodedAttention:
     groups, rows per group, width), whatever axes their heads are counted by; outputs (batch, …, value rank). With a
     basis for keys, the first of ``bases``, queries are those of the heads (…, head_dim), and are taken into the
     latents; with one for values, outputs are brought back from them. With ``rebuilt`` keys queries are those of the
-    heads, too; without ``keys`` beside them scores are theirs alone, else those of both are added.
+    heads, too; without ``keys`` beside them scores are theirs alone, else those of both are added. Where both are there
+    and all dimensions are rebuilt, queries are two side by side: what rebuilt keys meet, and what ``keys`` do.
     """
 
     def __init__(
@@ -131,6 +135,7 @@ class CodedAttention:
             heads=groups,
             rows=rows,
             query_width=query_width,
+            absorbed_from=query_width - key_side.head_dim if keys is not None and not turned.block else 0,
             scaling=fp32_bits(scaling),
         )
         self._work = Work(units, splits, rows, value_side.head_dim, batch * groups * tokens * multiplied)
@@ -196,6 +201,7 @@ def _arrays(coded: Coded) -> object:
 def _side(coded: Coded, rows: int, basis: LatentBasis | None, signed: bool = False) -> CodedSide:
     """The record of keys or values; those as ``signed`` bytes."""
     layout = column_layout(coded)
+    by_matrices = has_matrices() and rows >= (_MANY if layout.direct else _ENOUGH)
     codes, scale, zero, blocks = coded.codes, coded.scale, coded.zero, coded.blocks
     channel_groups = 1 if scale is None else scale.shape[-1]
     column_scale = layout.column_scale(coded.component)
@@ -219,7 +225,7 @@ def _side(coded: Coded, rows: int, basis: LatentBasis | None, signed: bool = Fal
         block_zero=0 if blocks is None else blocks.zero.data_ptr(),
         block_row_stride=0 if blocks is None else blocks.scale.stride(0),
         block_head_stride=0 if blocks is None else blocks.scale.stride(1),
-        direct=layout.direct,
+        direct=layout.direct and not by_matrices,
         nibbles=layout.nibbles,
         flip=_SIGNED if signed and (layout.looked_up or max(coded.widths) == 8) else 0,
         affine=layout.affine.ctypes.data,
@@ -237,6 +243,6 @@ def _side(coded: Coded, rows: int, basis: LatentBasis | None, signed: bool = Fal
         mean_head_stride=0 if mean is None else mean.stride(1),
         head_dim=head_dim,
         queries_per_head=rows if decoder is None else rows // decoder.shape[2],
-        by_matrices=has_matrices() and rows >= _ENOUGH and not layout.direct,
+        by_matrices=by_matrices,
         basis_in_fp16=decoder is not None and decoder.dtype == torch.float16,
     )

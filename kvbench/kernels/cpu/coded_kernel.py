@@ -60,7 +60,7 @@ def attend_coded(first: int, last: int, job: Any) -> None:
         row, head = pair // job.heads, pair % job.heads
         query = job.query + 4 * pair * rows * job.query_width
         if keys.codes and not turned.block:
-            begin_query(query, scaling, keys, head, work)
+            begin_query(query + 4 * job.absorbed_from, job.query_width, scaling, keys, head, work)
         else:
             fill(work.mean_score, rows, _F(0))
         if turned.block:

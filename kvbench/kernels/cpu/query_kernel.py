@@ -22,9 +22,10 @@ _F = np.float32
 
 
 @njit(**JIT)
-def begin_query(query: int, scaling: Any, side: Any, head: int, work: Any) -> None:
-    """Take a unit's queries (rows, head_dim) to the keys' columns; their bytes are made at its first tile."""
-    project_query(query, side, head, work)
+def begin_query(query: int, width: int, scaling: Any, side: Any, head: int, work: Any) -> None:
+    """Take a unit's queries (rows, head_dim), ``width`` numbers apart, to the keys' columns; their bytes are made at
+    its first tile."""
+    project_query(query, width, side, head, work)
     for row in range(work.rows):
         latent = work.latent_query + 4 * row * side.components
         query_by_column(latent, scaling, side, work.column_query + 4 * row * side.padded_columns)

@@ -189,6 +189,8 @@ class CodedJob(NamedTuple):
     query: int
     """(batch, heads, rows, query_width) fp32."""
     query_width: int
+    absorbed_from: int
+    """The first component of a query that is taken into the latents; those before meet rebuilt keys."""
     scaling: int
     """The bits of an fp32 number."""
     mask: int
