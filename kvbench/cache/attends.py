@@ -60,5 +60,5 @@ def codec_way(
     stored, query = encoder.encode(keys, values), (geometry.dtype, geometry.device)
     if layer.latent:
         fast = softcap is None and codec.absorbable and reading.absorbs
-        return latent_way(codec.bound({}), stored, query, rotates, reading) if fast else ABSORBED
+        return latent_way(codec.bound({}), stored, query, rotation, reading) if fast else ABSORBED
     return way(codec.bound({}), stored, query, rotation, softcap is None, reading)

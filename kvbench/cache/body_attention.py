@@ -10,15 +10,13 @@ from kvbench.cache.absorb import Prepared, attend_absorbed, prepare_absorbed
 from kvbench.cache.body import Body
 from kvbench.cache.decoded_tiles import attend_tiles
 from kvbench.cache.latent_body import LatentBodyAttention
-from kvbench.cache.rebuild import attend_rebuilt, prepare_rebuilt
+from kvbench.cache.rebuild import attend_rebuilt, prepare_rebuilt, rotation_of
 from kvbench.cache.way import Way, way
 from kvbench.codecs.codec import Codec, Rotate
 from kvbench.codecs.kernel_view import Coded
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import span, tiles
 from kvbench.hooks.latent_attention import Form
-from kvbench.hooks.rotary import EntryRotation
-from kvbench.hooks.turns import Turn
 from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.kernels.reference import Part, Partial
 
@@ -123,10 +121,3 @@ class BodyReader:
         if self._prepared is not None:
             return self._prepared(query, mask, rotate)
         return attention.attend(query, body.view(), body.entries, rotate, scaling, mask, softcap)
-
-
-def rotation_of(rotate: Rotate | None) -> Turn | bool:
-    """How ``rotate`` rotates: False if it does not, True if only it knows."""
-    if rotate is None:
-        return False
-    return (isinstance(rotate, EntryRotation) and rotate.turn) or True

@@ -47,7 +47,7 @@ def prepare_rebuilt(
     )
 
     def attend(query: Tensor, mask: Tensor | None, rotate: Rotate | None) -> Part:
-        part = attention(query, of_groups(mask, groups), _key_rotation(rotate, groups), by)
+        part = attention(query, of_groups(mask, groups), key_rotation(rotate, groups), by)
         if usable:
             return part
         return Partial(from_latents(part.output, codec.latents["values"], heads), part.lse, by)
@@ -55,7 +55,15 @@ def prepare_rebuilt(
     return attend
 
 
-def _key_rotation(rotate: Rotate | None, groups: int) -> KeyRotation | None:
+def rotation_of(rotate: Rotate | None) -> Turn | bool:
+    """How ``rotate`` rotates: False if it does not, True if only it knows."""
+    if rotate is None:
+        return False
+    return (isinstance(rotate, EntryRotation) and rotate.turn) or True
+
+
+def key_rotation(rotate: Rotate | None, groups: int) -> KeyRotation | None:
+    """Where a kernel rotates keys to, for ``groups`` of heads that hold the same tokens each."""
     rotary = rotate.rotary(groups) if isinstance(rotate, EntryRotation) else None
     if rotary is None:
         return None

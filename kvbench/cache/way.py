@@ -73,20 +73,19 @@ def way(
 
 
 def latent_way(
-    codec: Codec, stored: Stored, query: tuple[torch.dtype, torch.device], rotates: bool, reading: Reading
+    codec: Codec, stored: Stored, query: tuple[torch.dtype, torch.device], rotation: Turn | bool, reading: Reading
 ) -> Way:
-    """:func:`way` for the RoPE keys and latents of multi-head latent attention, by one query in the latents.
-
-    ``rotates``: RoPE keys are rotated when they are read.
-    """
-    if rotates or any(side_codec.transform is not None for side_codec in codec.sides.values()):
-        return ABSORBED
+    """:func:`way` for the RoPE keys and latents of multi-head latent attention, by one query in the latents."""
     keys, values = (_view(codec, stored, name) for name in ("keys", "values"))
-    if not isinstance(keys, Tensor) or not isinstance(values, Tensor):
-        return ABSORBED
     kernels = kernels_taking(*query) if reading.kernels else None
-    plain = kernels is not None and kernels.takes(keys.shape[-1] + values.shape[-1], keys.dtype, values.dtype)
-    return Way(kernels if plain else None, "latents", keys, values)
+    if isinstance(keys, Tensor) and isinstance(values, Tensor):
+        if rotation or any(side_codec.transform is not None for side_codec in codec.sides.values()):
+            return ABSORBED
+        plain = kernels is not None and kernels.takes(keys.shape[-1] + values.shape[-1], keys.dtype, values.dtype)
+        return Way(kernels if plain else None, "latents", keys, values)
+    if rotation is True or codec.bands is not None:
+        return ABSORBED
+    return _decoupled(kernels, keys, values) or ABSORBED
 
 
 def _view(codec: Codec, stored: Stored, name: str) -> Coded | Tensor | None:
@@ -107,6 +106,19 @@ def _rebuilding(kernels: Kernels | None, keys: Coded | Tensor | None, values: Co
     return Way(kernels, "bands" if block else "rebuilt", keys, values)
 
 
+def _decoupled(kernels: Kernels | None, rope: Coded | Tensor | None, latent: Coded | Tensor | None) -> Way | None:
+    """RoPE keys and latents stay as they are stored, if a kernel can read both."""
+    if kernels is None or kernels.rebuilds is None or not isinstance(rope, Coded) or not isinstance(latent, Coded):
+        return None
+    readable = kernels.readable(rope, latent) and kernels.rebuilds(rope, 0)
+    return _codes(kernels, rope, latent) if readable and rope.codes.shape[1] == latent.codes.shape[1] else None
+
+
+def _codes(kernels: Kernels, keys: Coded, values: Coded) -> Way:
+    looked_up = keys.levels is not None or values.levels is not None
+    return Way(kernels, "levels" if looked_up else "int", keys, values)
+
+
 def _absorbing(
     codec: Codec, kernels: Kernels | None, keys: Coded | Tensor | None, values: Coded | Tensor | None
 ) -> Way:
@@ -120,5 +132,4 @@ def _absorbing(
         return in_torch
     if not kernels.readable(keys, values):
         return in_torch
-    looked_up = keys.levels is not None or values.levels is not None
-    return Way(kernels, "levels" if looked_up else "int", keys, values)
+    return _codes(kernels, keys, values)
