@@ -16,6 +16,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from kvbench.hooks.interception import attention_modules
+from kvbench.hooks.latent_attention import latent_attention
 
 _MARK = "kvbench_expanded"
 """An attribute of keys that are expanded already: of these tensors alone, not of what is made of them."""
@@ -28,6 +29,13 @@ def latent_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
         UnsupportedModelError: the model has no attention layers that take a cache, or sparse ones.
     """
     return {layer: module for layer, module in attention_modules(model).items() if hasattr(module, "expand_kv")}
+
+
+def expanded_elements(module: nn.Module) -> int:
+    """Elements of a token's keys and values of all heads of a latent attention ``module``."""
+    attention = latent_attention(module)
+    assert attention is not None
+    return attention.heads * (attention.nope + attention.rope + attention.value)
 
 
 class ExpandedLayer(DynamicLayer):
@@ -65,7 +73,7 @@ def expanding_once(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         for module, expand in zip(modules, before, strict=True):
-            del module.expand_kv
+            vars(module).pop("expand_kv", None)
             if expand is not None:
                 module.expand_kv = expand
 
