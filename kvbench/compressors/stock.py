@@ -75,8 +75,9 @@ class QuantizedStock(StockPart):
             raise KvbenchError(
                 f"{self.name} needs the package {self.package}, which is not installed; pip install 'kvbench[hf-quant]'"
             ) from None
+        axes = self.axis, self.axis
         try:
-            return QuantizedCache(self.backend, model.config, self.bits, self.axis, self.axis, self.group, self.residual)
+            return QuantizedCache(self.backend, model.config, self.bits, *axes, self.group, self.residual)
         except (ImportError, ValueError) as error:
             raise KvbenchError(f"{self.name}: {error}") from error
 

@@ -1,7 +1,7 @@
 """A cache of expanded keys and values for latent attention, as transformers kept it before version 5.15.
 
-Those versions cached ``[k_nope | k_rope]`` and values of every head; later ones cache the latents and expand all of them
-at every step. Here new tokens are expanded once, when the cache takes them in, and the layer's ``expand_kv`` hands
+Those versions cached ``[k_nope | k_rope]`` and values of every head; later ones cache the latents and expand all of
+them at every step. Here new tokens are expanded once, when the cache takes them in, and the layer's ``expand_kv`` hands
 through what the cache gives back.
 """
 
