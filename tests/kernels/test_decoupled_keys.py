@@ -19,6 +19,7 @@ from kvbench.kernels.rebuilding import KeyRotation, RebuiltKeys
 from kvbench.kernels.reference import partial_attention
 
 SCALING = 0.08
+INT8, INT4 = IntegerQuantizer(8, 64), IntegerQuantizer(4, 32)
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Case:
     """``heads`` share RoPE keys of ``rope`` dimensions and latents of ``rank``, of ``width`` if they have a basis."""
 
     latents: Quantizer
-    rope_keys: Quantizer = IntegerQuantizer(8, 64)
+    rope_keys: Quantizer = INT8
     heads: int = 16
     rank: int = 96
     rope: int = 16
@@ -36,7 +37,6 @@ class Case:
     masked: bool = False
 
 
-INT8, INT4 = IntegerQuantizer(8, 64), IntegerQuantizer(4, 32)
 CASES = {
     "bytes by matrices": Case(INT8),
     "bytes where they lie": Case(INT8, heads=5),
