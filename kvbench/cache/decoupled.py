@@ -1,8 +1,8 @@
 """Attention by a kernel over decoupled keys: RoPE keys of their own, beside a latent that knows no position.
 
 The decoupled RoPE of DeepSeek-V2 (arXiv 2405.04434, section 2.1.3): a score is ``q_rope · k_rope + q · k(c)``. RoPE
-keys are rebuilt from their codes in registers, and rotated if they are stored before RoPE; queries go into the stored
-latent once, and sums of it come back once.
+keys are rebuilt from their codes in registers, and rotated if they are stored before RoPE, or floating-point numbers
+that are read as they are; queries go into the stored latent once, and sums of it come back once.
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ class Decoupled:
         taken into the latent. None without a kernel.
         """
         kernels, rope, latent = chosen.kernels, chosen.keys, chosen.values
-        if kernels is None or not isinstance(rope, Coded) or not isinstance(latent, Coded):
+        if kernels is None or rope is None or not isinstance(latent, Coded):
             return None
         bases = [kernel_basis(kernels, side) for side in (self.keys, self.values)]
         if not all(usable for _, usable in bases):
             return None
-        rebuilt = RebuiltKeys(rope, self.rope.decoder, self.rope.mean, turn if isinstance(turn, Turn) else None)
+        if isinstance(rope, Coded):
+            rope = RebuiltKeys(rope, self.rope.decoder, self.rope.mean, turn if isinstance(turn, Turn) else None)
         groups, by = latent.codes.shape[1], str(chosen)
         attention = kernels.prepare(
-            by_group(query, groups), latent, latent, tokens, scaling, (bases[0][0], bases[1][0]), rebuilt
+            by_group(query, groups), latent, latent, tokens, scaling, (bases[0][0], bases[1][0]), rope
         )
 
         def attend(query: Tensor, mask: Tensor | None, rotate: Rotate | None) -> Part:

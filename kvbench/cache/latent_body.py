@@ -20,7 +20,7 @@ from kvbench.cache.decoupled import Decoupled
 from kvbench.cache.rebuild import rotation_of
 from kvbench.cache.way import ABSORBED, DECODED, Way, latent_way
 from kvbench.codecs.codec import Codec, Rotate
-from kvbench.codecs.kernel_view import Coded
+from kvbench.codecs.kernel_view import Coded, lies_in
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import side, span, tiles
 from kvbench.hooks.latent_attention import Form
@@ -70,8 +70,10 @@ class LatentBodyAttention:
         if not self._fast(query, softcap):
             return None
         chosen = self._way(query, stored, rotate)
-        sides = chosen.keys, chosen.values
-        if not all(isinstance(coded, Coded) and coded.lies_in(stored) for coded in sides):
+        rope, latent = chosen.keys, chosen.values
+        if rope is None or not isinstance(latent, Coded) or not latent.lies_in(stored):
+            return None
+        if not (rope.lies_in(stored) if isinstance(rope, Coded) else lies_in(rope, stored)):
             return None
         return self._prepared(query, tokens, rotate, scaling, chosen)
 

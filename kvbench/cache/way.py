@@ -85,7 +85,8 @@ def latent_way(
         return Way(kernels if plain else None, "latents", keys, values)
     if rotation is True or codec.bands is not None:
         return ABSORBED
-    return _decoupled(kernels, keys, values) or ABSORBED
+    plain = not rotation and codec.keys.transform is None
+    return _decoupled(kernels, keys, values, plain) or ABSORBED
 
 
 def _view(codec: Codec, stored: Stored, name: str) -> Coded | Tensor | None:
@@ -106,16 +107,22 @@ def _rebuilding(kernels: Kernels | None, keys: Coded | Tensor | None, values: Co
     return Way(kernels, "bands" if block else "rebuilt", keys, values)
 
 
-def _decoupled(kernels: Kernels | None, rope: Coded | Tensor | None, latent: Coded | Tensor | None) -> Way | None:
-    """RoPE keys and latents stay as they are stored, if a kernel can read both."""
-    if kernels is None or kernels.rebuilds is None or not isinstance(rope, Coded) or not isinstance(latent, Coded):
+def _decoupled(
+    kernels: Kernels | None, rope: Coded | Tensor | None, latent: Coded | Tensor | None, plain: bool
+) -> Way | None:
+    """RoPE keys and latents stay as they are stored, if a kernel can read both; ``plain`` RoPE keys may be floats."""
+    if kernels is None or kernels.rebuilds is None or not isinstance(latent, Coded):
         return None
-    readable = kernels.readable(rope, latent) and kernels.rebuilds(rope, 0)
-    return _codes(kernels, rope, latent) if readable and rope.codes.shape[1] == latent.codes.shape[1] else None
+    if isinstance(rope, Tensor):
+        readable = plain and kernels.takes(rope.shape[-1], rope.dtype) and kernels.readable(latent, latent)
+        return _codes(kernels, rope, latent) if readable else None
+    if rope is None or rope.codes.shape[1] != latent.codes.shape[1]:
+        return None
+    return _codes(kernels, rope, latent) if kernels.readable(rope, latent) and kernels.rebuilds(rope, 0) else None
 
 
-def _codes(kernels: Kernels, keys: Coded, values: Coded) -> Way:
-    looked_up = keys.levels is not None or values.levels is not None
+def _codes(kernels: Kernels, keys: Coded | Tensor, values: Coded) -> Way:
+    looked_up = any(isinstance(side, Coded) and side.levels is not None for side in (keys, values))
     return Way(kernels, "levels" if looked_up else "int", keys, values)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
@@ -45,11 +46,11 @@ class ExpandedLayer(DynamicLayer):
         super().__init__()
         self._module = weakref.ref(module)  # copies of a cache share it, and it is no memory of theirs
 
-    def update(self, latents: Tensor, rope_keys: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Expand the latents (batch, 1, new tokens, rank) and RoPE keys of new tokens; all keys and values."""
-        module = self._module()
-        assert module is not None
-        keys, values = super().update(*type(module).expand_kv(module, latents, rope_keys), *args, **kwargs)
+        module: Any = self._module()
+        expanded = type(module).expand_kv(module, key_states, value_states)
+        keys, values = super().update(*expanded, *args, **kwargs)
         setattr(keys, _MARK, True)
         return keys, values
 
@@ -78,7 +79,7 @@ def expanding_once(model: PreTrainedModel) -> Iterator[None]:
                 module.expand_kv = expand
 
 
-def _handing_through(module: nn.Module):  # type: ignore[no-untyped-def]
+def _handing_through(module: Any) -> Any:
     expand = module.expand_kv
 
     def expand_kv(latents: Tensor, rope_keys: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,7 @@ def steps(one: Subject, plan: Plan, reading: Reading, mask: Tensor | None = None
         ("int:bits=8", "numba int"),
         ("int:bits=4,group=16", "numba int"),
         ("fp8", "numba levels"),
+        ("fp8:scale=float32,side=values", "numba levels"),
         ("pca:rank=0.75,frame=after+int:bits=8", "numba int"),
         ("pca:rank=0.75+int:bits=8", "numba int"),
         ("kvtc:bits=6", "numba levels"),

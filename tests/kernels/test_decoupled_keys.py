@@ -27,7 +27,7 @@ class Case:
     """``heads`` share RoPE keys of ``rope`` dimensions and latents of ``rank``, of ``width`` if they have a basis."""
 
     latents: Quantizer
-    rope_keys: Quantizer = INT8
+    rope_keys: Quantizer | torch.dtype = INT8
     heads: int = 16
     rank: int = 96
     rope: int = 16
@@ -48,6 +48,10 @@ CASES = {
     "three bits": Case(IntegerQuantizer(3, 32), heads=7),
     "fp8": Case(FloatQuantizer(torch.float8_e4m3fn, True), FloatQuantizer(torch.float8_e4m3fn, True)),
     "mixed widths": Case(CodebookQuantizer((8,) * 16 + (4,) * 48 + (2,) * 32, torch.linspace(2.0, 0.5, 96))),
+    "fp8 with scales in fp32": Case(FloatQuantizer(torch.float8_e4m3fn, True, 32, torch.float32)),
+    "RoPE keys in fp32": Case(INT8, torch.float32),
+    "RoPE keys in fp16, few heads": Case(INT8, torch.float16, heads=5, tokens=8),
+    "FlashMLA's layout": Case(FloatQuantizer(torch.float8_e4m3fn, True, 32, torch.float32), torch.bfloat16, tokens=264),
     "RoPE when read": Case(INT8, rotated=True),
     "RoPE when read, few heads": Case(INT8, heads=2, rotated=True, tokens=8),
     "a basis": Case(INT8, width=130),
@@ -55,7 +59,11 @@ CASES = {
 }
 
 
-def encoded(quantizer: Quantizer, states: Tensor) -> tuple[Coded, Tensor, object]:
+def encoded(quantizer: Quantizer | torch.dtype, states: Tensor) -> tuple[Coded | Tensor, Tensor, object]:
+    """What is stored, the numbers that it stands for, and what keeps it alive."""
+    if isinstance(quantizer, torch.dtype):
+        states = torch.cat([states, states], 2).to(quantizer)[:, :, : states.shape[2]]  # with room for more behind
+        return states, states.double(), states
     stored = quantizer.encode(states)
     coded = kernel_view(quantizer, stored)
     assert isinstance(coded, Coded)
@@ -66,8 +74,8 @@ def encoded(quantizer: Quantizer, states: Tensor) -> tuple[Coded, Tensor, object
 def test_both_kinds_of_keys_together(name: str) -> None:
     case, batch = CASES[name], 2
     torch.manual_seed(case.tokens + case.heads)
-    rope, rope_keys, _ = encoded(case.rope_keys, torch.randn(batch, 1, case.tokens, case.rope))
-    latent, latents, _ = encoded(case.latents, 1 + torch.randn(batch, 1, case.tokens, case.rank))
+    rope, rope_keys, first = encoded(case.rope_keys, torch.randn(batch, 1, case.tokens, case.rope))
+    latent, latents, second = encoded(case.latents, 1 + torch.randn(batch, 1, case.tokens, case.rank))
     width = case.width or case.rank
     query = torch.randn(batch, case.heads, 1, case.rope + width) / (1 if case.width is None else 5)
     basis = None
@@ -79,10 +87,13 @@ def test_both_kinds_of_keys_together(name: str) -> None:
         turned = rope_keys[..., list(rotary.turn.partners)] * torch.tensor(rotary.turn.signs).double()
         rope_keys = rope_keys * rotary.cos.double()[: case.tokens] + turned * rotary.sin.double()[: case.tokens]
     mask = torch.rand(batch, 1, 1, case.tokens) > 0.4 if case.masked else None
-    rebuilt = RebuiltKeys(rope, None, None, None if rotary is None else rotary.turn)
+    beside = rope
+    if isinstance(rope, Coded):
+        beside = RebuiltKeys(rope, None, None, None if rotary is None else rotary.turn)
     shape = batch, 1, case.heads, case.rope + width
-    attention = CodedAttention(shape, latent, latent, case.tokens, SCALING, (basis, basis), rebuilt)
+    attention = CodedAttention(shape, latent, latent, case.tokens, SCALING, (basis, basis), beside)
     actual = attention(query, mask, None if rotary is None else KeyRotation(rotary)).computed
+    del first, second  # which it read where they lie
     expected = partial_attention(query.double(), torch.cat([rope_keys, latents], -1), latents, SCALING, mask)
     scale = expected.output.abs().max()
     assert (actual.output.reshape(expected.output.shape) - expected.output).abs().max() < 1e-3 * scale

@@ -87,7 +87,7 @@ def finalise_output(side: Any, scaling: Any, lse: int, work: Any) -> None:
         mass = lane_sum(work.mass + 4 * row * lanes)
         log_sums[row] = top[row] + np.log(mass) + mean_score[row] * scaling
         total = floats(work.total + 4 * row * work.total_width, work.total_width)
-        for channel in range(side.channel_groups):
+        for channel in range(side.column_groups):
             first = channel * side.group_columns
             bias = lane_sum(work.bias + 4 * (row * work.bias_width + channel * lanes))
             for i in range(first, min(first + side.group_columns, columns)):

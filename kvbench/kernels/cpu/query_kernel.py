@@ -141,8 +141,8 @@ def round_query(side: Any, work: Any) -> None:
     """Each row's query times the scales of its columns, to two signed bytes per column and channel group."""
     rows, row_bytes = work.rows, 4 * side.padded_columns
     if side.by_matrices:
-        fill(work.query_bytes, 2 * side.channel_groups * rows * work.query_stride // 4, _F(0))  # behind the last column
-    for channel in range(side.channel_groups):
+        fill(work.query_bytes, 2 * side.column_groups * rows * work.query_stride // 4, _F(0))  # behind the last column
+    for channel in range(side.column_groups):
         first = channel * side.group_columns
         columns = min(side.group_columns, side.padded_columns - first)
         for row in range(0, rows, ROWS_AT_ONCE):
