@@ -45,7 +45,7 @@ def codec_way(
     softcap: float | None = None,
 ) -> Way:
     """How what ``codec`` stores of a layer is read while decoding."""
-    if not codec.rebuildable:
+    if not codec.rebuildable and not codec.decoupled:
         return ABSORBED if layer.latent else DECODED
     rotates = codec.rotates and layer.rotary_dims > 0
     rotation = (layer.turn or True) if rotates else False

@@ -41,11 +41,11 @@ class Decoupled:
         bases = [kernel_basis(kernels, side) for side in (self.keys, self.values)]
         if not all(usable for _, usable in bases):
             return None
-        if isinstance(rope, Coded):
-            rope = RebuiltKeys(rope, self.rope.decoder, self.rope.mean, turn if isinstance(turn, Turn) else None)
+        turned = turn if isinstance(turn, Turn) else None
+        beside = rope if isinstance(rope, Tensor) else RebuiltKeys(rope, self.rope.decoder, self.rope.mean, turned)
         groups, by = latent.codes.shape[1], str(chosen)
         attention = kernels.prepare(
-            by_group(query, groups), latent, latent, tokens, scaling, (bases[0][0], bases[1][0]), rope
+            by_group(query, groups), latent, latent, tokens, scaling, (bases[0][0], bases[1][0]), beside
         )
 
         def attend(query: Tensor, mask: Tensor | None, rotate: Rotate | None) -> Part:

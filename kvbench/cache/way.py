@@ -60,9 +60,12 @@ def way(
         fast: False where neither a kernel nor the latents will do: several new tokens at once, or capped scores.
         reading: what the caller allows.
     """
+    dtype, device = query
+    if codec.decoupled and fast and reading.absorbs:
+        kernels = kernels_taking(dtype, device) if reading.kernels and rotation is not True else None
+        return _decoupled(kernels, _view(codec, stored, "rope"), _view(codec, stored, "values"), False) or DECODED
     if not fast or not codec.rebuildable or not reading.absorbs:
         return DECODED
-    dtype, device = query
     keys, values = (_view(codec, stored, name) for name in ("keys", "values"))
     if rotation or not codec.absorbable:
         kernels = kernels_taking(dtype, device) if reading.kernels and rotation is not True else None

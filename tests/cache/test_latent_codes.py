@@ -50,6 +50,23 @@ def steps(one: Subject, plan: Plan, reading: Reading, mask: Tensor | None = None
 )
 @pytest.mark.parametrize("family", ["deepseek_v3", "minicpm3"])
 def test_a_kernel_reads_codes_of_latents(family: str, spec: str, by: str) -> None:
+    check(family, spec, by)
+
+
+@pytest.mark.parametrize(
+    ("spec", "by"),
+    [
+        ("mla:latent=32,rope_dims=8+int:bits=8", "numba int"),
+        ("mla:latent=32,rope_dims=8+fp8", "numba levels"),
+        ("mla:latent=32,rope_dims=8", "torch decoded"),
+    ],
+)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_kernel_reads_decoupled_keys_that_were_made(family: str, spec: str, by: str) -> None:
+    check(family, spec, by)
+
+
+def check(family: str, spec: str, by: str) -> None:
     """It says the same as plain torch, is known beforehand, and left padding is not attended to."""
     one = subject(family, torch.float32)
     plan = small(one, spec)
