@@ -22,9 +22,11 @@ SIZES = "random:minicpm3?layers=2,hidden=1024,heads=16,latent=512,rope=64,nope=1
 TINY = "random:minicpm3"
 ARMS = {
     "hf": ("hf", DEFAULT),
+    "hf expanded": ("hf:latents=expanded", DEFAULT),
     "none": ("none", DEFAULT),
     "none in torch": ("none", REFERENCE),
     "int8": ("int:bits=8", DEFAULT),
+    "int8 in torch": ("int:bits=8", REFERENCE),
     "half rank": ("pca:rank=0.5", DEFAULT),
     "half rank, int8": ("pca:rank=0.5,frame=after+int:bits=8", DEFAULT),
 }

@@ -45,7 +45,7 @@ def codec_way(
     softcap: float | None = None,
 ) -> Way:
     """How what ``codec`` stores of a layer is read while decoding."""
-    if not codec.rebuildable:
+    if not codec.rebuildable and not codec.decoupled:
         return ABSORBED if layer.latent else DECODED
     rotates = codec.rotates and layer.rotary_dims > 0
     rotation = (layer.turn or True) if rotates else False
@@ -60,5 +60,5 @@ def codec_way(
     stored, query = encoder.encode(keys, values), (geometry.dtype, geometry.device)
     if layer.latent:
         fast = softcap is None and codec.absorbable and reading.absorbs
-        return latent_way(codec.bound({}), stored, query, rotates, reading) if fast else ABSORBED
+        return latent_way(codec.bound({}), stored, query, rotation, reading) if fast else ABSORBED
     return way(codec.bound({}), stored, query, rotation, softcap is None, reading)

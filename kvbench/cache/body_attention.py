@@ -9,16 +9,15 @@ from torch import Tensor
 from kvbench.cache.absorb import Prepared, attend_absorbed, prepare_absorbed
 from kvbench.cache.body import Body
 from kvbench.cache.decoded_tiles import attend_tiles
+from kvbench.cache.decoupled import Decoupled
 from kvbench.cache.latent_body import LatentBodyAttention
-from kvbench.cache.rebuild import attend_rebuilt, prepare_rebuilt
-from kvbench.cache.way import Way, way
+from kvbench.cache.rebuild import attend_rebuilt, prepare_rebuilt, rotation_of
+from kvbench.cache.way import DECODED, Way, way
 from kvbench.codecs.codec import Codec, Rotate
 from kvbench.codecs.kernel_view import Coded
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import span, tiles
 from kvbench.hooks.latent_attention import Form
-from kvbench.hooks.rotary import EntryRotation
-from kvbench.hooks.turns import Turn
 from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.kernels.reference import Part, Partial
 
@@ -53,6 +52,7 @@ class BodyAttention:
         if prepared is not None:
             part = prepared(query, mask, rotate)
             return Partial(part.output, part.lse, part.by)  # computed while what kernels know by address is there
+        chosen = DECODED if self.codec.decoupled else chosen
         if chosen.in_latents:
             return attend_absorbed(self.codec, query, stored, tokens, scaling, mask, chosen)
         if chosen.reads in ("rebuilt", "bands"):
@@ -87,6 +87,10 @@ class BodyAttention:
     def _prepared(
         self, query: Tensor, tokens: int, rotate: Rotate | None, scaling: float, chosen: Way
     ) -> Prepared | None:
+        if self.codec.decoupled:
+            sides = self.codec.latents
+            decoupled = Decoupled(sides["rope"], sides["keys"], sides["values"])
+            return decoupled.prepare(query, tokens, rotation_of(rotate), scaling, chosen)
         if chosen.in_latents:
             return prepare_absorbed(self.codec, query, tokens, scaling, chosen)
         if chosen.reads in ("rebuilt", "bands"):
@@ -125,10 +129,3 @@ class BodyReader:
         if self._prepared is not None:
             return self._prepared(query, mask, rotate)
         return attention.attend(query, body.view(), body.entries, rotate, scaling, mask, softcap)
-
-
-def rotation_of(rotate: Rotate | None) -> Turn | bool:
-    """How ``rotate`` rotates: False if it does not, True if only it knows."""
-    if rotate is None:
-        return False
-    return (isinstance(rotate, EntryRotation) and rotate.turn) or True

@@ -2,7 +2,8 @@
 
 A codec with a basis makes latents of latents, ``c = D z + μ``, and absorption goes on where it stopped: queries in the
 model's latents are taken into the codec's once (``q·c = (Dᵀq)·z + q·μ``), and sums brought back once. RoPE keys, one
-narrow head of them, are decoded tile by tile, and rotated if they are stored before RoPE. The forms of queries are in
+narrow head of them, are rebuilt tile by tile, and rotated if they are stored before RoPE. A kernel does all of it where
+one reads the codes (:mod:`kvbench.cache.decoupled`), else plain torch. The forms of queries are in
 :mod:`kvbench.hooks.latent_attention`.
 """
 
@@ -15,8 +16,11 @@ from torch import Tensor
 
 from kvbench.cache.absorb import Prepared, from_latents, into_latents
 from kvbench.cache.decoded_tiles import attend_tiles
-from kvbench.cache.way import ABSORBED, DECODED, latent_way
+from kvbench.cache.decoupled import Decoupled
+from kvbench.cache.rebuild import rotation_of
+from kvbench.cache.way import ABSORBED, DECODED, Way, latent_way
 from kvbench.codecs.codec import Codec, Rotate
+from kvbench.codecs.kernel_view import Coded, lies_in
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.stored import side, span, tiles
 from kvbench.hooks.latent_attention import Form
@@ -59,8 +63,19 @@ class LatentBodyAttention:
     def prepare(
         self, query: Tensor, stored: Stored, tokens: int, rotate: Rotate | None, scaling: float, softcap: float | None
     ) -> Prepared | None:
-        """No kernel reads the codes of latents."""
-        return None
+        """:meth:`attend` of queries like this one by a kernel, as long as ``stored`` stays where it is.
+
+        None where no kernel reads codes, or it reads what was made of ``stored`` for it.
+        """
+        if not self._fast(query, softcap):
+            return None
+        chosen = self._way(query, stored, rotate)
+        rope, latent = chosen.keys, chosen.values
+        if rope is None or not isinstance(latent, Coded) or not latent.lies_in(stored):
+            return None
+        if not (rope.lies_in(stored) if isinstance(rope, Coded) else lies_in(rope, stored)):
+            return None
+        return self._prepared(query, tokens, rotate, scaling, chosen)
 
     def _fast(self, query: Tensor, softcap: float | None) -> bool:
         one = query.shape[2] == 1 and softcap is None and not query.requires_grad
@@ -69,13 +84,27 @@ class LatentBodyAttention:
     def _attend_one(
         self, query: Tensor, stored: Stored, tokens: int, rotate: Rotate | None, scaling: float, mask: Tensor | None
     ) -> Part:
-        """One query per row: over floating-point numbers where they lie, else over tiles of the codec's latents."""
-        chosen = latent_way(self.codec, stored, (query.dtype, query.device), rotate is not None, self.reading)
+        """One query per row: over codes or floating-point numbers where they lie, else over tiles of the codec's
+        latents."""
+        chosen = self._way(query, stored, rotate)
+        prepared = self._prepared(query, tokens, rotate, scaling, chosen)
+        if prepared is not None:
+            part = prepared(query, mask, rotate)
+            return Partial(part.output, part.lse, part.by)  # computed while what kernels know by address is there
         if isinstance(chosen.keys, Tensor) and isinstance(chosen.values, Tensor):
             exact = self.form.met(chosen.keys, chosen.values)
             part = attend_exact(query, *exact, scaling, mask, None, chosen.kernels is not None)
             return Partial(part.output, part.lse, str(chosen))
         return self._absorbed(query, stored, tokens, rotate, scaling, mask)
+
+    def _way(self, query: Tensor, stored: Stored, rotate: Rotate | None) -> Way:
+        return latent_way(self.codec, stored, (query.dtype, query.device), rotation_of(rotate), self.reading)
+
+    def _prepared(
+        self, query: Tensor, tokens: int, rotate: Rotate | None, scaling: float, chosen: Way
+    ) -> Prepared | None:
+        rope, latent = self.codec.latents["keys"], self.codec.latents["values"]
+        return Decoupled(rope, latent, latent).prepare(query, tokens, rotation_of(rotate), scaling, chosen)
 
     def _absorbed(
         self, query: Tensor, stored: Stored, tokens: int, rotate: Rotate | None, scaling: float, mask: Tensor | None

@@ -33,7 +33,7 @@ def prepare_rebuilt(
     if kernels is None or not isinstance(keys, Coded) or not isinstance(values, Coded):
         return None
     basis, usable = kernel_basis(kernels, codec.latents["values"])
-    decoder, mean = _basis(codec.latents["keys"], keys)
+    decoder, mean = decoder_of(codec.latents["keys"], keys)
     bands, key_basis = codec.bands, None
     if bands is not None and kernels.basis is not None:
         key_basis = kernels.basis(decoder, mean)
@@ -46,7 +46,7 @@ def prepare_rebuilt(
     attention = kernels.prepare(by_group(query, groups), absorbed, values, tokens, scaling, bases, rebuilt)
 
     def attend(query: Tensor, mask: Tensor | None, rotate: Rotate | None) -> Part:
-        part = attention(query, of_groups(mask, groups), _key_rotation(rotate, groups), by)
+        part = attention(query, of_groups(mask, groups), key_rotation(rotate, groups), by)
         if usable:
             return part
         return Partial(from_latents(part.output, codec.latents["values"], heads), part.lse, by)
@@ -54,14 +54,22 @@ def prepare_rebuilt(
     return attend
 
 
-def _basis(latents: Latents, keys: Coded) -> tuple[Tensor, Tensor]:
+def decoder_of(latents: Latents, keys: Coded) -> tuple[Tensor, Tensor]:
     """The decoder of ``latents`` and their mean; of keys that are stored as they are, too."""
     if latents.decoder is None or latents.mean is None:
         return identity_basis(keys.codes.shape[1], len(keys.widths), keys.codes.device)
     return latents.decoder, latents.mean
 
 
-def _key_rotation(rotate: Rotate | None, groups: int) -> KeyRotation | None:
+def rotation_of(rotate: Rotate | None) -> Turn | bool:
+    """How ``rotate`` rotates: False if it does not, True if only it knows."""
+    if rotate is None:
+        return False
+    return (isinstance(rotate, EntryRotation) and rotate.turn) or True
+
+
+def key_rotation(rotate: Rotate | None, groups: int) -> KeyRotation | None:
+    """Where a kernel rotates keys to, for ``groups`` of heads that hold the same tokens each."""
     rotary = rotate.rotary(groups) if isinstance(rotate, EntryRotation) else None
     if rotary is None:
         return None

@@ -60,9 +60,12 @@ def way(
         fast: False where neither a kernel nor the latents will do: several new tokens at once, or capped scores.
         reading: what the caller allows.
     """
+    dtype, device = query
+    if codec.decoupled and fast and reading.absorbs:
+        kernels = kernels_taking(dtype, device) if reading.kernels and rotation is not True else None
+        return _decoupled(kernels, _view(codec, stored, "rope"), _view(codec, stored, "values"), False) or DECODED
     if not fast or not codec.rebuildable or not reading.absorbs:
         return DECODED
-    dtype, device = query
     keys, values = (_view(codec, stored, name) for name in ("keys", "values"))
     if rotation or not codec.absorbable:
         kernels = kernels_taking(dtype, device) if reading.kernels and rotation is not True else None
@@ -73,20 +76,20 @@ def way(
 
 
 def latent_way(
-    codec: Codec, stored: Stored, query: tuple[torch.dtype, torch.device], rotates: bool, reading: Reading
+    codec: Codec, stored: Stored, query: tuple[torch.dtype, torch.device], rotation: Turn | bool, reading: Reading
 ) -> Way:
-    """:func:`way` for the RoPE keys and latents of multi-head latent attention, by one query in the latents.
-
-    ``rotates``: RoPE keys are rotated when they are read.
-    """
-    if rotates or any(side_codec.transform is not None for side_codec in codec.sides.values()):
-        return ABSORBED
+    """:func:`way` for the RoPE keys and latents of multi-head latent attention, by one query in the latents."""
     keys, values = (_view(codec, stored, name) for name in ("keys", "values"))
-    if not isinstance(keys, Tensor) or not isinstance(values, Tensor):
-        return ABSORBED
     kernels = kernels_taking(*query) if reading.kernels else None
-    plain = kernels is not None and kernels.takes(keys.shape[-1] + values.shape[-1], keys.dtype, values.dtype)
-    return Way(kernels if plain else None, "latents", keys, values)
+    if isinstance(keys, Tensor) and isinstance(values, Tensor):
+        if rotation or any(side_codec.transform is not None for side_codec in codec.sides.values()):
+            return ABSORBED
+        plain = kernels is not None and kernels.takes(keys.shape[-1] + values.shape[-1], keys.dtype, values.dtype)
+        return Way(kernels if plain else None, "latents", keys, values)
+    if rotation is True or codec.bands is not None:
+        return ABSORBED
+    plain = not rotation and codec.keys.transform is None
+    return _decoupled(kernels, keys, values, plain) or ABSORBED
 
 
 def _view(codec: Codec, stored: Stored, name: str) -> Coded | Tensor | None:
@@ -107,6 +110,25 @@ def _rebuilding(kernels: Kernels | None, keys: Coded | Tensor | None, values: Co
     return Way(kernels, "bands" if block else "rebuilt", keys, values)
 
 
+def _decoupled(
+    kernels: Kernels | None, rope: Coded | Tensor | None, latent: Coded | Tensor | None, plain: bool
+) -> Way | None:
+    """RoPE keys and latents stay as they are stored, if a kernel can read both; ``plain`` RoPE keys may be floats."""
+    if kernels is None or kernels.rebuilds is None or not isinstance(latent, Coded):
+        return None
+    if isinstance(rope, Tensor):
+        readable = plain and kernels.takes(rope.shape[-1], rope.dtype) and kernels.readable(latent, latent)
+        return _codes(kernels, rope, latent) if readable else None
+    if rope is None or rope.codes.shape[1] != latent.codes.shape[1]:
+        return None
+    return _codes(kernels, rope, latent) if kernels.readable(rope, latent) and kernels.rebuilds(rope, 0) else None
+
+
+def _codes(kernels: Kernels, keys: Coded | Tensor, values: Coded) -> Way:
+    looked_up = any(isinstance(side, Coded) and side.levels is not None for side in (keys, values))
+    return Way(kernels, "levels" if looked_up else "int", keys, values)
+
+
 def _absorbing(
     codec: Codec, kernels: Kernels | None, keys: Coded | Tensor | None, values: Coded | Tensor | None
 ) -> Way:
@@ -120,5 +142,4 @@ def _absorbing(
         return in_torch
     if not kernels.readable(keys, values):
         return in_torch
-    looked_up = keys.levels is not None or values.levels is not None
-    return Way(kernels, "levels" if looked_up else "int", keys, values)
+    return _codes(kernels, keys, values)

@@ -25,6 +25,8 @@ def over_body(codec: Codec, layer: LayerGeometry, chosen: Way, entries: int) -> 
     """
     if layer.latent and codec.absorbable:
         return _over_latents(layer, codec, entries)
+    if codec.decoupled and chosen.in_latents:
+        return _decoupled(layer, codec, entries)
     if chosen.in_latents and not layer.latent:
         into = sum(
             layer.heads * side.head_dim * side.rank for side in codec.sides.values() if side.transform is not None
@@ -51,6 +53,14 @@ def _over_latents(layer: LayerGeometry, codec: Codec, entries: int) -> int:
     rebuilt = keys.rank * keys.head_dim if keys.transform is not None else 0
     through = 2 * layer.heads * values.head_dim * values.rank if values.transform is not None else 0
     return entries * (rebuilt + rotated + layer.heads * (keys.head_dim + 2 * values.rank)) + through
+
+
+def _decoupled(layer: LayerGeometry, codec: Codec, entries: int) -> int:
+    """A slice of the keys rebuilt, rotated and scored; the joint latent met by queries that are taken into it once."""
+    rope, joint = codec.keys, codec.values
+    rebuilt = layer.kv_heads * (rope.rank * layer.head_dim + 2 * layer.rotary_dims)
+    token = rebuilt + layer.heads * (layer.head_dim + 2 * joint.rank)
+    return entries * token + layer.heads * joint.rank * (layer.head_dim + layer.value_dim)
 
 
 def _in_bands(layer: LayerGeometry, codec: Codec, bands: Bands, entries: int) -> int:

@@ -58,6 +58,11 @@ class DecoupledCodec(JointCodec):
         """The slice and the joint latent."""
         return {"keys": self.keys, "values": self.values}
 
+    @cached_property
+    def latents(self) -> dict[str, Latents]:
+        """Those of the joint side, and under ``rope`` the slice's."""
+        return JointCodec(self.keys, self.values).latents | {"rope": Latents("keys", self.keys, 0, self.keys.head_dim)}
+
     def encode(self, keys: Tensor, values: Tensor) -> Stored:
         """The slice, and the latent of everything else."""
         return prefixed("keys", self.keys.encode(keys)) | super().encode(keys, values)

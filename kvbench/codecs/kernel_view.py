@@ -48,8 +48,13 @@ class Coded:
         tensors = [self.codes, self.scale, self.zero]
         if self.blocks is not None:
             tensors += [self.blocks.scale, self.blocks.zero]
-        storages = {tensor.untyped_storage().data_ptr() for tensor in stored.values()}
-        return all(tensor is None or tensor.untyped_storage().data_ptr() in storages for tensor in tensors)
+        return all(tensor is None or lies_in(tensor, stored) for tensor in tensors)
+
+
+def lies_in(tensor: Tensor, stored: Stored) -> bool:
+    """Whether ``tensor`` is memory of what is ``stored``."""
+    storages = {each.untyped_storage().data_ptr() for each in stored.values()}
+    return tensor.untyped_storage().data_ptr() in storages
 
 
 @dataclass(frozen=True, eq=False)

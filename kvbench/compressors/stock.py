@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import ClassVar
 
 import torch
-from transformers import Cache, PreTrainedConfig, QuantizedCache
+from transformers import Cache, PreTrainedModel, QuantizedCache
 
 from kvbench.compressors.draft import Draft
 from kvbench.compressors.part import Part
 from kvbench.compressors.rules import OneOf, Rule, at_least
 from kvbench.errors import KvbenchError
+from kvbench.hooks.geometry import ModelGeometry
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,21 @@ class StockPart(Part):
     def apply(self, draft: Draft) -> None:
         """Nothing to fill in: kvbench is detached."""
 
+    def entered(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """``model`` as its caches need it: as it is."""
+        return nullcontext()
+
     @abstractmethod
-    def new_stock_cache(self, config: PreTrainedConfig) -> Cache:
-        """An empty cache for a model of this ``config``.
+    def new_stock_cache(self, model: PreTrainedModel) -> Cache:
+        """An empty cache for ``model``.
 
         Raises:
             KvbenchError: the model or this installation cannot have one.
         """
+
+    def elements_per_token(self, model: PreTrainedModel, geometry: ModelGeometry) -> int:
+        """K and V elements that it keeps of a token, in all layers of ``model`` together: predicted."""
+        return sum(layer.elements_per_token for layer in geometry.layers)
 
     @abstractmethod
     def bits_per_element(self, dtype: torch.dtype) -> float:
@@ -57,7 +67,7 @@ class QuantizedStock(StockPart):
     group: int = 64
     residual: int = 128
 
-    def new_stock_cache(self, config: PreTrainedConfig) -> Cache:
+    def new_stock_cache(self, model: PreTrainedModel) -> Cache:
         """A QuantizedCache; models with sliding windows have none."""
         try:
             version(self.package)
@@ -65,8 +75,9 @@ class QuantizedStock(StockPart):
             raise KvbenchError(
                 f"{self.name} needs the package {self.package}, which is not installed; pip install 'kvbench[hf-quant]'"
             ) from None
+        axes = self.axis, self.axis
         try:
-            return QuantizedCache(self.backend, config, self.bits, self.axis, self.axis, self.group, self.residual)
+            return QuantizedCache(self.backend, model.config, self.bits, *axes, self.group, self.residual)
         except (ImportError, ValueError) as error:
             raise KvbenchError(f"{self.name}: {error}") from error
 

@@ -25,9 +25,10 @@ class Kernels:
     :class:`kvbench.kernels.cpu.coded.CodedAttention`; ``readable`` says whether it takes these keys and values.
     ``basis`` makes of a decoder (groups, rank, heads, head_dim) and a mean (groups, heads, head_dim) what it takes to
     go into latents and back by itself; None if it does not. ``rebuilds`` tells from which readable codes it takes
-    :class:`~kvbench.kernels.rebuilding.RebuiltKeys`; None if it never does. Without a ``basis`` it takes what is
-    absorbed beside them through their decoder. ``merge`` is :func:`kvbench.kernels.reference.merge` of their results.
-    ``instructions`` are those of the processor that they are compiled for, where there is a choice.
+    :class:`~kvbench.kernels.rebuilding.RebuiltKeys`, alone or beside other keys; None if it never does. Without a
+    ``basis`` it takes what is absorbed beside them through their decoder. ``merge`` is
+    :func:`kvbench.kernels.reference.merge` of their results. ``instructions`` are those of the processor that they are
+    compiled for, where there is a choice.
     """
 
     name: str

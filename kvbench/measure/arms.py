@@ -57,17 +57,14 @@ class Arm:
     @contextmanager
     def entered(self) -> Iterator[None]:
         """The model as this arm needs it: hooks on, or everything stock."""
-        if self.attachment is None:
+        with self.stock.entered(self.model) if self.attachment is None else self.attachment:
             yield
-        else:
-            with self.attachment:
-                yield
 
     def new_cache(self) -> Cache:
         """An empty cache."""
         if self.attachment is not None:
             return self.attachment.new_cache()
-        return self.stock.new_stock_cache(self.model.config)
+        return self.stock.new_stock_cache(self.model)
 
     def fill(self, prompt: ExactPrompt, copies: int = 1) -> Cache:
         """A cache that has taken the prompt in, compressed; every row ``copies`` times."""

@@ -156,7 +156,7 @@ def walk(cache: Cache) -> CacheBytes:
 def _summary(arm: Arm, allocated: CacheBytes, batch: int, tokens: int, **measured: Any) -> MemoryResult:
     elements = arm.geometry.elements(tokens) * batch
     # A stock sliding layer is a view that keeps the whole prompt's storage alive until the next step.
-    every = sum(layer.elements_per_token for layer in arm.geometry.layers) * tokens * batch
+    every = arm.stock.elements_per_token(arm.model, arm.geometry) * tokens * batch
     stock = round(every * arm.stock.bits_per_element(arm.geometry.dtype) / 8)
     predicted = stock if arm.plan is None else predict_bytes(arm.plan, arm.geometry, tokens, batch)
     body = None if arm.plan is None else body_bits_per_element(arm.plan, arm.geometry)

@@ -17,7 +17,7 @@ from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.kernels.cpu.coded import CodedAttention, coded_attention
 from kvbench.kernels.cpu.exact import exact_decode
 from kvbench.kernels.cpu.llvm import unpack_ops, vectors
-from kvbench.kernels.rebuilding import RebuiltKeys
+from kvbench.kernels.rebuilding import RebuiltKeys, identity_basis
 from kvbench.kernels.reference import partial_attention
 
 MIXED = (8,) * 4 + (6,) * 8 + (5,) * 8 + (4,) * 8 + (3,) * 16 + (2,) * 8 + (1,) * 12
@@ -49,6 +49,7 @@ def main(vnni: str, sharing: str) -> None:
     ):
         check_attention((quantizer, quantizer), query, keys, values, 0.125)
         check_rebuilt(quantizer, query, keys, values, 0.125)
+        check_decoupled(quantizer, query, keys, values, 0.125)
     for bits in (4, 2):
         per_channel = IntegerQuantizer(bits, 16, "token"), IntegerQuantizer(bits, 32)
         check_attention(per_channel, query, keys, values, 0.125)
@@ -96,6 +97,28 @@ def check_rebuilt(
     expected = partial_attention(query.double().view(batch, groups * rows, 1, rank), keys_again, decoded[1], scaling)
     output = expected.output.view(batch, groups, rows, -1)
     assert (actual - output).abs().max() < 1e-3 * output.abs().max()
+
+
+def check_decoupled(
+    quantizer: IntegerQuantizer | CodebookQuantizer,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float,
+) -> None:
+    """``keys`` beside ``values`` that are keys as well, rebuilt from codes and as they are."""
+    batch, groups, rows, rank = query.shape
+    stored = [quantizer.encode(states) for states in (keys, values)]
+    coded = [kernel_view(quantizer, codes) for codes in stored]
+    decoded = [quantizer.decode(codes).double() for codes in stored]
+    both = torch.cat([query, 0.1 * query.flip(-1)], -1)
+    rebuilt = RebuiltKeys(coded[0], *identity_basis(groups, rank, query.device))
+    for beside, states in ((rebuilt, decoded[0]), (keys, keys.double())):
+        attention = CodedAttention(tuple(both.shape), coded[1], coded[1], keys.shape[2], scaling, (None, None), beside)
+        whole = both.double().view(batch, groups * rows, 1, 2 * rank)
+        expected = partial_attention(whole, torch.cat([states, decoded[1]], -1), decoded[1], scaling)
+        output = expected.output.view(batch, groups, rows, -1)
+        assert (attention(both).output - output).abs().max() < 1e-3 * output.abs().max()
 
 
 if __name__ == "__main__":

@@ -188,6 +188,16 @@ def test_channel_groups_with_scales_of_their_own(group: int, rank: int) -> None:
     check((2, 2, 3, 9), IntegerQuantizer(4, group), IntegerQuantizer(3, group), (rank, rank), True)
 
 
+@pytest.mark.parametrize("scale", [torch.float16, torch.float32])
+@pytest.mark.parametrize(("group", "rows"), [(16, 2), (32, 3), (32, 7), (64, 1)])
+def test_levels_of_two_bytes_in_channel_groups(group: int, rows: int, scale: torch.dtype) -> None:
+    """Values of 8-bit floats lie off the byte grid: their second bytes have scales of channel groups, too."""
+    quantizer = FloatQuantizer(torch.float8_e4m3fn, True, group, scale)
+    check((2, 2, rows, 9), quantizer, quantizer, (64, 128), True)
+    ragged, _ = stored(FloatQuantizer(torch.float8_e4m3fn, True, 48), torch.randn(1, 1, 8, 64), 8)
+    assert not readable(ragged, ragged)
+
+
 @pytest.mark.parametrize("group", [16, 32, 48, 64, 128])
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize(("rank", "rows"), [(64, 3), (80, 1), (128, 7), (72, 2), (5, 4)])

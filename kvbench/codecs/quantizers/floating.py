@@ -65,12 +65,12 @@ class FloatQuantizer:
     def coded(self, stored: Stored) -> Coded | Tensor | None:
         """Scaled 8-bit codes with the format's values as levels; longer formats without a scale as they are.
 
-        None for 8-bit codes without a scale, as two bytes do not hold the format's range, and with scales in fp32.
+        None for 8-bit codes without a scale, as two bytes do not hold the format's range.
         """
         codes = stored["codes"]
         if self.dtype.itemsize > 1:
             return None if self.scaled else codes
-        if not self.scaled or self.scale != SCALE:
+        if not self.scaled:
             return None
         rank = codes.shape[-1] // TOKENS_PER_GROUP
         levels = {8: _levels(self.dtype, codes.device)}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvbench.codecs.kernel_view import BlockAffine, Coded
 from kvbench.kernels.cpu.column_layout import column_layout
+from kvbench.kernels.cpu.exact import exact_side
 from kvbench.kernels.cpu.llvm.matrix_ops import has_matrices
 from kvbench.kernels.cpu.llvm.rebuild_ops import COLUMNS
 from kvbench.kernels.cpu.llvm.vectors import LANES
@@ -21,6 +22,7 @@ from kvbench.kernels.cpu.records import (
     Claims,
     CodedJob,
     CodedSide,
+    ExactSide,
     RebuiltSide,
     TurnedQuery,
     fp32_bits,
@@ -35,12 +37,15 @@ from kvbench.kernels.rebuilding import KeyRotation, RebuiltKeys
 _ENOUGH = 6
 """Rows of queries that pay for bringing a tile into the order that matrices are multiplied in."""
 
+_MANY = 12
+"""The same of codes that others multiply where they lie: for matrices they are brought to a buffer first."""
+
 _SIGNED = 0x80808080
 """Flips the highest bit of four bytes, which turns 0…255 into -128…127."""
 
 
 def readable(keys: Coded, values: Coded) -> bool:
-    """Whether the CPU kernel can read both sides: scales in fp16, channel groups of whole vectors.
+    """Whether the CPU kernel can read both sides: scales in fp16 or fp32, channel groups of whole vectors.
 
     Keys may have scales per component in blocks of tokens, a multiple of 16.
     """
@@ -49,8 +54,22 @@ def readable(keys: Coded, values: Coded) -> bool:
 
 
 def _scales_readable(coded: Coded) -> bool:
-    whole = coded.scale is None or coded.scale.shape[-1] == 1 or coded.channel % LANES == 0
-    return whole and all(scale is None or scale.dtype == torch.float16 for scale in (coded.scale, coded.zero))
+    several = coded.scale is not None and coded.scale.shape[-1] > 1
+    whole = not several or (coded.channel % LANES == 0 and _groups_repeat(coded))
+    dtypes = {each.dtype for each in (coded.scale, coded.zero) if each is not None}
+    return whole and len(dtypes) <= 1 and dtypes <= {torch.float16, torch.float32}
+
+
+def _groups_repeat(coded: Coded) -> bool:
+    """Whether second bytes of levels, if there are any, come in the channel groups that the first ones come in."""
+    columns, components = len(column_layout(coded).component_of_column), len(coded.widths)
+    return _bytes_of_a_level(coded) == 1 or (columns == 2 * components and components % coded.channel == 0)
+
+
+def _bytes_of_a_level(coded: Coded) -> int:
+    """Columns that a component takes at most: two where levels are off the byte grid."""
+    stored = sum(width > 0 for width in coded.widths)
+    return 2 if len(column_layout(coded).component_of_column) > stored else 1
 
 
 def _blocks_readable(blocks: BlockAffine | None) -> bool:
@@ -94,8 +113,10 @@ class CodedAttention:
     is computed. Queries are (batch, …, width), of ``shape`` (batch,
     groups, rows per group, width), whatever axes their heads are counted by; outputs (batch, …, value rank). With a
     basis for keys, the first of ``bases``, queries are those of the heads (…, head_dim), and are taken into the
-    latents; with one for values, outputs are brought back from them. With ``rebuilt`` keys queries are those of the
-    heads, too; without ``keys`` beside them scores are theirs alone, else those of both are added.
+    latents; with one for values, outputs are brought back from them. With keys ``beside``, rebuilt or floating-point
+    ones (batch, groups, tokens, ·), queries are those of the heads, too; without ``keys`` scores are theirs alone, else
+    those of both are added. Where both are there, and not some dimensions are rebuilt, queries are two side by side:
+    what keys ``beside`` meet, and what ``keys`` do.
     """
 
     def __init__(
@@ -106,22 +127,23 @@ class CodedAttention:
         tokens: int,
         scaling: float,
         bases: Bases = (None, None),
-        rebuilt: RebuiltKeys | None = None,
+        beside: RebuiltKeys | Tensor | None = None,
     ) -> None:
         batch, groups, rows, query_width = shape
         key_basis, value_basis = bases
         key_side, stream, value_side = nothing(CodedSide), nothing(CodedSide), _side(values, rows, value_basis, True)
         rebuilt_record, turned, alive = nothing(RebuiltSide), nothing(TurnedQuery), [_arrays(values)]
+        exact = exact_side(beside) if isinstance(beside, Tensor) else nothing(ExactSide)
         if keys is not None:
             key_side = _side(keys, rows, key_basis)
             alive.append(_arrays(keys))
-        if rebuilt is not None:
-            turned, arrays = turned_query(rebuilt)
+        if isinstance(beside, RebuiltKeys):
+            turned, arrays = turned_query(beside)
             alive.append(arrays)
-            if rebuilt.dims != ():
-                stream = _side(rebuilt.coded, rows, None)
-                rebuilt_record, arrays = rebuilt_side(rebuilt)
-                alive += [arrays, _arrays(rebuilt.coded)]
+            if beside.dims != ():
+                stream = _side(beside.coded, rows, None)
+                rebuilt_record, arrays = rebuilt_side(beside)
+                alive += [arrays, _arrays(beside.coded)]
         multiplied = _multiplied(key_side, value_side, rebuilt_record, rows)
         splits = splits_for(batch * groups, tokens, multiplied)
         units = batch * groups * splits
@@ -131,10 +153,11 @@ class CodedAttention:
             heads=groups,
             rows=rows,
             query_width=query_width,
+            absorbed_from=query_width - key_side.head_dim if keys is not None and not turned.block else 0,
             scaling=fp32_bits(scaling),
         )
         self._work = Work(units, splits, rows, value_side.head_dim, batch * groups * tokens * multiplied)
-        self._job = pack(Claims(0, units, units), job, key_side, rebuilt_record, stream, turned, value_side)
+        self._job = pack(Claims(0, units, units), job, key_side, rebuilt_record, stream, turned, exact, value_side)
         self._groups, self._alive = groups, tuple(alive)
         self._turns = bool(rebuilt_record.decoder), bool(turned.block)
 
@@ -196,6 +219,7 @@ def _arrays(coded: Coded) -> object:
 def _side(coded: Coded, rows: int, basis: LatentBasis | None, signed: bool = False) -> CodedSide:
     """The record of keys or values; those as ``signed`` bytes."""
     layout = column_layout(coded)
+    by_matrices = has_matrices() and rows >= (_MANY if layout.direct else _ENOUGH)
     codes, scale, zero, blocks = coded.codes, coded.scale, coded.zero, coded.blocks
     channel_groups = 1 if scale is None else scale.shape[-1]
     column_scale = layout.column_scale(coded.component)
@@ -210,16 +234,18 @@ def _side(coded: Coded, rows: int, basis: LatentBasis | None, signed: bool = Fal
         padded_columns=layout.columns,
         scale=0 if scale is None else scale.data_ptr(),
         zero=0 if zero is None else zero.data_ptr(),
+        scale_in_fp32=scale is not None and scale.dtype == torch.float32,
         scale_row_stride=0 if scale is None else scale.stride(0),
         scale_head_stride=0 if scale is None else scale.stride(1),
         channel_groups=channel_groups,
+        column_groups=channel_groups * (_bytes_of_a_level(coded) if channel_groups > 1 else 1),
         group_columns=coded.channel if channel_groups > 1 else layout.columns,
         block_tokens=0 if blocks is None else blocks.tokens,
         block_scale=0 if blocks is None else blocks.scale.data_ptr(),
         block_zero=0 if blocks is None else blocks.zero.data_ptr(),
         block_row_stride=0 if blocks is None else blocks.scale.stride(0),
         block_head_stride=0 if blocks is None else blocks.scale.stride(1),
-        direct=layout.direct,
+        direct=layout.direct and not by_matrices,
         nibbles=layout.nibbles,
         flip=_SIGNED if signed and (layout.looked_up or max(coded.widths) == 8) else 0,
         affine=layout.affine.ctypes.data,
@@ -237,6 +263,6 @@ def _side(coded: Coded, rows: int, basis: LatentBasis | None, signed: bool = Fal
         mean_head_stride=0 if mean is None else mean.stride(1),
         head_dim=head_dim,
         queries_per_head=rows if decoder is None else rows // decoder.shape[2],
-        by_matrices=has_matrices() and rows >= _ENOUGH and not layout.direct,
+        by_matrices=by_matrices,
         basis_in_fp16=decoder is not None and decoder.dtype == torch.float16,
     )

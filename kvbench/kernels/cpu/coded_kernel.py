@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from kvbench.kernels.cpu.llvm import byte_ops, float_ops, matrix_ops, product_ops, vectors
+from kvbench.kernels.cpu.exact_kernel import state_address
+from kvbench.kernels.cpu.llvm import byte_ops, exact_ops, float_ops, matrix_ops, product_ops, vectors
 from kvbench.kernels.cpu.memory import JIT, ROWS_AT_ONCE, TILE, fill, floats, record_at
 from kvbench.kernels.cpu.projection_kernel import finalise_output, output_from_latents
 from kvbench.kernels.cpu.query_kernel import absorb_query, begin_query, prefetch_blocks, query_for
@@ -60,7 +61,7 @@ def attend_coded(first: int, last: int, job: Any) -> None:
         row, head = pair // job.heads, pair % job.heads
         query = job.query + 4 * pair * rows * job.query_width
         if keys.codes and not turned.block:
-            begin_query(query, scaling, keys, head, work)
+            begin_query(query + 4 * job.absorbed_from, job.query_width, scaling, keys, head, work)
         else:
             fill(work.mean_score, rows, _F(0))
         if turned.block:
@@ -88,6 +89,9 @@ def attend_coded(first: int, last: int, job: Any) -> None:
                 fill(work.scores, rows * TILE, _F(0))
             if rebuilt.decoder:
                 stream_tile = add_scores_of_rebuilt(job, key_tile, row, head, start, count, work)
+            if job.exact.states:
+                key = state_address(job.exact, row, head, start)
+                add_exact_scores(key, job.exact, query, job.query_width, count, scaling, work)
             apply_mask(work, mask and mask + start, count)
             if update_softmax(work):
                 value_tile = 0
@@ -130,6 +134,21 @@ def add_scores_of_rebuilt(job: Any, key_tile: int, row: int, head: int, start: i
 
 
 @njit(**JIT)
+def add_exact_scores(key: int, side: Any, query: int, width: int, count: int, scaling: Any, work: Any) -> None:
+    """Add the scores of ``count`` keys from address ``key`` on, floating-point numbers that meet the first components
+    of queries (rows, width)."""
+    step, products = side.token_stride, work.products
+    for row in range(0, work.rows, ROWS_AT_ONCE):
+        q, together = query + 4 * width * row, min(ROWS_AT_ONCE, work.rows - row)
+        exact_ops.exact_scores(
+            key, q, products, together, count, side.components, step, 4 * width, 4 * TILE, TILE * step, side.kind
+        )
+        unscaled, scores = floats(products, TILE * together), floats(work.scores + 4 * TILE * row, TILE * together)
+        for i in range(TILE * together):
+            scores[i] += unscaled[i] * scaling
+
+
+@njit(**JIT)
 def add_scores(tile: int, side: Any, row: int, head: int, start: int, count: int, scaling: Any, work: Any) -> None:
     """Scores of a tile's tokens, of all channel groups together, block by block of tokens with the same query."""
     read_affine(side, row, head, start, count, work.affine)
@@ -138,7 +157,7 @@ def add_scores(tile: int, side: Any, row: int, head: int, start: int, count: int
         last = min(query_for(side, row, head, start + first, scaling, work) - start, TILE)
         for r in range(work.rows):
             float_ops.fill_row(work.scores + 4 * (TILE * r + first), block_score[r], (last - first) // 16)
-        for channel in range(side.channel_groups):
+        for channel in range(side.column_groups):
             if side.by_matrices:
                 score_by_matrices(side, channel, first, last, work)
             else:
@@ -152,11 +171,17 @@ def add_values(tile: int, side: Any, row: int, head: int, start: int, count: int
     read_affine(side, row, head, start, count, work.affine)
     if side.by_matrices and side.flip:
         matrix_ops.flip(tile, TILE * side.padded_columns // 64)
-    for channel in range(side.channel_groups):
+    for channel in range(side.column_groups):
         if side.by_matrices:
             mix_by_matrices(tile, side, channel, work)
         else:
             mix_channel_group(tile, side, count, channel, work)
+
+
+@njit(**JIT)
+def affine_of(side: Any, channel: int, work: Any) -> int:
+    """Where scales and zeros of a group of columns are; second bytes have those of the first ones."""
+    return work.affine + AFFINE_BYTES * (channel % side.channel_groups)  # type: ignore[no-any-return]
 
 
 @njit(**JIT)
@@ -165,7 +190,7 @@ def score_channel_group(tile: int, side: Any, count: int, channel: int, first: i
     nibbles, group_bytes, place, ahead = tile_form(side, count, channel)
     wide = min(side.group_columns, side.padded_columns - channel * side.group_columns) // vectors.LANES
     step, codes, rows, parts = work.query_stride, tile + place, work.rows, (last - first) // 16
-    scale = work.affine + AFFINE_BYTES * channel + 4 * first
+    scale = affine_of(side, channel, work) + 4 * first
     units, sums = floats(work.query_unit, (channel + 1) * rows), floats(work.query_sum, (channel + 1) * rows)
     for row in range(0, rows, ROWS_AT_ONCE):
         some = min(ROWS_AT_ONCE, rows - row)
@@ -195,7 +220,7 @@ def score_by_matrices(side: Any, channel: int, first: int, last: int, work: Any)
     wide = min(side.group_columns, side.padded_columns - channel * side.group_columns)
     groups, step, rows, parts = (wide + 63) // 64, work.query_stride, work.rows, (last - first) // 16
     codes = work.step_tile + TILE * channel * side.group_columns + 4 * first
-    query, scale = work.query_bytes + 2 * channel * rows * step, work.affine + AFFINE_BYTES * channel + 4 * first
+    query, scale = work.query_bytes + 2 * channel * rows * step, affine_of(side, channel, work) + 4 * first
     units, sums = floats(work.query_unit, (channel + 1) * rows), floats(work.query_sum, (channel + 1) * rows)
     for row in range(0, 2 * rows, 2 * matrix_ops.ROWS):
         products, lefts = work.products + 4 * (TILE * row + first), 1 if 2 * rows - row <= matrix_ops.ROWS else 2
@@ -271,7 +296,7 @@ def mix_by_matrices(tile: int, side: Any, channel: int, work: Any) -> None:
 @njit(**JIT)
 def round_weights(side: Any, channel: int, row: int, count: int, work: Any) -> None:
     """``count`` rows of weights from ``row`` on, times a channel group's scales, as bytes; their part of ``bias``."""
-    scale = work.affine + AFFINE_BYTES * channel
+    scale = affine_of(side, channel, work)
     largest = max(float_ops.largest(scale, _F(1e-30)), _F(1e-30))
     lift = _F(128) if side.flip else _F(0)
     unit, peak = floats(work.weight_unit, work.rows), floats(work.peak, work.rows)

@@ -38,7 +38,7 @@ def exact_decode(
     splits = splits_for(batch * groups, tokens)
     units = batch * groups * splits
     attended = mask_bytes(mask, batch, groups)
-    described = pack(*map(_side, sides))
+    described = pack(*map(exact_side, sides))
     job = ExactJob(
         splits=splits,
         spans=len(spans),
@@ -61,7 +61,8 @@ def exact_decode(
     return Pending(EXACT, packed, _OUTPUT, work, (batch, *heads), "numba", alive)
 
 
-def _side(states: Tensor) -> ExactSide:
+def exact_side(states: Tensor) -> ExactSide:
+    """The record of keys or values (batch, groups, tokens, components), whose components lie side by side."""
     row, head, token, _ = states.stride()
     size = states.itemsize
     return ExactSide(

@@ -42,25 +42,29 @@ def read_mean(side: Any, mean: int, out: int) -> None:
 
 
 @njit(**JIT)
-def project_query(query: int, side: Any, group: int, work: Any) -> None:
-    """Queries (rows, head_dim) → ``latent_query``: with keys z D + μ, q · k = (D q) · z + q · μ (``mean_score``)."""
+def project_query(query: int, width: int, side: Any, group: int, work: Any) -> None:
+    """Queries (rows, head_dim) → ``latent_query``: with keys z D + μ, q · k = (D q) · z + q · μ (``mean_score``).
+
+    ``width`` numbers lie between one row and the next.
+    """
     components, dim, each, kind = side.components, side.head_dim, side.queries_per_head, basis_kind(side)
     step = (2 if side.basis_in_fp16 else 4) * side.decoder_row_stride
     mean_score = floats(work.mean_score, work.rows)
     if not side.decoder:
-        copy_words(query, work.latent_query, work.rows * components)
+        for row in range(work.rows):
+            copy_words(query + 4 * row * width, work.latent_query + 4 * row * components, components)
         fill(work.mean_score, work.rows, _F(0))
         return
     for head in range(work.rows // each):
         decoder, mean = head_basis(side, group, head)
         read_mean(side, mean, work.head_mean)
         for row in range(head * each, (head + 1) * each):
-            mean_score[row] = dot(work.head_mean, query + 4 * row * dim, dim)
+            mean_score[row] = dot(work.head_mean, query + 4 * row * width, dim)
         for row in range(head * each, (head + 1) * each, ROWS_AT_ONCE):
             together = min(ROWS_AT_ONCE, (head + 1) * each - row)
-            q, latent = query + 4 * row * dim, work.latent_query + 4 * row * components
+            q, latent = query + 4 * row * width, work.latent_query + 4 * row * components
             exact_ops.exact_scores(
-                decoder, q, latent, together, components, dim, step, 4 * dim, 4 * components, 0, kind
+                decoder, q, latent, together, components, dim, step, 4 * width, 4 * components, 0, kind
             )
 
 
@@ -83,7 +87,7 @@ def finalise_output(side: Any, scaling: Any, lse: int, work: Any) -> None:
         mass = lane_sum(work.mass + 4 * row * lanes)
         log_sums[row] = top[row] + np.log(mass) + mean_score[row] * scaling
         total = floats(work.total + 4 * row * work.total_width, work.total_width)
-        for channel in range(side.channel_groups):
+        for channel in range(side.column_groups):
             first = channel * side.group_columns
             bias = lane_sum(work.bias + 4 * (row * work.bias_width + channel * lanes))
             for i in range(first, min(first + side.group_columns, columns)):

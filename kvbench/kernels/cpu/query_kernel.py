@@ -22,9 +22,10 @@ _F = np.float32
 
 
 @njit(**JIT)
-def begin_query(query: int, scaling: Any, side: Any, head: int, work: Any) -> None:
-    """Take a unit's queries (rows, head_dim) to the keys' columns; their bytes are made at its first tile."""
-    project_query(query, side, head, work)
+def begin_query(query: int, width: int, scaling: Any, side: Any, head: int, work: Any) -> None:
+    """Take a unit's queries (rows, head_dim), ``width`` numbers apart, to the keys' columns; their bytes are made at
+    its first tile."""
+    project_query(query, width, side, head, work)
     for row in range(work.rows):
         latent = work.latent_query + 4 * row * side.components
         query_by_column(latent, scaling, side, work.column_query + 4 * row * side.padded_columns)
@@ -140,8 +141,8 @@ def round_query(side: Any, work: Any) -> None:
     """Each row's query times the scales of its columns, to two signed bytes per column and channel group."""
     rows, row_bytes = work.rows, 4 * side.padded_columns
     if side.by_matrices:
-        fill(work.query_bytes, 2 * side.channel_groups * rows * work.query_stride // 4, _F(0))  # behind the last column
-    for channel in range(side.channel_groups):
+        fill(work.query_bytes, 2 * side.column_groups * rows * work.query_stride // 4, _F(0))  # behind the last column
+    for channel in range(side.column_groups):
         first = channel * side.group_columns
         columns = min(side.group_columns, side.padded_columns - first)
         for row in range(0, rows, ROWS_AT_ONCE):

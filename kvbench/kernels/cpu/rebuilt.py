@@ -6,6 +6,7 @@ from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from kvbench.codecs.kernel_view import Coded, Same
@@ -20,9 +21,10 @@ from kvbench.kernels.rebuilding import RebuiltKeys, absorbed_dims
 def rebuilds(coded: Coded, block: int) -> bool:
     """Whether the CPU kernel can rebuild keys from ``coded``, which it reads, with references every ``block``.
 
-    Not if scales are of blocks.
+    Not if scales are of blocks, or in fp32.
     """
-    return coded.blocks is None and block % TILE == 0
+    scaled = coded.scale is not None and coded.scale.dtype != torch.float16
+    return coded.blocks is None and not scaled and block % TILE == 0
 
 
 def rebuilt_side(keys: RebuiltKeys) -> tuple[RebuiltSide, object]:

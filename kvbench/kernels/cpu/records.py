@@ -40,13 +40,16 @@ class CodedSide(NamedTuple):
     padded_columns: int
     """All columns: a multiple of 16."""
     scale: int
-    """fp16 scales; zeros at ``zero`` lie alike. Their strides are in elements."""
+    """fp16 or fp32 scales; zeros at ``zero`` lie alike. Their strides are in elements."""
     zero: int
+    scale_in_fp32: int
     scale_row_stride: int
     scale_head_stride: int
     channel_groups: int
+    column_groups: int
+    """Groups of columns that are multiplied by themselves: the channel groups, then once more for second bytes."""
     group_columns: int
-    """Columns of a channel group."""
+    """Columns of such a group."""
     block_tokens: int
     """Tokens, a multiple of 16, that share a scale and a zero of every component; 0: there are none."""
     block_scale: int
@@ -176,8 +179,8 @@ class CodedJob(NamedTuple):
     """Decode attention on packed codes: units are (batch · heads · splits).
 
     Records follow: of keys that queries are taken into the latents for, of keys that are rebuilt, of what these are
-    rebuilt from, of how queries are turned before they are taken into the latents, and of values. Scores of both kinds
-    of keys add up; either may be missing (``codes`` 0).
+    rebuilt from, of how queries are turned before they are taken into the latents, of keys that are floating-point
+    numbers, and of values. Scores of all kinds of keys add up; any may be missing (``codes``, ``states`` 0).
     """
 
     splits: int
@@ -189,6 +192,8 @@ class CodedJob(NamedTuple):
     query: int
     """(batch, heads, rows, query_width) fp32."""
     query_width: int
+    absorbed_from: int
+    """The first component of a query that is taken into the latents; those before meet rebuilt or exact keys."""
     scaling: int
     """The bits of an fp32 number."""
     mask: int
@@ -358,6 +363,7 @@ CODED_JOB = dtype_of(
     rebuilt=RebuiltSide,
     stream=CodedSide,
     turned=TurnedQuery,
+    exact=ExactSide,
     values=CodedSide,
 )
 EXACT_JOB = dtype_of(Claims, ExactJob)

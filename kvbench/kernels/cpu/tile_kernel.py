@@ -30,14 +30,21 @@ def code_address(side: Any, row: int, head: int, start: int) -> int:
 @njit(**JIT)
 def scale_offset(side: Any, row: int, head: int, start: int) -> int:
     """How many bytes behind the first scale that of token ``start`` lies."""
-    return 2 * (row * side.scale_row_stride + head * side.scale_head_stride + start * side.channel_groups)
+    number = row * side.scale_row_stride + head * side.scale_head_stride + start * side.channel_groups
+    return scale_bytes(side) * number
+
+
+@njit(**JIT)
+def scale_bytes(side: Any) -> int:
+    """Of a scale, and of a zero."""
+    return 4 if side.scale_in_fp32 else 2
 
 
 @njit(**JIT)
 def prefetch_scales(side: Any, row: int, head: int, start: int) -> None:
     """Prefetch a tile's scales: streams so short that the hardware does not foresee them, as it does codes."""
     if side.scale:
-        offset, size = scale_offset(side, row, head, start), 2 * TILE * side.channel_groups
+        offset, size = scale_offset(side, row, head, start), scale_bytes(side) * TILE * side.channel_groups
         fetch_ahead(side.scale + offset, size)
         if side.zero:
             fetch_ahead(side.zero + offset, size)
@@ -79,14 +86,28 @@ def read_affine(side: Any, row: int, head: int, start: int, count: int, out: int
         float_ops.fill_row(zero, constant[1], TILE // 16)
         return
     offset, groups = scale_offset(side, row, head, start), side.channel_groups
-    read_halves(side.scale + offset, count, groups, out)
+    read_scales(side, side.scale + offset, count, out)
     if side.zero:
-        read_halves(side.zero + offset, count, groups, zero)
+        read_scales(side, side.zero + offset, count, zero)
         return
     for channel in range(groups):
         scale = out + AFFINE_BYTES * channel
         float_ops.scale_row(scale, constant[1], scale + _ROW_BYTES)
         float_ops.scale_row(scale, constant[0], scale)
+
+
+@njit(**JIT)
+def read_scales(side: Any, address: int, count: int, out: int) -> None:
+    """Numbers (``count``, channel groups) as :func:`read_halves` has them."""
+    groups = side.channel_groups
+    if not side.scale_in_fp32:
+        read_halves(address, count, groups, out)
+        return
+    x = floats(address, count * groups)
+    for group in range(groups):
+        y = floats(out + AFFINE_BYTES * group, TILE)
+        for t in range(TILE):
+            y[t] = x[t * groups + group] if t < count else _F(0)
 
 
 @njit(**JIT)

@@ -158,14 +158,14 @@ def _cut_coded(work: Any, base: int, job: Any) -> int:
     """Cut a block at ``base`` for packed codes; where it ends."""
     keys, values, rows = job.keys, job.values, job.rows
     byte_rows = max((2 * rows + _ROWS - 1) // _ROWS * _ROWS, 2 * rebuild_ops.DIMS)
-    at = _cut_softmax(work, base, rows, values.padded_columns, vectors.LANES * values.channel_groups)
+    at = _cut_softmax(work, base, rows, values.padded_columns, vectors.LANES * values.column_groups)
     at = _cut_rebuilt(work, at, job)
     work.key_tile, at = at, _aligned(at + TILE * keys.padded_columns + _SPARE)
     work.value_tile, at = at, _aligned(at + TILE * values.padded_columns + _SPARE)
     work.query_stride = 4 * keys.padded_columns
-    work.query_bytes, at = at, _aligned(at + (2 * keys.channel_groups * rows + _ROWS) * work.query_stride)
-    work.query_unit, at = at, _aligned(at + 4 * keys.channel_groups * rows)
-    work.query_sum, at = at, _aligned(at + 4 * keys.channel_groups * rows)
+    work.query_bytes, at = at, _aligned(at + (2 * keys.column_groups * rows + _ROWS) * work.query_stride)
+    work.query_unit, at = at, _aligned(at + 4 * keys.column_groups * rows)
+    work.query_sum, at = at, _aligned(at + 4 * keys.column_groups * rows)
     work.column_query, at = at, _aligned(at + 4 * rows * keys.padded_columns)
     work.column_scale, at = at, _aligned(at + 4 * keys.padded_columns)
     work.scaled_query, at = at, _aligned(at + 4 * ROWS_AT_ONCE * keys.padded_columns)
