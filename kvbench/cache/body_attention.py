@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kvbench.cache.absorb import Prepared, attend_absorbed, prepare_absorbed
@@ -20,6 +21,9 @@ from kvbench.codecs.stored import span, tiles
 from kvbench.hooks.latent_attention import Form
 from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.kernels.reference import Part, Partial
+
+MOST_ROWS = 512
+"""Queries of the heads that share latents which a kernel takes at once: its sums are to stay in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,14 @@ class BodyAttention:
         """Attention of ``query`` (batch, heads, queries, head_dim) over the ``tokens`` stored.
 
         A single query attends in the latents where the codec can and ``reading`` does not forbid it, or at least to
-        values as latents; else tiles of :data:`kvbench.codecs.stored.TILE` tokens are decoded, attended and dropped.
-        Kernels rotate by themselves if ``rotate`` is an :class:`~kvbench.hooks.rotary.EntryRotation`. ``mask`` is
-        boolean, broadcastable to (batch, kv heads or 1, queries, tokens). A ``decoupled`` codec takes the query with
-        and without RoPE, side by side: (batch, heads, queries, 2 · head_dim).
+        values as latents, and so do several where a kernel attends to codes without rebuilding keys; else tiles of
+        :data:`kvbench.codecs.stored.TILE` tokens are decoded, attended and dropped. Kernels rotate by themselves if
+        ``rotate`` is an :class:`~kvbench.hooks.rotary.EntryRotation`. ``mask`` is boolean, broadcastable to (batch, kv
+        heads or 1, queries, tokens). A ``decoupled`` codec takes the query with and without RoPE, side by side: (batch,
+        heads, queries, 2 · head_dim).
         """
+        if query.shape[2] > 1 and (coded := self._coded_for_each(query, stored, rotate, mask, softcap)) is not None:
+            return self._as_heads(query, stored, tokens, rotate, scaling, mask, coded.codes.shape[1])
         chosen = self._way(query, stored, rotate, softcap)
         prepared = self._prepared(query, tokens, rotate, scaling, chosen)
         if prepared is not None:
@@ -79,6 +86,36 @@ class BodyAttention:
         if not all(isinstance(coded, Coded) and coded.lies_in(stored) for coded in sides):
             return None
         return self._prepared(query, tokens, rotate, scaling, chosen)
+
+    def _coded_for_each(
+        self, query: Tensor, stored: Stored, rotate: Rotate | None, mask: Tensor | None, softcap: float | None
+    ) -> Coded | None:
+        """The keys' codes if a kernel attends to them for each of several queries, which must see the same tokens."""
+        if mask is not None and not bool((mask == mask[:, :, -1:]).all()):
+            return None
+        chosen = self._way(query[:, :, :1], stored, rotate, softcap)
+        if chosen.kernels is None or not chosen.in_latents or not isinstance(chosen.values, Coded):
+            return None
+        return chosen.keys if isinstance(chosen.keys, Coded) else None
+
+    def _as_heads(
+        self,
+        query: Tensor,
+        stored: Stored,
+        tokens: int,
+        rotate: Rotate | None,
+        scaling: float,
+        mask: Tensor | None,
+        groups: int,
+    ) -> Partial:
+        """Several queries as if they were one of so many more heads: what is unpacked serves all of them."""
+        mask = None if mask is None or bool(mask.all()) else mask[:, :, -1:]
+        heads, parts = query.shape[1], []
+        for some in query.split(max(1, MOST_ROWS * groups // heads), 2):
+            part = self.attend(some.flatten(1, 2).unsqueeze(2), stored, tokens, rotate, scaling, mask)
+            parts.append(Partial(part.output.view(*some.shape[:3], -1), part.lse.view(some.shape[:3]), part.by))
+        output, lse = torch.cat([part.output for part in parts], 2), torch.cat([part.lse for part in parts], 2)
+        return Partial(output, lse, parts[0].by)
 
     def _way(self, query: Tensor, stored: Stored, rotate: Rotate | None, softcap: float | None) -> Way:
         fast = query.shape[2] == 1 and softcap is None and not query.requires_grad
