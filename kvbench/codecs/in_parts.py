@@ -28,11 +28,11 @@ def in_parts(kernel: Callable[..., None], rows: tuple[Any, ...], *shared: Any) -
         kernel(*rows, *shared)
         return
     cuts = [count * part // threads for part in range(threads + 1)]
-    left = [[array[start:stop] for array in rows] for start, stop in pairwise(cuts)]
+    parts = iter([[array[start:stop] for array in rows] for start, stop in pairwise(cuts)])
 
     def work(_: object) -> None:
-        while left:  # only whoever holds the interpreter's lock gets this far
-            kernel(*left.pop(), *shared)
+        for part in parts:  # all threads take from the same iterator
+            kernel(*part, *shared)
 
     function = _FUNCTION(work)
     parallel(ctypes.cast(function, ctypes.c_void_p).value, None, threads, 0)
