@@ -90,13 +90,17 @@ class BodyAttention:
     def _coded_for_each(
         self, query: Tensor, stored: Stored, rotate: Rotate | None, mask: Tensor | None, softcap: float | None
     ) -> Coded | None:
-        """The keys' codes if a kernel attends to them for each of several queries, which must see the same tokens."""
-        if mask is not None and not bool((mask == mask[:, :, -1:]).all()):
+        """The keys' codes if a kernel attends to them for each of several queries, which must see the same tokens.
+
+        On CPU alone: elsewhere it is not measured against products of whole tiles.
+        """
+        if query.device.type != "cpu":
             return None
         chosen = self._way(query[:, :, :1], stored, rotate, softcap)
         if chosen.kernels is None or not chosen.in_latents or not isinstance(chosen.values, Coded):
             return None
-        return chosen.keys if isinstance(chosen.keys, Coded) else None
+        alike = mask is None or bool((mask == mask[:, :, -1:]).all())
+        return chosen.keys if alike and isinstance(chosen.keys, Coded) else None
 
     def _as_heads(
         self,
@@ -113,7 +117,7 @@ class BodyAttention:
         heads, parts = query.shape[1], []
         for some in query.split(max(1, MOST_ROWS * groups // heads), 2):
             part = self.attend(some.flatten(1, 2).unsqueeze(2), stored, tokens, rotate, scaling, mask)
-            parts.append(Partial(part.output.view(*some.shape[:3], -1), part.lse.view(some.shape[:3]), part.by))
+            parts.append(Partial(part.output.reshape(*some.shape[:3], -1), part.lse.reshape(some.shape[:3]), part.by))
         output, lse = torch.cat([part.output for part in parts], 2), torch.cat([part.lse for part in parts], 2)
         return Partial(output, lse, parts[0].by)
 

@@ -114,7 +114,7 @@ def _decoupled(
     kernels: Kernels | None, rope: Coded | Tensor | None, latent: Coded | Tensor | None, plain: bool
 ) -> Way | None:
     """RoPE keys and latents stay as they are stored, if a kernel can read both; ``plain`` RoPE keys may be floats."""
-    if kernels is None or kernels.rebuilds is None or not isinstance(latent, Coded):
+    if kernels is None or not kernels.decouples or kernels.rebuilds is None or not isinstance(latent, Coded):
         return None
     if isinstance(rope, Tensor):
         readable = plain and kernels.takes(rope.shape[-1], rope.dtype) and kernels.readable(latent, latent)

@@ -159,7 +159,7 @@ def _table(rows: list[Projection]) -> Listing:
     numbers = frozenset(COLUMNS) - {"compressor", "bound by"}
     return Listing(
         [COLUMNS[index] for index in shown],
-        [[cells(row)[index] for index in shown] for row in rows],
+        [[texts[index] for index in shown] for texts in map(cells, rows)],
         numbers,
         frozenset(index for index, row in enumerate(rows) if row.step is None),
     )

@@ -43,6 +43,8 @@ class Kernels:
     instructions: str = ""
     widest: int | None = None
     """Channels that exact keys may have at most; None: any number."""
+    decouples: bool = False
+    """Whether queries may be two side by side: one for keys beside, one for those that it is taken into latents for."""
     by_address: bool = False
     """Whether what ``prepare`` makes keeps no stored tensor alive, and so may itself be kept from step to step."""
 
@@ -118,6 +120,7 @@ def _cpu() -> Kernels:
         coded.LatentBasis,
         rebuilt.rebuilds,
         "AMX" if matrix_ops.has_matrices() else "VNNI" if vectors.has_vnni() else "SIMD",
+        decouples=True,
         by_address=True,
     )
 

@@ -130,11 +130,10 @@ def _weights(setting: Setting, batch: int) -> Phase:
         2 * rows * (part.matrices / peak + part.wide / peak_wide),
     )
     measured = setting.device.measured
-    return (
-        phase
-        if measured is None
-        else replace(phase, memory_s=phase.read_bytes / measured.weights(rows, setting.shape.hidden))
-    )
+    if measured is None:
+        return phase
+    rate = measured.weights(rows, setting.shape.hidden) * setting.limits.memory
+    return replace(phase, memory_s=phase.read_bytes / rate)
 
 
 def _experts(setting: Setting, batch: int) -> Phase:

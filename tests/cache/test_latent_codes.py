@@ -12,6 +12,7 @@ from torch import Tensor
 from kvbench.cache.attach import CompressedModel, Plan
 from kvbench.cache.attends import attends
 from kvbench.compressors.compressor import parse
+from kvbench.kernels.choice import kernels_for
 from kvbench.kernels.reading import Reading
 
 TOKENS, STEPS = 90, 10
@@ -64,6 +65,24 @@ def test_a_kernel_reads_codes_of_latents(family: str, spec: str, by: str) -> Non
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_a_kernel_reads_decoupled_keys_that_were_made(family: str, spec: str, by: str) -> None:
     check(family, spec, by)
+
+
+@pytest.mark.parametrize(
+    ("family", "spec", "by"),
+    [
+        ("deepseek_v3", "int:bits=8", "torch absorbed"),
+        ("llama", "mla:latent=32,rope_dims=8+int:bits=8", "torch decoded"),
+    ],
+)
+def test_kernels_of_one_query_a_row_are_not_given_two(
+    family: str, spec: str, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's rebuild keys, but would have taken both halves of a query for one."""
+    numba = kernels_for(torch.device("cpu"))
+    assert numba is not None
+    monkeypatch.setattr("kvbench.cache.way.kernels_taking", lambda dtype, device: replace(numba, decouples=False))
+    one = subject(family, torch.float32)
+    assert attends(small(one, spec), one.geometry) == by
 
 
 def check(family: str, spec: str, by: str) -> None:

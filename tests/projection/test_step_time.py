@@ -47,6 +47,8 @@ def test_a_machine_at_hand_reads_weights_as_measured_and_its_layers_take_their_c
     assert measured.calls_s == pytest.approx(32 * 4e-3) and paper.calls_s == 0
     assert measured.phases[1:] == paper.phases[1:]
     assert measured.seconds == pytest.approx(sum(phase.seconds for phase in measured.phases) + measured.calls_s)
+    half = step_of(setting_of(device=at_hand, limits=Limits(memory=0.5)), 10_000, 4)
+    assert half.phases[0].memory_s == pytest.approx(2 * weights.memory_s)
     slow = replace(at_hand, measured=Measured(lambda rows, width: 1e15, lambda rows: 1.0))
     assert step_of(setting_of(device=slow), 10_000, 4).binds[:2] == ("calls", "layers")
 
