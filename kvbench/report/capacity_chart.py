@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 
 from kvbench.report.crossover import TONES
-from kvbench.report.drawing import LIGHT, WIDTH, colour, dressed, rows_of
+from kvbench.report.drawing import WIDTH, colour, dressed, rows_of
 from kvbench.report.figure import Figure, file_name
 from kvbench.report.groups import Group
 from kvbench.report.numbers import short
@@ -119,7 +119,6 @@ def _chart(
     )
     labels = base.mark_text(align="left", dx=4, color=colour("muted")).encode(text="label:N")
     chart = alt.layer(drawn, labels)
-    chart = chart.add_params(*(alt.param(name=name, value=value) for name, value in LIGHT.items()))
-    heading = alt.TitleParams(text=f"Tokens a second within {budget} of cache", subtitle=f"{title} · longer is better")
     height = len(names) * (BAR * len(lengths) + GAP)
-    return dressed(chart.properties(width=WIDTH, height=height, title=heading, background=colour("paper")))
+    heading = f"Tokens a second within {budget} of cache"
+    return dressed(chart, heading, f"{title} · longer is better", width=WIDTH, height=height)

@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 
 from kvbench.report.axes import Axis
-from kvbench.report.drawing import HEIGHT, LIGHT, WIDTH, axis_of, colour, dressed, rows_of, scale_of
+from kvbench.report.drawing import HEIGHT, WIDTH, axis_of, colour, dressed, rows_of, scale_of
 from kvbench.report.figure import Figure, file_name
 from kvbench.report.groups import Group
 
@@ -112,9 +112,8 @@ def _chart(title: str, names: Sequence[str], stops: Sequence[Stop]) -> alt.Layer
         y=up("ratio"), shape=shape, tooltip=["name:N", "tokens:Q", alt.Tooltip("ratio:Q", format=".3~r")]
     )
     chart = alt.layer(one, lines, bars, points)
-    chart = chart.add_params(*(alt.param(name=name, value=value) for name, value in LIGHT.items()))
-    heading = alt.TitleParams(text="Decoding speed against length", subtitle=f"{title} · higher is better")
-    return dressed(chart.properties(width=WIDTH, height=HEIGHT, title=heading, background=colour("paper")))
+    heading = "Decoding speed against length"
+    return dressed(chart, heading, f"{title} · higher is better", width=WIDTH, height=HEIGHT)
 
 
 def cycled(values: Sequence[str], names: Sequence[str]) -> list[str]:

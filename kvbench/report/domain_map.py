@@ -8,7 +8,7 @@ from typing import Any
 
 import altair as alt
 
-from kvbench.report.drawing import LIGHT, colour, dressed, rows_of
+from kvbench.report.drawing import colour, dressed, rows_of
 from kvbench.report.figure import Figure, file_name
 from kvbench.report.groups import Group, is_baseline
 from kvbench.report.numbers import short
@@ -94,8 +94,7 @@ def _chart(title: str, rows: list[dict[str, Any]], order: Sequence[str]) -> Any:
         tooltip=["compressor:N", "texts:N", alt.Tooltip("kld:Q", format=".3~r"), alt.Tooltip("ratio:Q", format=".2f")],
     )
     chart = alt.layer(squares, base.mark_text(color="#111111").encode(text="label:N"))
-    chart = chart.add_params(*(alt.param(name=name, value=value) for name, value in LIGHT.items()))
     under = f"{title} · colour: times the KLD when calibrated on what is scored"
-    heading = alt.TitleParams(text="KLD on another text than calibrated on", subtitle=under)
+    heading = "KLD on another text than calibrated on"
     size = {"width": CELL_WIDTH * len(columns), "height": CELL_HEIGHT * len(order)}
-    return dressed(chart.properties(**size, title=heading, background=colour("paper")))
+    return dressed(chart, heading, under, **size)

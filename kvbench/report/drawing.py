@@ -43,8 +43,15 @@ def colour(name: str) -> Any:
     return alt.expr(name)
 
 
-def dressed(chart: Any) -> alt.LayerChart:
-    """Quiet axes, titles flush left; changes ``chart`` itself, because every copy of a chart takes its time."""
+def dressed(chart: Any, title: str, subtitle: str, **size: int) -> Any:
+    """Its heading, our colours, quiet axes, and a ``width`` and ``height`` of the plotting area where they are given.
+
+    Changes ``chart`` itself: every copy of a chart takes its time.
+    """
+    chart.title = alt.TitleParams(text=title, subtitle=subtitle)
+    chart.background = colour("paper")
+    for name, pixels in size.items():
+        setattr(chart, name, pixels)
     chart.config = {
         "font": FONT,
         "view": {"stroke": None},

@@ -12,6 +12,8 @@ from typing import Any
 import altair as alt
 import vl_convert
 
+from kvbench.report.drawing import LIGHT
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -22,13 +24,17 @@ class Figure:
     description: str
 
     def specification(self) -> dict[str, Any]:
-        """Plain Vega-Lite, without the address of its schema: nothing in it is to be fetched."""
+        """Plain Vega-Lite, without the address of its schema: nothing in it is to be fetched.
+
+        Its parameters are the colours of light paper.
+        """
         return self._plain
 
     @cached_property
     def _plain(self) -> dict[str, Any]:
         plain = self.chart.to_dict(validate=False)  # which takes long; tests hold charts to the schema
         plain.pop("$schema", None)
+        plain["params"] = [{"name": name, "value": value} for name, value in LIGHT.items()]  # Altair copies its own
         return plain
 
     def png(self) -> bytes:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import altair as alt
 
 from kvbench.report.crossover import TONES, cycled
-from kvbench.report.drawing import HEIGHT, LIGHT, WIDTH, colour, dressed, rows_of
+from kvbench.report.drawing import HEIGHT, WIDTH, colour, dressed, rows_of
 from kvbench.report.figure import Figure
 from kvbench.report.groups import Group
 from kvbench.report.numbers import MIB, mebibytes
@@ -49,6 +49,5 @@ def _chart(title: str, names: Sequence[str], sizes: Sequence[CacheSize]) -> alt.
         tooltip=["name:N", "tokens:Q", alt.Tooltip("mebibytes:Q", format=".3~r")],
     )
     chart = alt.layer(base.mark_line(strokeWidth=1.5), base.mark_point(size=16, filled=True))
-    chart = chart.add_params(*(alt.param(name=name, value=value) for name, value in LIGHT.items()))
-    heading = alt.TitleParams(text="Memory while a text is written", subtitle=f"{title} · lower is better")
-    return dressed(chart.properties(width=WIDTH, height=HEIGHT, title=heading, background=colour("paper")))
+    heading = "Memory while a text is written"
+    return dressed(chart, heading, f"{title} · lower is better", width=WIDTH, height=HEIGHT)

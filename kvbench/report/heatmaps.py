@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 
 from kvbench.measure.paired_scores import UNDECIDABLE
-from kvbench.report.drawing import LIGHT, colour, dressed, rows_of
+from kvbench.report.drawing import colour, dressed, rows_of
 from kvbench.report.figure import Figure
 from kvbench.report.groups import Group
 from kvbench.report.verdicts import judged
@@ -52,7 +52,7 @@ def needle_map(group: Group, name: str) -> Figure | None:
     )
     said = "; ".join(f"{compressor} {100 * result.retrieved:.0f} %" for compressor, result in measured)
     description = f"Heatmap: needles retrieved by depth and length, {group.title}. Over all: {said}."
-    return Figure(name, _titled(chart, "Needles retrieved, %", group.title), description)
+    return Figure(name, dressed(chart, "Needles retrieved, %", group.title), description)
 
 
 def task_map(group: Group, name: str) -> Figure | None:
@@ -83,7 +83,7 @@ def task_map(group: Group, name: str) -> Figure | None:
     harmed = [f"{row['compressor']} in {row['task']}" for row in rows if row["verdict"] == "harmed"]
     description = f"Heatmap: score by task, {group.title}. Harmed: {', '.join(harmed) or 'none'}."
     under = f"{group.title} · ! harmed, ? undecided, grey: below {UNDECIDABLE:.0%} without compression"
-    return Figure(name, _titled(chart, "Score by task, %", under), description)
+    return Figure(name, dressed(chart, "Score by task, %", under), description)
 
 
 def _field(rows: Sequence[dict[str, Any]], x: alt.X, y: alt.Y, told: Sequence[str]) -> Any:
@@ -96,9 +96,3 @@ def _field(rows: Sequence[dict[str, Any]], x: alt.X, y: alt.Y, told: Sequence[st
         tooltip=tooltip,
     )
     return alt.layer(squares, base.mark_text(color="#111111").encode(text="label:N"))
-
-
-def _titled(chart: Any, title: str, under: str) -> Any:
-    chart = chart.add_params(*(alt.param(name=name, value=value) for name, value in LIGHT.items()))
-    heading = alt.TitleParams(text=title, subtitle=under)
-    return dressed(chart.properties(title=heading, background=colour("paper")))

@@ -12,7 +12,7 @@ from kvbench.projection.project import Projection
 from kvbench.projection.step_time import Setting
 from kvbench.report.axes import Axis
 from kvbench.report.crossover import LENGTHS, SHAPES, TONES, cycled
-from kvbench.report.drawing import HEIGHT, LIGHT, WIDTH, axis_of, colour, dressed, rows_of, scale_of
+from kvbench.report.drawing import HEIGHT, WIDTH, axis_of, colour, dressed, rows_of, scale_of
 from kvbench.report.figure import Figure, file_name
 from kvbench.report.projection import cells, markdown
 
@@ -89,6 +89,5 @@ def _chart(title: str, stops: Sequence[Stop]) -> alt.LayerChart:
         tooltip=["name:N", "tokens:Q", "rows:Q", alt.Tooltip("tokens_per_s:Q", format=".3~r"), "bound:N"],
     )
     chart = alt.layer(base.mark_line(strokeWidth=1.5, opacity=0.8), points)
-    chart = chart.add_params(*(alt.param(name=name, value=value) for name, value in LIGHT.items()))
-    heading = alt.TitleParams(text="Projection: what the hardware allows", subtitle=f"{title} · higher is better")
-    return dressed(chart.properties(width=WIDTH, height=HEIGHT, title=heading, background=colour("paper")))
+    heading = "Projection: what the hardware allows"
+    return dressed(chart, heading, f"{title} · higher is better", width=WIDTH, height=HEIGHT)

@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 
 from kvbench.report.axes import Axis
-from kvbench.report.drawing import HEIGHT, LIGHT, WIDTH, axis_of, colour, dressed, rows_of, scale_of
+from kvbench.report.drawing import HEIGHT, WIDTH, axis_of, colour, dressed, rows_of, scale_of
 from kvbench.report.labels import Box, Place, place_labels, text_box
 
 
@@ -44,11 +44,8 @@ def scatter(
     """The chart. All points and lines must lie within the axes."""
     drawing = _Drawing(x, y, tuple(points), tuple(lines))
     layers = [*drawing.baselines(), *drawing.frontier(), drawing.bars(), drawing.marks(), drawing.names()]
-    chart = alt.layer(*layers, data=rows_of(drawing.rows())).add_params(
-        *(alt.param(name=name, value=value) for name, value in LIGHT.items())
-    )
-    heading = alt.TitleParams(text=title, subtitle=subtitle)
-    return dressed(chart.properties(width=WIDTH, height=HEIGHT, title=heading, background=colour("paper")))
+    chart = alt.layer(*layers, data=rows_of(drawing.rows()))
+    return dressed(chart, title, subtitle, width=WIDTH, height=HEIGHT)
 
 
 @dataclass(frozen=True)
