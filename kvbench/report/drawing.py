@@ -1,6 +1,7 @@
 """How all charts look: size, colours, fonts, axes.
 
-All colours are parameters of the chart, so that a page can turn them dark.
+Colours are looked up by name when a chart is drawn: its :class:`~kvbench.report.figure.Figure` brings those of light
+paper as parameters, so that a page can turn them dark.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ def colour(name: str) -> Any:
 
 
 def dressed(chart: Any, title: str, subtitle: str, **size: int) -> Any:
-    """Its heading, our colours, quiet axes, and a ``width`` and ``height`` of the plotting area where they are given.
+    """``chart`` with a heading, quiet axes, titles flush left, and a ``width`` and ``height`` where they are given.
 
-    Changes ``chart`` itself: every copy of a chart takes its time.
+    It is changed itself: every copy of a chart takes its time. ``size`` is in pixels of the plotting area.
     """
     chart.title = alt.TitleParams(text=title, subtitle=subtitle)
     chart.background = colour("paper")

@@ -34,7 +34,8 @@ class Figure:
     def _plain(self) -> dict[str, Any]:
         plain = self.chart.to_dict(validate=False)  # which takes long; tests hold charts to the schema
         plain.pop("$schema", None)
-        plain["params"] = [{"name": name, "value": value} for name, value in LIGHT.items()]  # Altair copies its own
+        # Given to the chart itself, Altair would copy them, and the chart, at every change.
+        plain["params"] = [{"name": name, "value": value} for name, value in LIGHT.items()]
         return plain
 
     def png(self) -> bytes:

@@ -11,12 +11,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import altair as alt
 import fake_records as fake
 import pytest
 
 from kvbench.errors import KvbenchError
 from kvbench.report import packing
 from kvbench.report.columns import DETAILS
+from kvbench.report.drawing import LIGHT
 from kvbench.report.html import write_report
 from kvbench.report.page import page
 from kvbench.report.reproduce import recipes
@@ -125,6 +127,8 @@ def test_charts_travel_inside_the_page(run):
 def test_charts_fulfil_their_schema():
     for figure in page(fake.a_run()).figures:
         figure.chart.to_dict(validate=True)
+        alt.LayerChart.from_dict(figure.specification(), validate=True)
+        assert {param["name"]: param["value"] for param in figure.specification()["params"]} == LIGHT
 
 
 def test_long_parts_of_many_trials_are_packed_and_nothing_is_lost(tmp_path, monkeypatch):
