@@ -299,9 +299,10 @@ class CompressedLayer(KVLayer):
     def _keep(self, leaving: Leaving, keys: Tensor, values: Tensor) -> None:
         """Encode what the selector keeps of ``keys`` and ``values``, so that the whole body stays in its budget."""
         assert self.selector is not None
-        block, tokens = self.codec.block, keys.shape[AXIS]
-        body = leaving.start + leaving.end - self.spans.sinks
-        allowed = self.selector.budget.kept(body, block) - self.body.entries
+        budget, block, tokens = self.selector.budget, self.codec.block, keys.shape[AXIS]
+        body, after_prompt = leaving.start + leaving.end - self.spans.sinks, leaving.start > 0
+        keeps_all = budget.keep_decoded and after_prompt
+        allowed = tokens if keeps_all else budget.kept(body, block) - self.body.entries
         count = min(allowed, tokens // block * block)
         if count > 0:
             picks = pick(self.selector, leaving, count, self.spans.sinks, self.codec.joins_heads)

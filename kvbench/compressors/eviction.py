@@ -19,6 +19,8 @@ class Eviction(Part):
     Stored beside the kept tokens: the slot of each, 32 bits per KV head. Sinks and recent window stay exact; evicted
     tokens never come back, and what was kept once is never evicted later. The budget holds for the whole body, block by
     block as tokens leave the window; a number of ``tokens`` that the prompt has used up leaves nothing for what comes.
+    ``keep_decoded`` evicts from the prompt alone, as most papers do (and of a prompt that is read in pieces from the
+    first): questions and answers after it stay whole, and the cache grows by them.
     """
 
     family = "eviction"
@@ -31,12 +33,15 @@ class Eviction(Part):
 
     budget: float | None = None
     tokens: int | None = None
+    keep_decoded: bool = False
 
     def apply(self, draft: Draft) -> None:
         """One selector per layer."""
         budget = Budget() if self.budget is None else Budget(self.budget)
         for layer in draft:
-            layer.selector = self.selector(layer, draft, replace(budget, most=self.tokens))
+            layer.selector = self.selector(
+                layer, draft, replace(budget, most=self.tokens, keep_decoded=self.keep_decoded)
+            )
 
     @abstractmethod
     def selector(self, layer: LayerDraft, draft: Draft, budget: Budget) -> Selector:

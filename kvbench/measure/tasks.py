@@ -1,9 +1,10 @@
 """Answers to tasks' questions through a cache that was compressed before the question came.
 
 Contexts of a task have one length and are prefilled together, once for all compressors; every compressor takes them in
-from there, once for all questions. In a conversation the questions before, with the right answers to them, follow the
-context in the same cache. Answers are greedy, of the samples of several tasks at a time, and end when the model ends
-them, after the task's number of tokens, or once they contain all that they are scored by.
+from there, once for all questions. A query-aware one takes them in with each question, all but its last token. In a
+conversation the questions before, with the right answers to them, follow the context in the same cache. Answers are
+greedy, of the samples of several tasks at a time, and end when the model ends them, after the task's number of tokens,
+or once they contain all that they are scored by.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from transformers import Cache
 
 from kvbench.measure.arms import Arm
 from kvbench.measure.batch_decoding import Batch, Stop, decode_batches, last_tokens
@@ -52,9 +54,10 @@ class TaskBench:
 
     bench: ModelBench
     samples: dict[str, tuple[Task, list[FittedSample]]]
+    query_aware: bool = False
     _baseline: dict[str, list[_Answers]] = field(default_factory=dict)
-    _last_prompt: tuple[str, ExactPrompt] | None = None
-    """Of the last task only: prompts are large."""
+    _last_prompt: tuple[torch.Tensor, ExactPrompt] | None = None
+    """The last one only, behind its tokens: prompts are large."""
 
     @classmethod
     def of(
@@ -71,7 +74,7 @@ class TaskBench:
         for place, (name, (task, length)) in enumerate(tasks.items()):
             bench.report(f"making samples of {name}", place, len(tasks))
             samples[name] = task, fitted_samples(task, template, length, count, seed, dialogue)
-        return cls(bench, samples)
+        return cls(bench, samples, dialogue.query_aware)
 
     def windows(self) -> Windows:
         """What is read, for the trial's id."""
@@ -111,16 +114,15 @@ class TaskBench:
             attention=turns[-1].attention,
         )
 
-    def _prompt(self, name: str) -> ExactPrompt:
-        """All contexts of a task, prefilled together."""
-        if self._last_prompt is None or self._last_prompt[0] != name:
+    def _prompt(self, ids: torch.Tensor) -> ExactPrompt:
+        """``ids`` (samples, tokens), prefilled together."""
+        if self._last_prompt is None or not torch.equal(self._last_prompt[0], ids):
             self._last_prompt = None  # released before the next is made
-            self._last_prompt = name, self._new_prompt(self.samples[name][1])
+            self._last_prompt = ids, self._new_prompt(ids)
         return self._last_prompt[1]
 
-    def _new_prompt(self, samples: list[FittedSample]) -> ExactPrompt:
+    def _new_prompt(self, ids: torch.Tensor) -> ExactPrompt:
         bench = self.bench
-        ids = torch.tensor([sample.context for sample in samples], device=bench.loaded.model.device)
         if not bench.identity:
             return exact_prompt(bench.loaded.model, bench.geometry, ids)
         key = [bench.identity, "contexts", hashlib.sha256(ids.cpu().numpy().tobytes()).hexdigest()]
@@ -139,10 +141,27 @@ class TaskBench:
         }
 
     def _batches(self, arm: Arm, task_place: int) -> Iterator[Batch]:
-        """The questions of one task: the first of every sample, then the second, each on top of the context."""
+        """The questions of one task: the first of every sample, then the second and so on."""
         name, (task, samples) = list(self.samples.items())[task_place]
         self.bench.report(f"{name} through {arm.name}", task_place, len(self.samples))
-        context, last = arm.fill(self._prompt(name)), last_tokens(self.bench.loaded)
+        last = last_tokens(self.bench.loaded)
+        for place, (cache, ids) in enumerate(self.filled(arm, samples)):
+            right = partial(self._is_right, name, place)
+            yield Batch(cache, ids, Stop(task.new_tokens, last, right, failed=set()), label=(name, place))
+
+    def filled(self, arm: Arm, samples: list[FittedSample]) -> Iterator[tuple[Cache, torch.Tensor]]:
+        """For the first question of every sample, the second and so on: a cache, and tokens that follow in it."""
+        return self._with_each(arm, samples) if self.query_aware else self._before_all(arm, samples)
+
+    def _with_each(self, arm: Arm, samples: list[FittedSample]) -> Iterator[tuple[Cache, torch.Tensor]]:
+        """Contexts compressed with a question, and its last token."""
+        for place in range(len(samples[0].questions)):
+            ids = self._ids([(*sample.context, *sample.questions[place]) for sample in samples])
+            yield arm.fill(self._prompt(ids[:, :-1])), ids[:, -1:]
+
+    def _before_all(self, arm: Arm, samples: list[FittedSample]) -> Iterator[tuple[Cache, torch.Tensor]]:
+        """Contexts compressed before any question, and a question."""
+        context = arm.fill(self._prompt(self._ids([sample.context for sample in samples])))
         for place in range(len(samples[0].questions)):
             ids = self._ids([sample.questions[place] for sample in samples])
             is_last = place == len(samples[0].questions) - 1
@@ -150,8 +169,7 @@ class TaskBench:
             if samples[0].answers and not is_last:
                 told = self._ids([sample.answers[place] for sample in samples])
                 arm.forward(torch.cat([ids, told], 1), context, logits_to_keep=1)
-            right = partial(self._is_right, name, place)
-            yield Batch(cache, ids, Stop(task.new_tokens, last, right, failed=set()), label=(name, place))
+            yield cache, ids
 
     def _scored(self, batch: Batch, attention: str) -> _Answers:
         name, place = batch.label

@@ -56,10 +56,15 @@ class Leaving:
 
 @dataclass(frozen=True)
 class Budget:
-    """How many of a body's tokens stay per KV head: a ``share`` in [0, 1] of them, and never more than ``most``."""
+    """How many of a body's tokens stay per KV head: a ``share`` in [0, 1] of them, and never more than ``most``.
+
+    With ``keep_decoded`` that holds for the prompt, the first tokens that leave the window together; later ones all
+    stay.
+    """
 
     share: float = 1.0
     most: int | None = None
+    keep_decoded: bool = False
 
     def kept(self, tokens: int, block: int) -> int:
         """How many of ``tokens`` are kept: whole blocks of the codec."""

@@ -73,10 +73,11 @@ class FittedSample:
 @dataclass(frozen=True)
 class Dialogue:
     """At most ``questions`` are taken of a sample: each put to the context alone, or, in a conversation, after the
-    questions before it and the right answers to them."""
+    questions before it and the right answers to them. ``query_aware``: with the context, before it is compressed."""
 
     questions: int = 1
     conversation: bool = False
+    query_aware: bool = False
 
 
 ONE = Dialogue()

@@ -51,7 +51,17 @@ def test_blocks_equal_single_tokens(spec: str) -> None:
     assert loss > 1e-6, "a lossy compressor must be seen to lose"
 
 
-@pytest.mark.parametrize("spec", ["kivi:bits=2", "kvtc:bits=2", "int:bits=3", "pca:rank=0.5", "snapkv:budget=0.5"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "kivi:bits=2",
+        "kvtc:bits=2",
+        "int:bits=3",
+        "pca:rank=0.5",
+        "snapkv:budget=0.5",
+        "knorm:budget=0.3,keep_decoded=true",
+    ],
+)
 def test_blocks_equal_single_tokens_with_left_padding(spec: str) -> None:
     difference, loss = both_ways("llama", spec, (21, 0, 3))
     assert difference < EXACT
@@ -62,6 +72,20 @@ def test_blocks_equal_single_tokens_with_left_padding(spec: str) -> None:
 @pytest.mark.parametrize("family", ["gemma3", "gpt_neox", "gpt2"])
 def test_blocks_equal_single_tokens_in_other_families(family: str, spec: str) -> None:
     assert both_ways(family, spec, (0, 5))[0] < EXACT
+
+
+@pytest.mark.parametrize("spec", ["knorm:budget=0.25", "snapkv:budget=0.25,query_aware=true"])
+def test_what_comes_after_the_prompt_is_evicted_unless_it_is_to_stay(spec: str) -> None:
+    one, ids, entries = small("llama"), token_ids(2, TOKENS), {}
+    for more in ("", ",keep_decoded=true"):
+        with one.attach_untested(fitted(one, f"{spec}{more}")) as compressed:
+            cache = compressed.new_cache()
+            feed(one.model, cache, ids, [76])
+            after_prompt = cache.kv_layers[0].body.entries
+            assert after_prompt == 16, "a quarter of the 64 tokens that left the window"
+            feed(one.model, cache, ids, [1] * 32, start=76)
+            entries[more] = cache.kv_layers[0].body.entries - after_prompt
+    assert entries == {"": 8, ",keep_decoded=true": 32}
 
 
 def test_blocks_that_begin_before_anything_has_left_the_window() -> None:

@@ -71,6 +71,7 @@ def test_names_are_the_built_in_files():
         "ci",
         "domain-matrix",
         "domains",
+        "eviction",
         "fidelity",
         "frontier",
         "full",

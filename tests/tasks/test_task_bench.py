@@ -15,7 +15,7 @@ from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 from kvbench.measure import tasks as tasks_module
 from kvbench.measure.bench import CalibrationSource, ModelBench
-from kvbench.measure.parts.tasks import TaskScore
+from kvbench.measure.parts.tasks import TaskScore, TasksWorkload
 from kvbench.measure.quality import QualityBench
 from kvbench.measure.tasks import TaskBench, essay_words
 from kvbench.report.verdicts import judged
@@ -89,6 +89,28 @@ def test_a_conversation_is_one_text_of_questions_and_right_answers(tiny: ModelBe
             answer = score.answers[2 * turn + row].compressed
             assert str(decode(made, skip_special_tokens=True)).startswith(answer) and answer
             text = [*ids[0].tolist(), *sample.answers[turn]]
+
+
+def test_a_query_aware_context_is_compressed_with_all_of_its_question_but_the_last_token(tiny: ModelBench) -> None:
+    task = Needles("essay", ["some", "words.", "stand", "here."] * 50, keys=3, new_tokens=12)
+    template = PromptTemplate.of(tiny.loaded.tokenizer, chat=False)
+    answers = {}
+    for aware in (False, True):
+        bench = TaskBench.of(tiny, {"aware": (task, 900)}, template, 2, 1, Dialogue(2, query_aware=aware))
+        (score,) = bench.answers(tiny.arm(parse("identity"), SOURCE))
+        assert score.identical
+        answers[aware] = [answer.baseline for answer in score.answers]
+        ((_, samples),) = bench.samples.values()
+        for cache, ids in bench.filled(tiny.none(), samples):
+            together = len(samples[0].context) + len(samples[0].questions[0])
+            assert cache.get_seq_length() + ids.shape[1] == together
+            assert ids.shape[1] == (1 if aware else len(samples[0].questions[0]))
+    assert answers[True] == answers[False], "without loss it makes no difference when a context is compressed"
+
+
+def test_a_conversation_cannot_be_query_aware() -> None:
+    with pytest.raises(ValueError, match="set conversation to false"):
+        TasksWorkload(query_aware=True, conversation=True)
 
 
 CHAT = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}</>{% endfor %}<assistant>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from kvbench.errors import unknown
 from kvbench.measure.parts.part import Inputs, PartSettings
@@ -26,11 +26,11 @@ MARGIN = 0.05
 class TasksWorkload(PartSettings):
     """RULER-style ``tasks``, ``samples`` of each, ``length`` tokens with the answer.
 
-    Contexts are compressed before any question is seen; ``questions`` of them are put to each, where a task has
-    several: each alone, or in a ``conversation``, where the questions before and the right answers to them stay in the
-    cache. ``qa_1`` and ``qa_2`` ask ``questions_of`` invented towns, or of SQuAD and HotpotQA (from the hub, or a local
-    copy). Needles are hidden in ``text``; ``chat`` puts the model's chat template around context and question. A
-    compressor is unharmed if it loses less than ``margin`` of score, 0…1.
+    Contexts are compressed before any question is seen, or, ``query_aware``, together with it; ``questions`` of them
+    are put to each, where a task has several: each alone, or in a ``conversation``, where the questions before and the
+    right answers to them stay in the cache. ``qa_1`` and ``qa_2`` ask ``questions_of`` invented towns, or of SQuAD and
+    HotpotQA (from the hub, or a local copy). Needles are hidden in ``text``; ``chat`` puts the model's chat template
+    around context and question. A compressor is unharmed if it loses less than ``margin`` of score, 0…1.
     """
 
     tasks: tuple[str, ...] = RULER
@@ -38,6 +38,7 @@ class TasksWorkload(PartSettings):
     samples: PositiveInt = 10
     questions: PositiveInt = 1
     conversation: bool = False
+    query_aware: bool = False
     questions_of: Literal["invented towns", "published data"] = "invented towns"
     text: str = "essays"
     split: Literal["test", "development"] = "test"
@@ -55,11 +56,18 @@ class TasksWorkload(PartSettings):
             raise ValueError(f"tasks must be one or more of {', '.join(RULER)}, each once")
         return names
 
+    @model_validator(mode="after")
+    def _one_prompt_a_question(self) -> TasksWorkload:
+        if self.query_aware and self.conversation:
+            raise ValueError("query_aware compresses a context anew for each question: set conversation to false")
+        return self
+
     @property
     def in_words(self) -> str:
         """Tasks, samples and length."""
         which = "13 RULER-style tasks" if self.tasks == RULER else ", ".join(self.tasks)
         turns = f", {self.questions} questions in a row" if self.conversation else ""
+        turns += ", compressed with the question" if self.query_aware else ""
         return f"{which}, {self.samples} × {self.length:,} tokens each{turns}"
 
     def windows(self, bench: ModelBench, compressor: Compressor, inputs: Inputs) -> dict[str, Windows]:
@@ -160,5 +168,5 @@ def _samples(bench: ModelBench, workload: TasksWorkload) -> TaskBench:
         corpora = {name: read() for name, read in CORPORA.items() if name in workload.tasks}
     tasks = {name: (ruler_task(name, workload.length, essay, corpora), workload.length) for name in workload.tasks}
     template = PromptTemplate.of(bench.loaded.tokenizer, workload.chat, workload.conversation)
-    dialogue = Dialogue(workload.questions, workload.conversation)
+    dialogue = Dialogue(workload.questions, workload.conversation, workload.query_aware)
     return TaskBench.of(bench, tasks, template, workload.samples, workload.seed, dialogue)
