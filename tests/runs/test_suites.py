@@ -84,6 +84,7 @@ def test_names_are_the_built_in_files():
         "ruler-1k",
         "speed",
         "standard",
+        "thinking",
         "times",
         "undecided",
         "wikitext",
