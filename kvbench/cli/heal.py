@@ -32,7 +32,9 @@ class Learning:
     windows: Annotated[Whole, Parameter(help="Windows that the bases are fitted to at first.")] = 8
     length: Annotated[Whole, Parameter(help="Tokens per window of the fit.")] = 1024
     steps: Annotated[Whole, Parameter(help="Training steps at most.")] = 200
-    rate: Annotated[float, Parameter(help="Learning rate, relative to the size of a basis's numbers.")] = 0.005
+    rate: Annotated[float, Parameter(help="Learning rate, relative to what compression costs.")] = (
+        0.005
+    )
     ranks: Annotated[
         str, Parameter(help="Shares of the spec's ranks to serve with one basis, as in 1,0.75,0.5; each is saved.")
     ] = "1"

@@ -8,16 +8,18 @@ Ranks are nested (Matryoshka, arXiv 2410.14731): the first components of every s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from kvbench.cache.attach import Plan
-from kvbench.codecs.codec import Codec, SideCodec
+from kvbench.codecs.codec import SideCodec
 from kvbench.codecs.quantizers.base import Divisible, Passthrough, Quantizer
 from kvbench.codecs.transforms.linear import LinearTransform
+from kvbench.healing.scales import Scale
+from kvbench.healing.sides import healed_sides
 from kvbench.healing.straight_through import StraightThrough
 
 
@@ -25,16 +27,18 @@ from kvbench.healing.straight_through import StraightThrough
 class Bases:
     """The bases of ``plan``, which :func:`kvbench.healing.healable.require_healable` lets pass.
 
-    ``parameters`` have names such as ``3.values.encoder``, layer and side first, the shapes of
+    ``parameters`` are what is added to them, zero at first, in the units of ``scales`` (by layer and side) or, where
+    there is none, in the bases' own numbers. They have names such as ``3.values.encoder``, the shapes of
     :class:`LinearTransform`, and the dtype that it computes in.
     """
 
     plan: Plan
+    scales: Mapping[str, Scale] = field(default_factory=dict)
     parameters: dict[str, nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
         self.parameters = {
-            f"{name}.{part}": nn.Parameter(tensor.to(transform.dtype).clone(memory_format=torch.contiguous_format))
+            f"{name}.{part}": nn.Parameter(torch.zeros(tensor.shape, dtype=transform.dtype, device=tensor.device))
             for name, transform in _transforms(self.plan)
             for part, tensor in _parts(transform).items()
         }
@@ -63,20 +67,20 @@ class Bases:
         """The first components of ``side``, in parameters."""
         assert side.transform is not None
         rank = max(1, round(share * side.rank))
-        encoder, decoder = self.parameters[f"{name}.encoder"], self.parameters[f"{name}.decoder"]
-        mean = self.parameters.get(f"{name}.mean", side.transform.mean)
+        encoder, decoder, mean = (
+            self._changed(name, part, tensor)
+            for part, tensor in zip(("encoder", "decoder", "mean"), side.transform.tensors(), strict=True)
+        )
         transform = LinearTransform(encoder[..., :rank], decoder[:, :rank], mean)
         return replace(side, transform=transform, quantizer=_first(side.quantizer, rank, side.rank))
 
-
-def healed_sides(codec: Codec) -> dict[str, SideCodec]:
-    """The sides of ``codec`` whose bases are healed, by name.
-
-    Not the RoPE slice of a decoupled codec: it commutes with RoPE, as `kvbench convert` needs it, and nearly any change
-    would end that.
-    """
-    fixed = {"keys"} if codec.decoupled else set()
-    return {name: side for name, side in codec.sides.items() if side.transform is not None and name not in fixed}
+    def _changed(self, name: str, part: str, tensor: Tensor) -> Tensor:
+        """A ``part`` of a basis with what was learnt; means of zero stay as they are."""
+        change = self.parameters.get(f"{name}.{part}")
+        if change is None:
+            return tensor
+        scale = self.scales.get(name)
+        return tensor + (change if scale is None else scale.added(part, change))
 
 
 def _transforms(plan: Plan) -> Iterator[tuple[str, LinearTransform]]:

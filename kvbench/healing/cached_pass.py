@@ -10,6 +10,7 @@ What a cache rounds beside that is left out: exact tokens in 16 bit (``exact=flo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -27,6 +28,9 @@ from kvbench.hooks.geometry import ModelGeometry
 from kvbench.hooks.interception import AttentionCall, Interception, Takeover, rotate
 from kvbench.hooks.rotations import Rotation
 from kvbench.kernels.reference import causal_mask, exact_attention
+
+PIECE = 128
+"""Queries that attend at once."""
 
 
 def cached_logits(
@@ -81,16 +85,21 @@ class _Context:
         tokens = call.keys.shape[2]
         body = slice(self.spans.sinks, self.spans.boundary(tokens - 1))  # what the last query sees compressed
         query, keys, values = self._turned(call, call.query), self._turned(call, call.keys), call.values
-        mask = call.mask
-        if body.start < body.stop:
-            if self.codec.decoupled:  # queries meet the slice with RoPE, and the rest without
-                query, keys = torch.cat([query, call.query], -1), functional.pad(keys, (0, keys.shape[-1]))
-            decoded = self._decoded(call, body)
-            keys, values = (torch.cat(pair, 2) for pair in zip((keys, values), decoded, strict=True))
-            mask = causal_mask(tokens, tokens, keys.device) if mask is None else mask
-            compressed = seen_compressed(tokens, self.prompt, self.spans, keys.device)
-            mask = torch.cat([mask & ~compressed, (mask & compressed)[..., body]], -1)
-        return exact_attention(query, *call.met(keys, values), call.scaling, mask, call.softcap, call.sinks)
+        if body.start >= body.stop:
+            return exact_attention(query, *call.met(keys, values), call.scaling, call.mask, call.softcap, call.sinks)
+        if self.codec.decoupled:  # queries meet the slice with RoPE, and the rest without
+            query, keys = torch.cat([query, call.query], -1), functional.pad(keys, (0, keys.shape[-1]))
+        decoded = self._decoded(call, body)
+        keys, values = call.met(*(torch.cat(pair, 2) for pair in zip((keys, values), decoded, strict=True)))
+        mask = causal_mask(tokens, tokens, keys.device) if call.mask is None else call.mask
+        compressed = seen_compressed(tokens, self.prompt, self.spans, keys.device)
+        mask = torch.cat([mask & ~compressed, (mask & compressed)[..., body]], -1)
+        outputs = []
+        for queries, spans in _pieces(tokens, self.prompt, self.spans):
+            met = (torch.cat([states[:, :, span] for span in spans], 2) for states in (keys, values))
+            seen = torch.cat([mask[..., queries, span] for span in spans], -1)
+            outputs.append(exact_attention(query[:, :, queries], *met, call.scaling, seen, call.softcap, call.sinks))
+        return torch.cat(outputs, 2)
 
     def _decoded(self, call: AttentionCall, body: slice) -> tuple[Tensor, Tensor]:
         """Keys and values of the tokens in ``body`` out of the codec, as queries meet them."""
@@ -107,6 +116,19 @@ class _Context:
             return states
         cos, sin = (part[:, tokens] for part in call.rotation)
         return rotate(call.module, states, (cos, sin), self.rotary_dims)
+
+
+def _pieces(tokens: int, prompt: int, spans: Spans) -> Iterator[tuple[slice, list[slice]]]:
+    """Queries that see about the same tokens, and where those are among ``tokens`` exact and the compressed states.
+
+    All queries over all states would be twice the work. The prompt's queries see nothing compressed.
+    """
+    yield slice(0, prompt), [slice(0, prompt)]
+    for start in range(prompt, tokens, PIECE):
+        stop = min(start + PIECE, tokens)
+        left, leaves = (max(spans.sinks, spans.boundary(position)) for position in (start, stop - 1))
+        exact = [slice(0, spans.sinks), slice(left, stop)]
+        yield slice(start, stop), [*exact, slice(tokens, tokens + leaves - spans.sinks)]
 
 
 @lru_cache(maxsize=8)

@@ -58,8 +58,7 @@ class Distillation:
 
     def __post_init__(self) -> None:
         self._parameters = [*self.bases.parameters.values()]
-        self._sizes = [float(each.detach().square().mean().sqrt()) for each in self._parameters]
-        self._optimizer = torch.optim.Adam([{"params": [each], "lr": 0.0} for each in self._parameters], betas=BETAS)
+        self._optimizer = torch.optim.Adam(self._parameters, betas=BETAS)
         self._teacher = Teacher(self.model, self.scored)
         self._best: dict[str, Tensor] = {}
 
@@ -107,9 +106,7 @@ class Distillation:
         length = clip_grad_norm_(self._parameters, LONGEST_GRADIENT)
         if not (math.isfinite(loss) and bool(length.isfinite())):
             raise KvbenchError(f"the loss is not finite at step {self.step + 1}; lower --rate, now {training.rate:g}")
-        share_of_rate = schedule(self.step, training.steps)
-        for group, size in zip(self._optimizer.param_groups, self._sizes, strict=True):
-            group["lr"] = training.rate * share_of_rate * size
+        self._optimizer.param_groups[0]["lr"] = training.rate * schedule(self.step, training.steps)
         self._optimizer.step()
         self.step += 1
         return loss

@@ -29,6 +29,7 @@ from kvbench.healing.distil import Distillation
 from kvbench.healing.healable import require_healable
 from kvbench.healing.request import HealRequest
 from kvbench.healing.training import NOTHING, Evaluation, Training, best_of, require_positive
+from kvbench.healing.watching import measured_scales
 from kvbench.measure.bench import CalibrationSource, ModelBench, Report
 from kvbench.storage.files import replace_file
 from kvbench.storage.frozen import Frozen
@@ -38,6 +39,8 @@ from kvbench.texts.windows import Windows, check_disjoint
 HEALED, CHECKPOINT = "heal.json", "checkpoint.safetensors"
 PROMPT_SHARE = 4
 """One in so many tokens of a window is prefilled, as `kvbench fit` does it."""
+SCALED_ON = 8
+"""Windows, of those to train on, that the units of training are measured on."""
 
 Told = Callable[[Evaluation], None]
 
@@ -193,16 +196,17 @@ class Healer:
                 f"no token of {tokens} would be predicted from a compressed one with {_in_words(plan)}: give --tokens "
                 f"at least {first + 1}, or a spec that keeps less exact ({self.compressor.parts[0].name}:recent=0)"
             )
-        device = self.bench.loaded.model.device
+        model, geometry = self.bench.loaded.model, self.bench.geometry
+        ids, scored = windows.ids.to(model.device), tokens - max(prompt, first)
         return Distillation(
-            self.bench.loaded.model,
-            self.bench.geometry,
-            Bases(plan),
+            model,
+            geometry,
+            Bases(plan, measured_scales(model, geometry, plan, ids[:SCALED_ON], prompt, scored)),
             self.request.training,
-            windows.ids.to(device),
-            held_out.ids.to(device),
+            ids,
+            held_out.ids.to(model.device),
             prompt,
-            tokens - max(prompt, first),
+            scored,
         )
 
     # ---- the work --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from kvbench.codecs.quantizers.base import Divisible
 from kvbench.codecs.quantizers.floating import FloatQuantizer
 from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.errors import KvbenchError, UnsupportedModelError
-from kvbench.healing.bases import healed_sides
+from kvbench.healing.sides import healed_sides
 from kvbench.hooks.geometry import ModelGeometry
 
 CODECS = (Codec, JointCodec, DecoupledCodec)

@@ -13,8 +13,9 @@ from kvbench.cache.cache import CacheBytes
 from kvbench.codecs.codec import SideCodec
 from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError, UnsupportedModelError
-from kvbench.healing.bases import Bases, healed_sides
+from kvbench.healing.bases import Bases
 from kvbench.healing.healable import require_healable
+from kvbench.healing.sides import healed_sides
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from kvbench.cache.spans import Spans
 from kvbench.compressors.compressor import parse
 from kvbench.conversion.checkpoint import latent_layers, latent_model
 from kvbench.conversion.reference import logits_through_codecs
+from kvbench.healing import cached_pass
 from kvbench.healing.bases import Bases
 from kvbench.healing.cached_pass import cached_logits, first_to_meet_codes
 from kvbench.healing.healable import require_healable
@@ -81,6 +82,15 @@ def test_with_other_spans(spans: Spans) -> None:
     one = subject("llama")
     from_cache, loss = difference(one, fitted(one, "pca:rank=0.5", spans))
     assert from_cache < EXACT and (loss > 1e-4) == (spans.recent == 0)
+
+
+@pytest.mark.usefixtures("fp64")
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_oss"])
+def test_in_pieces(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached_pass, "PIECE", 7)
+    one = subject(family)
+    from_cache, loss = difference(one, fitted(one, "pca:rank=0.5"))
+    assert from_cache < EXACT and loss > 1e-6
 
 
 @pytest.mark.usefixtures("fp64")

@@ -1,0 +1,15 @@
+"""Which sides of a codec are healed."""
+
+from __future__ import annotations
+
+from kvbench.codecs.codec import Codec, SideCodec
+
+
+def healed_sides(codec: Codec) -> dict[str, SideCodec]:
+    """The sides of ``codec`` whose bases are healed, by name.
+
+    Not the RoPE slice of a decoupled codec: it commutes with RoPE, as `kvbench convert` needs it, and nearly any change
+    would end that.
+    """
+    fixed = {"keys"} if codec.decoupled else set()
+    return {name: side for name, side in codec.sides.items() if side.transform is not None and name not in fixed}
