@@ -21,10 +21,14 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 @dataclass
 class Teacher:
-    """Log-probabilities (tokens, vocabulary) after the last ``scored`` tokens of a window, by the stock ``model``."""
+    """Log-probabilities (tokens, vocabulary) after the last ``scored`` tokens of a window, by the stock ``model``.
+
+    ``dtype`` is what they are rounded to, kept or not; None: they are not rounded.
+    """
 
     model: PreTrainedModel
     scored: int
+    dtype: torch.dtype | None = None
     _kept: dict[bytes, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -34,6 +38,7 @@ class Teacher:
         if key in self._kept:
             return self._kept[key]
         predicted = log_probabilities(self.model(ids[None], use_cache=False, logits_to_keep=self.scored).logits[0])
+        predicted = predicted.to(self.dtype or predicted.dtype)
         if (len(self._kept) + 1) * predicted.nbytes <= MOST_KEPT:
             self._kept[key] = predicted
         return predicted

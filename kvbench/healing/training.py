@@ -18,9 +18,9 @@ NOTHING = 1e-8
 class Training(Frozen):
     """``steps`` of ``batch`` windows each, out of ``sequences`` windows of ``tokens`` tokens of the calibration split.
 
-    ``rate`` is how far a step goes, in the units of :mod:`kvbench.healing.scales`. Every ``every`` steps the divergence on ``held_out`` documents of the development split is measured, for every share of the ranks in
-    ``ranks`` (falling); after ``patience`` times without gain it is over. Steps train the ``ranks`` in turn; ``seed``
-    shuffles the windows.
+    ``rate`` is how far a step goes, in the units of :mod:`kvbench.healing.scales`. Every ``every`` steps the divergence
+    on ``held_out`` documents of the development split is measured, for every share of the ranks in ``ranks`` (falling);
+    after ``patience`` times without gain it is over. Steps train the ``ranks`` in turn; ``seed`` shuffles the windows.
     """
 
     steps: PositiveInt = 200

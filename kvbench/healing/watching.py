@@ -49,7 +49,7 @@ class _Watched(SideCodec):
 def measured_scales(
     model: PreTrainedModel, geometry: ModelGeometry, plan: Plan, windows: Tensor, prompt: int, scored: int
 ) -> Mapping[str, Scale]:
-    """Units for every transform of ``plan`` that is healed, by layer and side (``3.values``).
+    """Units for every transform of ``plan`` that is healed and met a token, by layer and side (``3.values``).
 
     Measured on ``windows`` (count, tokens), whose first ``prompt`` tokens are prefilled. Tokens are sampled from what
     is predicted after the ``scored`` last: the gradients of their log-probabilities have the Fisher information for
@@ -69,7 +69,7 @@ def measured_scales(
         sampled = torch.multinomial(predicted.detach().exp(), 1, generator=random)
         predicted.gather(-1, sampled).sum().backward()
     with torch.no_grad():
-        return {name: side.seen.scale(side.basis) for name, side in watched.items()}
+        return {name: side.seen.scale(side.basis) for name, side in watched.items() if side.seen.tokens}
 
 
 def _watching(side: SideCodec) -> _Watched:

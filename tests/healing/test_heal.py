@@ -260,8 +260,8 @@ def test_the_best_is_the_best_for_all_ranks_alike() -> None:
 
 def test_the_rate_rises_and_falls() -> None:
     rates = [schedule(step, 200) for step in range(200)]
-    assert rates[0] == 0.1 and max(rates) == rates[9] == rates[10] == 1 and 0 < rates[-1] < 1e-3
-    assert rates[10:] == sorted(rates[10:], reverse=True) and schedule(0, 1) == 1
+    assert rates[0] == 0.05 and max(rates) == rates[19] == rates[20] == 1 and 0 < rates[-1] < 1e-3
+    assert rates[20:] == sorted(rates[20:], reverse=True) and schedule(0, 1) == 1
 
 
 def test_a_folder_is_named_after_the_request(bench: ModelBench) -> None:
