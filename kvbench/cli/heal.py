@@ -31,10 +31,8 @@ class Learning:
     )
     windows: Annotated[Whole, Parameter(help="Windows that the bases are fitted to at first.")] = 8
     length: Annotated[Whole, Parameter(help="Tokens per window of the fit.")] = 1024
-    steps: Annotated[Whole, Parameter(help="Training steps at most.")] = 200
-    rate: Annotated[float, Parameter(help="Learning rate, relative to what compression costs.")] = (
-        0.005
-    )
+    steps: Annotated[Whole, Parameter(help="Training steps at most.")] = 300
+    rate: Annotated[float, Parameter(help="Learning rate, relative to what compression costs.")] = 0.003
     ranks: Annotated[
         str, Parameter(help="Shares of the spec's ranks to serve with one basis, as in 1,0.75,0.5; each is saved.")
     ] = "1"
@@ -43,7 +41,7 @@ class Learning:
     batch: Annotated[Whole, Parameter(help="Training windows per step.")] = 1
     held_out: Annotated[Whole, Parameter(help="Documents to watch, of the development split.")] = 4
     every: Annotated[Whole, Parameter(help="Steps between two looks at them, each of which is a checkpoint.")] = 20
-    patience: Annotated[Whole, Parameter(help="Looks without gain until training is over.")] = 5
+    patience: Annotated[Whole, Parameter(help="Looks without gain until training is over.")] = 10
     seed: Annotated[Whole, Parameter(help="Of the order of windows.")] = 0
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pydantic import NonNegativeFloat, NonNegativeInt, ValidationError
@@ -198,10 +199,11 @@ class Healer:
             )
         model, geometry = self.bench.loaded.model, self.bench.geometry
         ids, scored = windows.ids.to(model.device), tokens - max(prompt, first)
+        share = fmean(self.request.training.ranks)
         return Distillation(
             model,
             geometry,
-            Bases(plan, measured_scales(model, geometry, plan, ids[:SCALED_ON], prompt, scored)),
+            Bases(plan, measured_scales(model, geometry, plan, ids[:SCALED_ON], prompt, scored, share)),
             self.request.training,
             ids,
             held_out.ids.to(model.device),

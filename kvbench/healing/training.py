@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from kvbench.errors import KvbenchError
 from kvbench.storage.frozen import Frozen
 
-RATE = 0.005
+RATE = 0.003
 NOTHING = 1e-8
 """Nats per token that rounding alone explains."""
 
@@ -23,14 +23,14 @@ class Training(Frozen):
     after ``patience`` times without gain it is over. Steps train the ``ranks`` in turn; ``seed`` shuffles the windows.
     """
 
-    steps: PositiveInt = 200
+    steps: PositiveInt = 300
     rate: float = RATE
     batch: PositiveInt = 1
     tokens: PositiveInt = 512
     sequences: PositiveInt = 48
     held_out: PositiveInt = 4
     every: PositiveInt = 20
-    patience: PositiveInt = 5
+    patience: PositiveInt = 10
     ranks: tuple[float, ...] = (1.0,)
     seed: NonNegativeInt = 0
 

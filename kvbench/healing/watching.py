@@ -23,8 +23,11 @@ from kvbench.hooks.geometry import ModelGeometry
 
 @dataclass(frozen=True, eq=False)
 class _Watched(SideCodec):
-    """A side that notes what it encodes, what it loses of it, and what predictions make of what it decodes."""
+    """A side that notes what it encodes, what its first components (``cut``) lose of it, and what predictions make of
+    what it decodes.
+    """
 
+    cut: SideCodec | None = None
     seen: Seen = field(default_factory=Seen)
 
     @property
@@ -33,11 +36,11 @@ class _Watched(SideCodec):
         return self.transform
 
     def encode(self, states: Tensor) -> Stored:
-        stored = super().encode(states)
+        assert self.cut is not None
         with torch.no_grad():
-            lost = states - super().decode(stored)
+            lost = states - self.cut.decode(self.cut.encode(states))
             self.seen.add(self.basis.centred(states), gather_heads(lost, self.groups))
-        return stored
+        return super().encode(states)
 
     def decode(self, stored: Stored) -> Tensor:
         decoded = super().decode(stored)
@@ -47,21 +50,31 @@ class _Watched(SideCodec):
 
 @torch.enable_grad()
 def measured_scales(
-    model: PreTrainedModel, geometry: ModelGeometry, plan: Plan, windows: Tensor, prompt: int, scored: int
+    model: PreTrainedModel,
+    geometry: ModelGeometry,
+    plan: Plan,
+    windows: Tensor,
+    prompt: int,
+    scored: int,
+    share: float = 1.0,
 ) -> Mapping[str, Scale]:
     """Units for every transform of ``plan`` that is healed and met a token, by layer and side (``3.values``).
 
     Measured on ``windows`` (count, tokens), whose first ``prompt`` tokens are prefilled. Tokens are sampled from what
     is predicted after the ``scored`` last: the gradients of their log-probabilities have the Fisher information for
-    covariance.
+    covariance. What is lost is what the first ``share`` of each rank loses.
     """
-    layers, watched = {}, {}
-    for index, layer in Bases(plan).trained().layers.items():
-        if layer.codec is not None:
-            sides = {name: _watching(side) for name, side in healed_sides(layer.codec).items()}
+    bases, watched = Bases(plan), {}
+    whole, cut = bases.trained(), bases.trained(share)
+    layers = dict(whole.layers)
+    for index, layer in whole.layers.items():
+        if layer.codec is not None and (shorter := cut.layers[index].codec) is not None:
+            sides = {
+                name: _Watched(side.kv_heads, side.head_dim, side.transform, side.quantizer, cut=shorter.sides[name])
+                for name, side in healed_sides(layer.codec).items()
+            }
             watched |= {f"{index}.{name}": side for name, side in sides.items()}
-            layer = replace(layer, codec=replace(layer.codec, **sides))
-        layers[index] = layer
+            layers[index] = replace(layer, codec=replace(layer.codec, **sides))
     random = torch.Generator(windows.device).manual_seed(0)
     for ids in windows:
         logits = cached_logits(model, geometry, Plan(layers, plan.spans), ids[None], prompt, scored)
@@ -70,7 +83,3 @@ def measured_scales(
         predicted.gather(-1, sampled).sum().backward()
     with torch.no_grad():
         return {name: side.seen.scale(side.basis) for name, side in watched.items() if side.seen.tokens}
-
-
-def _watching(side: SideCodec) -> _Watched:
-    return _Watched(side.kv_heads, side.head_dim, side.transform, side.quantizer)
