@@ -19,7 +19,7 @@ from kvbench.codecs.codec import SideCodec
 from kvbench.codecs.quantizers.base import Divisible, Passthrough, Quantizer
 from kvbench.codecs.transforms.linear import LinearTransform
 from kvbench.healing.scales import Scale
-from kvbench.healing.sides import healed_sides
+from kvbench.healing.sides import healed_sides, with_sides
 from kvbench.healing.straight_through import StraightThrough
 
 
@@ -59,7 +59,7 @@ class Bases:
                     name: finished(self._side(f"{index}.{name}", side, share), side)
                     for name, side in healed_sides(layer.codec).items()
                 }
-                layer = replace(layer, codec=replace(layer.codec, **sides))
+                layer = replace(layer, codec=with_sides(layer.codec, sides))
             layers[index] = layer
         return Plan(layers, self.plan.spans)
 

@@ -96,9 +96,13 @@ class _Context:
         mask = torch.cat([mask & ~compressed, (mask & compressed)[..., body]], -1)
         outputs = []
         for queries, spans in _pieces(tokens, self.prompt, self.spans):
-            met = (torch.cat([states[:, :, span] for span in spans], 2) for states in (keys, values))
+            some_keys, some_values = (torch.cat([all_[:, :, span] for span in spans], 2) for all_ in (keys, values))
             seen = torch.cat([mask[..., queries, span] for span in spans], -1)
-            outputs.append(exact_attention(query[:, :, queries], *met, call.scaling, seen, call.softcap, call.sinks))
+            outputs.append(
+                exact_attention(
+                    query[:, :, queries], some_keys, some_values, call.scaling, seen, call.softcap, call.sinks
+                )
+            )
         return torch.cat(outputs, 2)
 
     def _decoded(self, call: AttentionCall, body: slice) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from kvbench.codecs.codec import Codec, SideCodec
 
 
@@ -13,3 +17,9 @@ def healed_sides(codec: Codec) -> dict[str, SideCodec]:
     """
     fixed = {"keys"} if codec.decoupled else set()
     return {name: side for name, side in codec.sides.items() if side.transform is not None and name not in fixed}
+
+
+def with_sides(codec: Codec, sides: Mapping[str, SideCodec]) -> Codec:
+    """``codec`` with other ``sides``, by name."""
+    changes: dict[str, Any] = {**sides}
+    return replace(codec, **changes)

@@ -16,7 +16,7 @@ from kvbench.codecs.transforms.linear import LinearTransform, gather_heads
 from kvbench.healing.bases import Bases
 from kvbench.healing.cached_pass import cached_logits
 from kvbench.healing.scales import Scale, Seen
-from kvbench.healing.sides import healed_sides
+from kvbench.healing.sides import healed_sides, with_sides
 from kvbench.healing.teacher import log_probabilities
 from kvbench.hooks.geometry import ModelGeometry
 
@@ -64,9 +64,9 @@ def measured_scales(
     is predicted after the ``scored`` last: the gradients of their log-probabilities have the Fisher information for
     covariance. What is lost is what the first ``share`` of each rank loses.
     """
-    bases, watched = Bases(plan), {}
+    bases = Bases(plan)
     whole, cut = bases.trained(), bases.trained(share)
-    layers = dict(whole.layers)
+    layers, watched = dict(whole.layers), dict[str, _Watched]()
     for index, layer in whole.layers.items():
         if layer.codec is not None and (shorter := cut.layers[index].codec) is not None:
             sides = {
@@ -74,7 +74,7 @@ def measured_scales(
                 for name, side in healed_sides(layer.codec).items()
             }
             watched |= {f"{index}.{name}": side for name, side in sides.items()}
-            layers[index] = replace(layer, codec=replace(layer.codec, **sides))
+            layers[index] = replace(layer, codec=with_sides(layer.codec, sides))
     random = torch.Generator(windows.device).manual_seed(0)
     for ids in windows:
         logits = cached_logits(model, geometry, Plan(layers, plan.spans), ids[None], prompt, scored)
