@@ -18,16 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
-from transformers import PreTrainedModel
 
-from kvbench.cache.attach import Plan
 from kvbench.errors import KvbenchError
 from kvbench.healing.bases import Bases
-from kvbench.healing.cached_pass import cached_logits
-from kvbench.healing.teacher import Teacher, log_probabilities
+from kvbench.healing.reading import Reading
+from kvbench.healing.teacher import Teacher
 from kvbench.healing.training import Evaluation, Training, best_of
-from kvbench.hooks.geometry import ModelGeometry
-from kvbench.measure.divergence import divergence
 
 BETAS = (0.9, 0.95)
 WARM_UP = 10
@@ -40,19 +36,13 @@ Stepped = Callable[[int, int], None]
 
 @dataclass
 class Distillation:
-    """Trains ``bases`` on ``windows`` (count, tokens) and watches them on ``held_out`` (count, tokens).
+    """Trains ``bases`` on ``windows`` (count, tokens) and watches them on ``held_out`` (count, tokens)."""
 
-    The first ``prompt`` tokens of each are prefilled, and tokens from ``scored`` from the end on count.
-    """
-
-    model: PreTrainedModel
-    geometry: ModelGeometry
+    reading: Reading
     bases: Bases
     training: Training
     windows: Tensor
     held_out: Tensor
-    prompt: int
-    scored: int
     step: int = field(default=0, init=False)
     evaluations: list[Evaluation] = field(default_factory=list, init=False)
 
@@ -60,7 +50,7 @@ class Distillation:
         self._parameters = [*self.bases.parameters.values()]
         self._optimizer = torch.optim.Adam(self._parameters, betas=BETAS)
         # Twice as many fit in memory in 16 bit, whose rounding is a hundredth of what compression changes.
-        self._teacher, self._judge = Teacher(self.model, self.scored, torch.float16), Teacher(self.model, self.scored)
+        self._teacher = Teacher(self.reading.model, self.reading.scored, torch.float16)
         self._best: dict[str, Tensor] = {}
 
     @property
@@ -114,12 +104,8 @@ class Distillation:
 
     def _loss(self, ids: Tensor, share: float) -> Tensor:
         """KL per scored token of one window (tokens,), in nats."""
-        expected, predicted = self._teacher(ids), self._predicted(self.bases.trained(share), ids)
+        expected, predicted = self._teacher(ids), self.reading.predicted(self.bases.trained(share), ids)
         return functional.kl_div(predicted, expected.to(predicted.dtype), log_target=True, reduction="batchmean")
-
-    def _predicted(self, plan: Plan, ids: Tensor) -> Tensor:
-        logits = cached_logits(self.model, self.geometry, plan, ids[None], self.prompt, self.scored)
-        return log_probabilities(logits[0])
 
     def _window(self, number: int) -> Tensor:
         """The ``number``-th window to be read: every epoch reads all of them, in an order of its own."""
@@ -130,12 +116,8 @@ class Distillation:
 
     @torch.no_grad()
     def _evaluate(self, trained: float | None = None) -> Evaluation:
-        klds = []
-        for share in self.training.ranks:
-            plan = self.bases.kept(share)
-            tokens = [divergence(self._judge(ids), self._predicted(plan, ids)) for ids in self.held_out]
-            klds.append(float(torch.cat(tokens).mean()))
-        self.evaluations.append(Evaluation(step=self.step, klds=tuple(klds), trained=trained))
+        klds = self.reading.divergences(self.bases, self.held_out, self.training.ranks)
+        self.evaluations.append(Evaluation(step=self.step, klds=klds, trained=trained))
         if best_of(self.evaluations) == len(self.evaluations) - 1:
             self._best = {name: each.detach().clone() for name, each in self.bases.parameters.items()}
         return self.evaluations[-1]

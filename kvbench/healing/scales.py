@@ -11,11 +11,12 @@ change the divergence by about as much as the basis costs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from kvbench.codecs.transforms.fitting import weighted_basis
 from kvbench.codecs.transforms.linear import LinearTransform
 
 LEAST = 0.03
@@ -80,6 +81,23 @@ class Seen:
             (finished(white_latents * both), finished(alike)),
             finished(alike * cost / width**0.5),
         )
+
+    def weighted(self, transform: LinearTransform, wanted: Tensor | None) -> LinearTransform:
+        """The basis of the rank of ``transform`` whose error costs predictions least, in closed form.
+
+        It minimises tr(F · second moment of the error) for the Fisher information F, with ``wanted`` (in, in) the
+        projection onto what is to be given back (None: everything).
+        """
+        states, fisher = self._mean(self.states), self._mean(self.gradients)
+        groups, width = fisher.shape[:2]
+        if wanted is not None:
+            states = wanted.mT @ states @ wanted
+        least = LEAST * _trace(fisher)[:, None, None] / width * torch.eye(width, dtype=fisher.dtype, device=fisher.device)
+        basis = weighted_basis(torch.block_diag(*states), torch.block_diag(*(fisher + least)), groups)
+        if wanted is not None:
+            basis = replace(basis, encoder=wanted @ basis.encoder)
+        centre = transform.mean.double().flatten()
+        return basis.transform(centre, transform.rank, transform.decoder.dtype)
 
     def _mean(self, sums: Tensor | float) -> Tensor:
         assert isinstance(sums, Tensor)

@@ -1,24 +1,21 @@
-"""What the bases of a model meet: states, errors and gradients of a few windows, for the units of training."""
+"""What the bases of a model meet: states, errors and gradients of a few windows, for a start and the units of training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from kvbench.cache.attach import Plan
 from kvbench.codecs.codec import SideCodec
 from kvbench.codecs.quantizers.base import Stored
 from kvbench.codecs.transforms.linear import LinearTransform, gather_heads
 from kvbench.healing.bases import Bases
-from kvbench.healing.cached_pass import cached_logits
+from kvbench.healing.reading import Reading
 from kvbench.healing.scales import Scale, Seen
-from kvbench.healing.sides import healed_sides, with_sides
-from kvbench.healing.teacher import log_probabilities
-from kvbench.hooks.geometry import ModelGeometry
+from kvbench.healing.sides import healed_sides, wanted_of, with_sides
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +25,7 @@ class _Watched(SideCodec):
     """
 
     cut: SideCodec | None = None
+    wanted: Tensor | None = None
     seen: Seen = field(default_factory=Seen)
 
     @property
@@ -38,8 +36,11 @@ class _Watched(SideCodec):
     def encode(self, states: Tensor) -> Stored:
         assert self.cut is not None
         with torch.no_grad():
-            lost = states - self.cut.decode(self.cut.encode(states))
-            self.seen.add(self.basis.centred(states), gather_heads(lost, self.groups))
+            wanted = gather_heads(states, self.groups)
+            if self.wanted is not None:
+                wanted = wanted @ self.wanted.to(wanted.dtype)
+            lost = wanted - gather_heads(self.cut.decode(self.cut.encode(states)), self.groups)
+            self.seen.add(self.basis.centred(states), lost)
         return super().encode(states)
 
     def decode(self, stored: Stored) -> Tensor:
@@ -48,20 +49,46 @@ class _Watched(SideCodec):
         return decoded
 
 
-@torch.enable_grad()
-def measured_scales(
-    model: PreTrainedModel,
-    geometry: ModelGeometry,
-    plan: Plan,
-    windows: Tensor,
-    prompt: int,
-    scored: int,
-    share: float = 1.0,
-) -> Mapping[str, Scale]:
-    """Units for every transform of ``plan`` that is healed and met a token, by layer and side (``3.values``).
+@dataclass(frozen=True)
+class Watch:
+    """What the sides of ``plan`` that are healed met, by layer and side (``3.values``); those that met no token lack."""
 
-    Measured on ``windows`` (count, tokens), whose first ``prompt`` tokens are prefilled. Tokens are sampled from what
-    is predicted after the ``scored`` last: the gradients of their log-probabilities have the Fisher information for
+    plan: Plan
+    seen: Mapping[str, Seen]
+
+    def scales(self) -> Mapping[str, Scale]:
+        """Units for every transform."""
+        return {name: self.seen[name].scale(_basis(side)) for name, _, side in self._watched()}
+
+    def weighted(self) -> Plan:
+        """The plan with the bases of the same ranks that cost predictions least, in closed form."""
+        layers = dict(self.plan.layers)
+        for name, index, side in self._watched():
+            layer = layers[index]
+            assert layer.codec is not None
+            which = name.partition(".")[2]
+            transform = self.seen[name].weighted(_basis(side), wanted_of(layer.codec, which))
+            codec = with_sides(layer.codec, {which: replace(side, transform=transform)})
+            layers[index] = replace(layer, codec=codec)
+        return Plan(layers, self.plan.spans)
+
+    def _watched(self) -> Iterator[tuple[str, int, SideCodec]]:
+        for index, layer in self.plan.layers.items():
+            for which, side in healed_sides(layer.codec).items() if layer.codec is not None else ():
+                if (name := f"{index}.{which}") in self.seen:
+                    yield name, index, side
+
+
+def _basis(side: SideCodec) -> LinearTransform:
+    assert side.transform is not None
+    return side.transform
+
+
+@torch.enable_grad()
+def watch(reading: Reading, plan: Plan, windows: Tensor, share: float = 1.0) -> Watch:
+    """Send ``windows`` (count, tokens) through ``plan`` and back.
+
+    Tokens are sampled from what is predicted: the gradients of their log-probabilities have the Fisher information for
     covariance. What is lost is what the first ``share`` of each rank loses.
     """
     bases = Bases(plan)
@@ -70,16 +97,21 @@ def measured_scales(
     for index, layer in whole.layers.items():
         if layer.codec is not None and (shorter := cut.layers[index].codec) is not None:
             sides = {
-                name: _Watched(side.kv_heads, side.head_dim, side.transform, side.quantizer, cut=shorter.sides[name])
+                name: _Watched(
+                    side.kv_heads,
+                    side.head_dim,
+                    side.transform,
+                    side.quantizer,
+                    cut=shorter.sides[name],
+                    wanted=wanted_of(layer.codec, name),
+                )
                 for name, side in healed_sides(layer.codec).items()
             }
             watched |= {f"{index}.{name}": side for name, side in sides.items()}
             layers[index] = replace(layer, codec=with_sides(layer.codec, sides))
     random = torch.Generator(windows.device).manual_seed(0)
     for ids in windows:
-        logits = cached_logits(model, geometry, Plan(layers, plan.spans), ids[None], prompt, scored)
-        predicted = log_probabilities(logits[0])
+        predicted = reading.predicted(Plan(layers, plan.spans), ids)
         sampled = torch.multinomial(predicted.detach().exp(), 1, generator=random)
         predicted.gather(-1, sampled).sum().backward()
-    with torch.no_grad():
-        return {name: side.seen.scale(side.basis) for name, side in watched.items() if side.seen.tokens}
+    return Watch(plan, {name: side.seen for name, side in watched.items() if side.seen.tokens})

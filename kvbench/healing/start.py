@@ -1,0 +1,30 @@
+"""Where training begins: with the bases as they were fitted, or with those of the least cost in closed form."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kvbench.cache.attach import Plan
+from kvbench.healing.bases import Bases
+from kvbench.healing.reading import Reading
+from kvbench.healing.watching import Watch, watch
+
+WATCHED = 16
+"""Windows, of those to train on, on which it is measured what predictions make of every basis."""
+COMPARED = 4
+"""Of these, the windows on which two beginnings are compared."""
+
+
+def best_start(reading: Reading, plan: Plan, windows: Tensor, shares: tuple[float, ...]) -> Watch:
+    """Watch ``plan``, or the plan with its bases weighted by what predictions make of them, if that is the better.
+
+    Weighted bases are the optimum of the cost's second order, one layer at a time (:meth:`Seen.weighted`). They need
+    not be better: a quantizer may have been made for the components that it met first.
+    """
+    share = sum(shares) / len(shares)
+    fitted = watch(reading, plan, windows[:WATCHED], share)
+    weighted = fitted.weighted()
+    before, after = (
+        sum(reading.divergences(Bases(each), windows[:COMPARED], shares)) for each in (plan, weighted)
+    )
+    return watch(reading, weighted, windows[:WATCHED], share) if after < before else fitted
