@@ -60,7 +60,9 @@ def heal(
     The weights stay as they are; encoders, decoders and means of all layers are trained together, against the
     uncompressed model by KL divergence. Each window is read as it will be read through the cache: a quarter as the
     prompt, the rest as if decoded, with sinks and the recent window exact. A quantizer of the spec is in the loop
-    (straight-through). The KL that is shown is that of documents that training never sees, and the best bases are kept.
+    (straight-through). Training starts from bases in closed form, of least cost by the Fisher information of what the
+    model predicts, where they are better than the fitted ones. The KL that is shown is that of documents that training
+    never sees, and the best bases are kept.
 
     Healed are linear bases that belong to the model: pca, latent, palu, svd, matryoshka, eigen, kqsvd, mla (its joint
     latent; the RoPE slice stays, so that kvbench convert takes it), … before or after RoPE. Refused are eviction, bases
@@ -94,11 +96,17 @@ def healing_view(healed: Healing, folder: Path) -> RenderableType:
     """The divergence before and after, rank by rank of the plans in ``folder``, and what it took."""
     request, training = healed.request, healed.request.training
     table = Table("compressor", box=None, pad_edge=False, header_style="bold")
-    for name in ("share of ranks", "KL before", "KL after", "times less", "bases MB"):
+    for name in ("share of ranks", "KL fitted", "at the start", "healed", "times less", "bases MB"):
         table.add_column(name, justify="right")
     for rank in healed.ranks:
         factor = rank.kld_before / rank.kld if rank.kld > 0 else float("inf")
-        numbers = (f"{rank.share:g}", f"{rank.kld_before:.4g}", f"{rank.kld:.4g}", f"{factor:.2f}")
+        numbers = (
+            f"{rank.share:g}",
+            f"{rank.kld_before:.4g}",
+            f"{rank.kld_start:.4g}",
+            f"{rank.kld:.4g}",
+            f"{factor:.2f}",
+        )
         table.add_row(Text(f"saved:path={folder / rank.folder}"), *numbers, f"{rank.bases_bytes / 1e6:.1f}")
     title = Text(f"{request.compressor} healed on {request.text} for {request.model}\n", style="bold")
     told = (
@@ -107,5 +115,5 @@ def healing_view(healed: Healing, folder: Path) -> RenderableType:
         f"take {healed.fitted_bases_bytes / 1e6:.1f} MB"
     )
     if not healed.best_step:
-        told += "; no step was better than the fit: try a lower --rate or more text"
+        told += "; no step was better than the start: try a lower --rate or more text"
     return Group(title, table, Text(told))

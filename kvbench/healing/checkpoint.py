@@ -19,10 +19,14 @@ from kvbench.storage.frozen import Frozen
 
 
 class Standing(Frozen):
-    """How far a healing has come: ``step`` steps in ``seconds``, from the plan with the digest ``plan``."""
+    """How far a healing has come: ``step`` steps in ``seconds``.
+
+    ``plan`` is the digest of the fitted plan, and ``klds_before`` what it loses on the held-out documents.
+    """
 
     request: HealRequest
     plan: str
+    klds_before: tuple[float, ...]
     step: NonNegativeInt
     seconds: NonNegativeFloat
     evaluations: tuple[Evaluation, ...]

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from pydantic import NonNegativeFloat, NonNegativeInt, ValidationError
@@ -28,9 +27,10 @@ from kvbench.healing.cached_pass import first_to_meet_codes
 from kvbench.healing.checkpoint import Standing, load_checkpoint, save_checkpoint
 from kvbench.healing.distil import Distillation
 from kvbench.healing.healable import require_healable
+from kvbench.healing.reading import Reading
 from kvbench.healing.request import HealRequest
+from kvbench.healing.start import best_start
 from kvbench.healing.training import NOTHING, Evaluation, Training, best_of, require_positive
-from kvbench.healing.watching import measured_scales
 from kvbench.measure.bench import CalibrationSource, ModelBench, Report
 from kvbench.storage.files import replace_file
 from kvbench.storage.frozen import Frozen
@@ -40,21 +40,21 @@ from kvbench.texts.windows import Windows, check_disjoint
 HEALED, CHECKPOINT = "heal.json", "checkpoint.safetensors"
 PROMPT_SHARE = 4
 """One in so many tokens of a window is prefilled, as `kvbench fit` does it."""
-SCALED_ON = 8
-"""Windows, of those to train on, that the units of training are measured on."""
 
 Told = Callable[[Evaluation], None]
 
 
 class HealedRank(Frozen):
-    """The plan with ``share`` of the spec's ranks; ``kld`` in nats per token on held-out documents.
+    """The plan with ``share`` of the spec's ranks, and its KL in nats per token on held-out documents.
 
-    ``folder`` is within the healing's ("." is that itself), ``bases_bytes`` are those of its bases.
+    ``kld_before`` is that of the bases as fitted, ``kld_start`` that of those that training began with, ``kld`` of the
+    healed ones. ``folder`` is within the healing's ("." is that itself), ``bases_bytes`` are those of its bases.
     """
 
     share: float
     folder: str
     kld_before: float
+    kld_start: float
     kld: float
     bases_bytes: NonNegativeInt
 
@@ -136,14 +136,14 @@ class Healer:
             self._require_same(begun[0].request, "an interrupted healing")
         windows, held_out = self._windows()
         plan = self._fitted()
-        distillation, digest, earlier = self._distillation(plan, windows, held_out), plan_digest(plan), 0.0
-        if begun is not None:
+        distillation = self._distillation(plan, windows, held_out)
+        if begun is None:
+            standing = self._fresh(plan, distillation)
+        else:
             standing, tensors = begun
-            self._require_plan(standing, digest)
+            self._require_plan(standing, plan_digest(plan))
             distillation.resume(standing.step, standing.evaluations, tensors)
-            earlier = standing.seconds
-        seconds = self._train(distillation, digest, earlier)
-        return self._save(distillation, digest, seconds)
+        return self._save(distillation, self._train(distillation, standing))
 
     # ---- what is needed --------------------------------------------------------------------------------------------
 
@@ -190,6 +190,17 @@ class Healer:
         return plan
 
     def _distillation(self, plan: Plan, windows: Windows, held_out: Windows) -> Distillation:
+        """Of the best start that ``plan`` gives."""
+        device, training = self.bench.loaded.model.device, self.request.training
+        ids, reading = windows.ids.to(device), self._reading(plan)
+
+        def watched(done: int, total: int) -> None:
+            self.bench.report("watching what predictions make of the bases", done, total)
+
+        start = best_start(reading, plan, ids, training.ranks, watched)
+        return Distillation(reading, Bases(start.plan, start.scales()), training, ids, held_out.ids.to(device))
+
+    def _reading(self, plan: Plan) -> Reading:
         tokens = self.request.training.tokens
         prompt, first = tokens // PROMPT_SHARE, first_to_meet_codes(plan)
         if first >= tokens:
@@ -197,45 +208,41 @@ class Healer:
                 f"no token of {tokens} would be predicted from a compressed one with {_in_words(plan)}: give --tokens "
                 f"at least {first + 1}, or a spec that keeps less exact ({self.compressor.parts[0].name}:recent=0)"
             )
-        model, geometry = self.bench.loaded.model, self.bench.geometry
-        ids, scored = windows.ids.to(model.device), tokens - max(prompt, first)
-        share = fmean(self.request.training.ranks)
-        return Distillation(
-            model,
-            geometry,
-            Bases(plan, measured_scales(model, geometry, plan, ids[:SCALED_ON], prompt, scored, share)),
-            self.request.training,
-            ids,
-            held_out.ids.to(model.device),
-            prompt,
-            scored,
+        return Reading(self.bench.loaded.model, self.bench.geometry, prompt, tokens - max(prompt, first))
+
+    def _fresh(self, plan: Plan, distillation: Distillation) -> Standing:
+        """Before the first step: what ``plan`` loses, which must be something."""
+        training = self.request.training
+        klds = distillation.reading.divergences(Bases(plan), distillation.held_out, training.ranks)
+        if (loss := max(klds)) < NOTHING:
+            raise KvbenchError(f"{self.compressor} loses nothing that could be healed: its KL is {loss:.1e} nats")
+        return Standing(
+            request=self.request, plan=plan_digest(plan), klds_before=klds, step=0, seconds=0.0, evaluations=()
         )
 
     # ---- the work --------------------------------------------------------------------------------------------------
 
-    def _train(self, distillation: Distillation, digest: str, earlier: float) -> float:
-        """Train to the end, with a checkpoint after every evaluation; the seconds of it, ``earlier`` ones included."""
+    def _train(self, distillation: Distillation, standing: Standing) -> Standing:
+        """Train from ``standing`` to the end, with a checkpoint after every evaluation; how it then stands."""
 
         def stepped(done: int, total: int) -> None:
             self.bench.report("healing", done, total)
 
-        start = time.monotonic()
+        start, earlier = time.monotonic(), standing.seconds
         for evaluation in distillation.run(stepped):
-            if not evaluation.step and (loss := max(evaluation.klds)) < NOTHING:
-                raise KvbenchError(f"{self.compressor} loses nothing that could be healed: its KL is {loss:.1e} nats")
-            standing = Standing(
-                request=self.request,
-                plan=digest,
-                step=distillation.step,
-                seconds=earlier + time.monotonic() - start,
-                evaluations=tuple(distillation.evaluations),
+            standing = standing.model_copy(
+                update={
+                    "step": distillation.step,
+                    "seconds": earlier + time.monotonic() - start,
+                    "evaluations": tuple(distillation.evaluations),
+                }
             )
             save_checkpoint(self.folder / CHECKPOINT, standing, distillation.state())
             self.told(evaluation)
-        return earlier + time.monotonic() - start
+        return standing
 
-    def _save(self, distillation: Distillation, digest: str, seconds: float) -> Healing:
-        evaluations, request = distillation.evaluations, self.request
+    def _save(self, distillation: Distillation, standing: Standing) -> Healing:
+        evaluations, request = standing.evaluations, self.request
         best = evaluations[best_of(evaluations)]
         distillation.use_best()
         ranks = []
@@ -249,20 +256,21 @@ class Healer:
                 HealedRank(
                     share=share,
                     folder=folder.relative_to(self.folder).as_posix(),
-                    kld_before=evaluations[0].klds[place],
+                    kld_before=standing.klds_before[place],
+                    kld_start=evaluations[0].klds[place],
                     kld=best.klds[place],
                     bases_bytes=plan.model_level_bytes(),
                 )
             )
         healing = Healing(
             request=request,
-            plan=digest,
+            plan=standing.plan,
             fitted_bases_bytes=distillation.bases.plan.model_level_bytes(),
-            steps=distillation.step,
+            steps=standing.step,
             best_step=best.step,
-            seconds=seconds,
+            seconds=standing.seconds,
             ranks=tuple(ranks),
-            evaluations=tuple(evaluations),
+            evaluations=evaluations,
         )
         replace_file(self.folder / HEALED, healing.model_dump_json(indent=1).encode() + b"\n")
         (self.folder / CHECKPOINT).unlink(missing_ok=True)

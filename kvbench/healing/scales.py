@@ -3,8 +3,8 @@
 States vary a hundred times as much along their first principal components as along those where a rank cuts, and
 predictions hang on some of their directions much more than on others; but Adam moves all numbers of a matrix by about
 as much. In the bases' own numbers, what is too little for the components at the cut is ruin for the first. So they are
-changed in coordinates in which what multiplies them is white (covariance one), and in which what they give is worth
-alike to the predictions (Fisher information one): the Kronecker factors of K-FAC (Martens & Grosse 2015, arXiv
+changed in coordinates in which what multiplies them is white (covariance one), and in which what they give counts
+alike for the predictions (Fisher information one): the Kronecker factors of K-FAC (Martens & Grosse 2015, arXiv
 1503.05671), as a fixed preconditioner. The unit is what compression loses: changes of 1 in all numbers of a matrix
 change the divergence by about as much as the basis costs.
 """
@@ -92,7 +92,9 @@ class Seen:
         groups, width = fisher.shape[:2]
         if wanted is not None:
             states = wanted.mT @ states @ wanted
-        least = LEAST * _trace(fisher)[:, None, None] / width * torch.eye(width, dtype=fisher.dtype, device=fisher.device)
+        least = (
+            LEAST * _trace(fisher)[:, None, None] / width * torch.eye(width, dtype=fisher.dtype, device=fisher.device)
+        )
         basis = weighted_basis(torch.block_diag(*states), torch.block_diag(*(fisher + least)), groups)
         if wanted is not None:
             basis = replace(basis, encoder=wanted @ basis.encoder)

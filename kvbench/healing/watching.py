@@ -1,8 +1,8 @@
-"""What the bases of a model meet: states, errors and gradients of a few windows, for a start and the units of training."""
+"""What the bases of a model meet in a few windows: states, errors and gradients, for a start and the units of training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,9 +17,12 @@ from kvbench.healing.reading import Reading
 from kvbench.healing.scales import Scale, Seen
 from kvbench.healing.sides import healed_sides, wanted_of, with_sides
 
+Watched = Callable[[int, int], None]
+"""Called with (windows read, windows in all)."""
+
 
 @dataclass(frozen=True, eq=False)
-class _Watched(SideCodec):
+class _WatchedSide(SideCodec):
     """A side that notes what it encodes, what its first components (``cut``) lose of it, and what predictions make of
     what it decodes.
     """
@@ -51,7 +54,7 @@ class _Watched(SideCodec):
 
 @dataclass(frozen=True)
 class Watch:
-    """What the sides of ``plan`` that are healed met, by layer and side (``3.values``); those that met no token lack."""
+    """What the healed sides of ``plan`` met, by layer and side (``3.values``); those that met no token are left out."""
 
     plan: Plan
     seen: Mapping[str, Seen]
@@ -85,7 +88,13 @@ def _basis(side: SideCodec) -> LinearTransform:
 
 
 @torch.enable_grad()
-def watch(reading: Reading, plan: Plan, windows: Tensor, share: float = 1.0) -> Watch:
+def watch(
+    reading: Reading,
+    plan: Plan,
+    windows: Tensor,
+    share: float = 1.0,
+    each_window: Watched = lambda done, total: None,
+) -> Watch:
     """Send ``windows`` (count, tokens) through ``plan`` and back.
 
     Tokens are sampled from what is predicted: the gradients of their log-probabilities have the Fisher information for
@@ -93,11 +102,11 @@ def watch(reading: Reading, plan: Plan, windows: Tensor, share: float = 1.0) -> 
     """
     bases = Bases(plan)
     whole, cut = bases.trained(), bases.trained(share)
-    layers, watched = dict(whole.layers), dict[str, _Watched]()
+    layers, watched = dict(whole.layers), dict[str, _WatchedSide]()
     for index, layer in whole.layers.items():
         if layer.codec is not None and (shorter := cut.layers[index].codec) is not None:
             sides = {
-                name: _Watched(
+                name: _WatchedSide(
                     side.kv_heads,
                     side.head_dim,
                     side.transform,
@@ -110,8 +119,9 @@ def watch(reading: Reading, plan: Plan, windows: Tensor, share: float = 1.0) -> 
             watched |= {f"{index}.{name}": side for name, side in sides.items()}
             layers[index] = replace(layer, codec=with_sides(layer.codec, sides))
     random = torch.Generator(windows.device).manual_seed(0)
-    for ids in windows:
+    for done, ids in enumerate(windows, 1):
         predicted = reading.predicted(Plan(layers, plan.spans), ids)
         sampled = torch.multinomial(predicted.detach().exp(), 1, generator=random)
         predicted.gather(-1, sampled).sum().backward()
+        each_window(done, len(windows))
     return Watch(plan, {name: side.seen for name, side in watched.items() if side.seen.tokens})

@@ -59,7 +59,7 @@ def test_it_helps_on_documents_it_never_saw(healed: tuple[Healing, Path]) -> Non
     (rank,) = healing.ranks
     assert rank.kld < 0.9 * rank.kld_before and healing.best_step > 0
     assert [evaluation.step for evaluation in healing.evaluations] == [0, 4, 8, 12] and healing.steps == 12
-    assert healing.evaluations[0].klds == (rank.kld_before,) and healing.evaluations[0].trained is None
+    assert healing.evaluations[0].klds == (rank.kld_start,) and healing.evaluations[0].trained is None
     assert {path.name for path in folder.iterdir()} == {PLAN, HEALED}
 
 
@@ -227,7 +227,7 @@ def test_folders_are_refused_before_anything_is_trained(bench: ModelBench, tmp_p
 
 def test_it_is_over_when_nothing_helps_any_more(bench: ModelBench, tmp_path: Path) -> None:
     healing = healer(bench, tmp_path, rate=10.0, every=1, patience=2, steps=50).run()
-    assert healing.best_step == 0 and healing.steps == 2 and healing.ranks[0].kld == healing.ranks[0].kld_before
+    assert healing.best_step == 0 and healing.steps == 2 and healing.ranks[0].kld == healing.ranks[0].kld_start
 
 
 @pytest.mark.parametrize(

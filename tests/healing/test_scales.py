@@ -10,8 +10,9 @@ from torch import Tensor
 from kvbench.codecs.transforms.linear import LinearTransform
 from kvbench.compressors.compressor import parse
 from kvbench.healing.bases import Bases
+from kvbench.healing.reading import Reading
 from kvbench.healing.scales import Seen
-from kvbench.healing.watching import measured_scales
+from kvbench.healing.watching import watch
 
 GROUPS, WIDTH, RANK = 2, 16, 6
 
@@ -70,7 +71,7 @@ def test_every_healed_basis_has_units(spec: str) -> None:
     plan = parse(spec.replace("+", ",recent=6+") if "+" in spec else f"{spec},recent=6,block=8").fit(
         one.geometry, lambda: calibrated(one)
     )
-    bases = Bases(plan, measured_scales(one.model, one.geometry, plan, token_ids(2, 96), 20, 40))
+    bases = Bases(plan, watch(Reading(one.model, one.geometry, 20, 40), plan, token_ids(2, 96)).scales())
     assert {name.rpartition(".")[0] for name in bases.parameters} == {*bases.scales}
     for parameter in bases.parameters.values():
         parameter.requires_grad_(False).fill_(0.5)
