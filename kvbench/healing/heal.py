@@ -143,7 +143,7 @@ class Healer:
             standing, tensors = begun
             self._require_plan(standing, plan_digest(plan))
             distillation.resume(standing.step, standing.evaluations, tensors)
-        return self._save(distillation, self._train(distillation, standing))
+        return self._save(distillation, self._train(distillation, standing), plan.model_level_bytes())
 
     # ---- what is needed --------------------------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class Healer:
             self.told(evaluation)
         return standing
 
-    def _save(self, distillation: Distillation, standing: Standing) -> Healing:
+    def _save(self, distillation: Distillation, standing: Standing, fitted_bases_bytes: int) -> Healing:
         evaluations, request = standing.evaluations, self.request
         best = evaluations[best_of(evaluations)]
         distillation.use_best()
@@ -265,7 +265,7 @@ class Healer:
         healing = Healing(
             request=request,
             plan=standing.plan,
-            fitted_bases_bytes=distillation.bases.plan.model_level_bytes(),
+            fitted_bases_bytes=fitted_bases_bytes,
             steps=standing.step,
             best_step=best.step,
             seconds=standing.seconds,

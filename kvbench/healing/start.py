@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from torch import Tensor
 
 from kvbench.cache.attach import Plan
 from kvbench.healing.bases import Bases
 from kvbench.healing.reading import Reading
+from kvbench.healing.training import NOTHING
 from kvbench.healing.watching import Watch, Watched, watch
 
 WATCHED = 16
@@ -33,5 +36,6 @@ def best_start(
         return watch(reading, plan, windows, share, each_window)
     fitted = watch(reading, plan, watched, share, each_window)
     weighted = fitted.weighted()
-    before, after = (sum(reading.divergences(Bases(each), compared, shares)) for each in (plan, weighted))
-    return watch(reading, weighted, watched, share, each_window) if after < before else fitted
+    before, after = (reading.divergences(Bases(each), compared, shares) for each in (plan, weighted))
+    left = fmean(new / max(old, NOTHING) for new, old in zip(after, before, strict=True))
+    return watch(reading, weighted, watched, share, each_window) if left < 1 else fitted

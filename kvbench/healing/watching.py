@@ -1,4 +1,4 @@
-"""What the bases of a model meet in a few windows: states, errors and gradients, for a start and the units of training."""
+"""What bases meet in a few windows of text: states, errors and gradients, for the start and the units of training."""
 
 from __future__ import annotations
 

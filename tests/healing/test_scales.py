@@ -80,3 +80,29 @@ def test_every_healed_basis_has_units(spec: str) -> None:
         index, side, part = name.split(".")
         now, before = (getattr(each.layers[int(index)].codec.sides[side].transform, part) for each in (kept, plan))
         assert bool(now.isfinite().all()) and not torch.equal(now, before)
+
+
+@pytest.mark.parametrize("wanted", [None, "a projection"])
+def test_weighted_bases_cost_predictions_least(wanted: str | None) -> None:
+    """Less than principal components, and than any small change of themselves; what is not wanted is not aimed at."""
+    states, gradients = drawn(100, 0.1, 0, 1), drawn(3, 0.1, 1, 2)
+    axes = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(3)))[0][:, :12]
+    target = torch.eye(WIDTH).expand(GROUPS, -1, -1) if wanted is None else (axes @ axes.mT).expand(GROUPS, -1, -1)
+    transform, seen = principal(states), Seen()
+    seen.add(transform.centred(states), states)
+    seen.add_gradient(gradients)
+    fisher = gradients.mT @ gradients
+
+    def cost(one: LinearTransform) -> float:
+        error = transform.centred(states) @ target - transform.centred(states) @ one.encoder @ one.decoder
+        return float((error @ fisher * error).mean())
+
+    weighted = seen.weighted(transform, None if wanted is None else target.double())
+    assert weighted.rank == RANK and cost(weighted) < 0.7 * cost(transform)
+    random = torch.Generator().manual_seed(4)
+    for _ in range(5):
+        changed = [
+            each + 0.03 * each.norm() / each.numel() ** 0.5 * torch.randn(each.shape, generator=random)
+            for each in (weighted.encoder, weighted.decoder)
+        ]
+        assert cost(LinearTransform(*changed, weighted.mean)) > 0.999 * cost(weighted)
