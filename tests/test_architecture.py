@@ -16,7 +16,7 @@ FLOORS = (
     ("__main__",),
     ("api", "cli", "pytest_plugin", "testing"),
     ("conformance", "gate", "report"),
-    ("conversion", "runs"),
+    ("conversion", "healing", "runs"),
     ("measure", "projection"),
     ("tasks",),
     ("compressors",),

@@ -14,6 +14,7 @@ from kvbench.cli.doctor import doctor
 from kvbench.cli.fit import calibrate, fit
 from kvbench.cli.gate_times import gate_times
 from kvbench.cli.generate import generate
+from kvbench.cli.heal import heal
 from kvbench.cli.history import history
 from kvbench.cli.judge import compare, gate
 from kvbench.cli.lm_eval import lm_eval
@@ -50,7 +51,7 @@ app = App(
 )
 VERBS = (
     *(run, sweep, trial, gate, gate_times, history, compare, report, leaderboard, records, merge, ls, show),
-    *(calibrate, fit, convert, generate, lm_eval, validate, project, doctor),
+    *(calibrate, fit, heal, convert, generate, lm_eval, validate, project, doctor),
 )
 for verb in VERBS:
     app.command(verb)
@@ -74,7 +75,7 @@ def _exit_code(given: list[str]) -> int:
         return _refuse(f"{error} Help: {' '.join(['kvbench', *(error.command_chain or ())])} --help", EXIT_USAGE)
     except KeyboardInterrupt:
         resume = f"; what is finished is kept, resume with: {shlex.join(['kvbench', *given])}"
-        say("interrupted" + (resume if given[:1] in (["run"], ["sweep"], ["trial"], ["fit"]) else ""))
+        say("interrupted" + (resume if given[:1] in (["run"], ["sweep"], ["trial"], ["fit"], ["heal"]) else ""))
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
