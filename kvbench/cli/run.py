@@ -26,7 +26,7 @@ def run(
         str | None,
         Parameter(
             help="quick (default), standard, full, ci, frontier, speed, capacity, ruler-1k, needles, fidelity, "
-            "accuracy, undecided, eviction, thinking, domain-matrix, wikitext or a .toml file."
+            "accuracy, undecided, eviction, thinking, healing, domain-matrix, wikitext or a .toml file."
         ),
     ] = None,
     selection: Selection = Selection(),

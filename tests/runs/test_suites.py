@@ -75,6 +75,7 @@ def test_names_are_the_built_in_files():
         "fidelity",
         "frontier",
         "full",
+        "healing",
         "latents",
         "mla",
         "native-mla",
