@@ -138,7 +138,7 @@ class KVLayer(CacheLayerMixin):
         ``keys`` and ``query`` are after RoPE, the latter (batch, heads, any tokens, head_dim).
         """
 
-    def attend(self, call: AttentionCall, rotator: Rotator | None, applied: AppliedRotation | None) -> Tensor:
+    def attend(self, call: AttentionCall, rotator: Rotator | None, applied: AppliedRotation | None = None) -> Tensor:
         """Store the new tokens and attend: (batch, heads, new tokens, value_dim); may compress afterwards.
 
         Where later layers read these tokens too, once the last one has.
