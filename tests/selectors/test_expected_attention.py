@@ -13,7 +13,7 @@ import pytest
 import torch
 from driving import Subject, calibrated, feed, left_padding, position_ids, subject, token_ids
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Glm4Config, PreTrainedModel
+from transformers import AutoModelForCausalLM, Glm4Config, LlamaConfig, PreTrainedModel
 
 from kvbench.cache.attach import CompressedModel, Plan
 from kvbench.cache.spans import Spans
@@ -26,25 +26,34 @@ from kvbench.selectors.base import Leaving
 from kvbench.selectors.expected import ExpectedAttentionSelector
 
 pytestmark = pytest.mark.usefixtures("fp64")
-ROPE = ("llama", "qwen3", "gpt_neox", "glm4")
-"""Half-split, behind a norm, of some dimensions only, of neighbouring dimensions."""
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64}
+SIZES = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 259,
+    "intermediate_size": 96,
+    "pad_token_id": 0,
+}
+CONFIGS = {"glm4": lambda: Glm4Config(**SIZES), "yarn": lambda: LlamaConfig(**SIZES, rope_parameters=YARN)}
+ROPE = ("llama", "qwen3", "gpt_neox", *CONFIGS)
+"""Half-split, behind a norm, of some dimensions only, of neighbouring dimensions, and with a scale."""
 SPANS = Spans(sinks=2, recent=9, block=8)
 FP32 = {"atol": 2e-6, "rtol": 1e-4}
 """transformers computes angles in fp32, here at positions up to 700; those of kvbench come from position 1."""
 
 
-def glm4() -> PreTrainedModel:
-    torch.manual_seed(0)
-    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = Glm4Config(**sizes, head_dim=16, vocab_size=259, intermediate_size=96, pad_token_id=0)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval().requires_grad_(False)
-
-
 @lru_cache
 def of_family(family: str) -> Subject:
-    if family != "glm4":
+    """A family's shared model, or one of ``CONFIGS``."""
+    if family not in CONFIGS:
         return subject(family)
-    model = glm4()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(CONFIGS[family](), dtype=torch.float64)
+    model.eval().requires_grad_(False)
     return Subject(family, model, probe_geometry(model))
 
 
@@ -178,7 +187,7 @@ def chosen_rotation(leaving: Leaving) -> Tensor:
 
 
 @pytest.mark.parametrize("as_decoded", [False, True])
-@pytest.mark.parametrize("family", ["llama", "glm4"])
+@pytest.mark.parametrize("family", ["llama", "glm4", "yarn"])
 def test_positions_to_come_are_those_after_the_newest_token(family: str, as_decoded: bool, scored: Scored) -> None:
     one, ids = of_family(family), token_ids(1, 150)
     with attached(one) as compressed:
