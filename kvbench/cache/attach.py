@@ -21,6 +21,7 @@ from kvbench.cache.static_cache import StaticCompressedCache
 from kvbench.codecs.codec import Codec
 from kvbench.codecs.frame import Frame
 from kvbench.errors import UnsupportedModelError
+from kvbench.hooks.applied import AppliedRotation
 from kvbench.hooks.geometry import LayerGeometry, ModelGeometry
 from kvbench.hooks.interception import AttentionCall, Interception, Takeover, attention_modules
 from kvbench.hooks.rotary import RotaryTable, Rotator
@@ -81,13 +82,14 @@ class _LayerContext:
 
     layer: KVLayer
     rotator: Rotator | None
+    applied: AppliedRotation | None
 
     @torch.compiler.disable
     def attend(self, call: AttentionCall) -> Tensor:
         new = call.query.shape[2]
         if call.form is not None and call.form.attention.absorbs(new, self.layer.seen + new):
             call = call.absorbed()
-        return call.finished(self.layer.attend(call, self.rotator))
+        return call.finished(self.layer.attend(call, self.rotator, self.applied))
 
 
 @dataclass
@@ -185,6 +187,13 @@ class CompressedModel:
             return None
         return Rotator(self._modules[layer], geometry, self._tables[geometry.rope_group], cache.positions)
 
+    def applied(self, layer: int, rotation: Rotation | None) -> AppliedRotation | None:
+        """The ``rotation`` of a pass's tokens where ``layer`` has a selector, which may look at positions to come."""
+        geometry, plan = self._by_layer[layer], self.plan.layers.get(layer)
+        if rotation is None or plan is None or plan.selector is None or geometry.rotary_dims == 0:
+            return None
+        return AppliedRotation(self._modules[layer], geometry, rotation)
+
     def record(
         self, layer: int, cache: CompressedCache, seen: int, rotation: Rotation, positions: Tensor | None
     ) -> None:
@@ -230,7 +239,7 @@ class CompressedModel:
         if rotator is not None and rotation is not None:
             self.record(layer, cache, kv_layer.seen, rotation, positions)
         kv_layer.expected = True
-        return Takeover(_LayerContext(kv_layer, rotator))
+        return Takeover(_LayerContext(kv_layer, rotator, self.applied(layer, rotation)))
 
     def _context_of_step(
         self, layer: int, step: CachesOfOneStep, rotation: Rotation | None, positions: Tensor | None

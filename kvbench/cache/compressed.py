@@ -24,6 +24,7 @@ from kvbench.cache.rounding import stored_as
 from kvbench.cache.spans import Spans
 from kvbench.codecs.codec import Codec
 from kvbench.codecs.quantizers.base import Stored
+from kvbench.hooks.applied import AppliedRotation
 from kvbench.hooks.interception import AttentionCall
 from kvbench.hooks.rotary import EntryRotation, Rotator
 from kvbench.kernels.decode import merged
@@ -36,11 +37,13 @@ class _Step:
     """A forward pass: what its queries see of the exact tokens, and what encodes by it.
 
     ``tail`` starts at slot ``tail_start`` and is all there is where it is ``alone``. ``limits`` (queries,): where the
-    body ended for each query, as decoded; None where all see all of it.
+    body ended for each query, as decoded; None where all see all of it. ``applied`` is the queries' rotation, for a
+    selector.
     """
 
     query: Tensor
     scaling: float
+    applied: AppliedRotation | None
     tail: tuple[Tensor, Tensor]
     tail_start: int
     alone: bool
@@ -87,7 +90,7 @@ class CompressedLayer(KVLayer):
 
     # ---- attention -------------------------------------------------------------------------------------------------
 
-    def take(self, call: AttentionCall, rotator: Rotator | None) -> None:
+    def take(self, call: AttentionCall, rotator: Rotator | None, applied: AppliedRotation | None) -> None:
         """Append them to the tail, and note what queries are to see of it; ``as_decoded``, encode what has left it."""
         self.append(call.keys, call.values)
         self._set_frame(rotator)
@@ -96,11 +99,11 @@ class CompressedLayer(KVLayer):
         if self.tail_start == 0:
             self._find_first(call.mask)
         alone = self.tail_start == 0 and not (self.as_decoded and past)
-        step = _Step(query, call.scaling, self._tail(), self.tail_start, alone)
+        step = _Step(query, call.scaling, applied, self._tail(), self.tail_start, alone)
         if not alone and self.as_decoded and query.shape[AXIS] > 1:
             step.limits = self._limits(past, query)
             step.tail = step.tail[0].clone(), step.tail[1].clone()  # settling moves the tail's memory
-            self._settle_as_decoded(query, call.scaling)
+            self._settle_as_decoded(query, call.scaling, applied)
         self._step = step
 
     def look(self, call: AttentionCall) -> Tensor:
@@ -117,7 +120,7 @@ class CompressedLayer(KVLayer):
         step, self._step = self._step, None
         assert step is not None
         if step.limits is None:
-            self._settle(step.query, step.scaling)
+            self._settle(step.query, step.scaling, step.applied)
         if step.alone:
             self.round_prompt()
 
@@ -236,11 +239,19 @@ class CompressedLayer(KVLayer):
 
     # ---- compression -----------------------------------------------------------------------------------------------
 
-    def load(self, keys: Tensor, values: Tensor, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
+    def load(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        query: Tensor,
+        scaling: float,
+        rotator: Rotator | None,
+        applied: AppliedRotation | None = None,
+    ) -> None:
         """Take in a prompt."""
         self._set_frame(rotator)
         self.append(keys, values)
-        self._settle(query, scaling)
+        self._settle(query, scaling, applied)
         self.round_prompt()
 
     def _find_first(self, mask: Tensor | None) -> None:
@@ -252,19 +263,20 @@ class CompressedLayer(KVLayer):
         if bool((padded > 0).any()):
             self.first, self.first_max = padded, int(padded.max())
 
-    def _settle_as_decoded(self, query: Tensor, scaling: float) -> None:
+    def _settle_as_decoded(self, query: Tensor, scaling: float, applied: AppliedRotation | None) -> None:
         """Encode as decoding would have.
 
         A selector sees each block alone, with the query that made it leave; an online basis is fitted to the first one.
         """
         if self.selector is None and (self.body.entries or not self.codec.row_bits):
-            self._settle(query, scaling)
+            self._settle(query, scaling, applied)
             return
         past = self.seen - query.shape[AXIS]
         for index in range(query.shape[AXIS]):
-            self._settle(query[:, :, index : index + 1], scaling, past + index + 1)
+            rotation = None if applied is None else applied.at(index)
+            self._settle(query[:, :, index : index + 1], scaling, rotation, past + index + 1)
 
-    def _settle(self, query: Tensor, scaling: float, seen: int | None = None) -> None:
+    def _settle(self, query: Tensor, scaling: float, applied: AppliedRotation | None, seen: int | None = None) -> None:
         """Encode the blocks that have left the recent window once ``seen`` tokens are cached (default: all of them).
 
         Their exact copies are dropped.
@@ -281,7 +293,7 @@ class CompressedLayer(KVLayer):
         elif begin < leaving:
             first = self.first if self.tail_start == 0 else None  # padding leaves with the first block
             observed = query[:, :, -OBSERVED:]
-            candidates = Leaving(keys, values, observed, scaling, self.tail_start, begin, leaving, first)
+            candidates = Leaving(keys, values, observed, scaling, self.tail_start, begin, leaving, first, applied)
             self._keep(candidates, keys[:, :, begin:leaving], values[:, :, begin:leaving])
         self._leave(boundary)
 

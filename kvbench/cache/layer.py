@@ -17,6 +17,7 @@ from kvbench.cache.buffers import AXIS, GrowingTensor
 from kvbench.cache.rounding import exact_dtype, stored_as
 from kvbench.cache.spans import ExactDtype
 from kvbench.errors import KvbenchError
+from kvbench.hooks.applied import AppliedRotation
 from kvbench.hooks.interception import AttentionCall
 from kvbench.hooks.rotary import Rotator
 from kvbench.kernels.decode import attend_exact, fitting_kernels
@@ -123,18 +124,26 @@ class KVLayer(CacheLayerMixin):
         return attend_exact(query, keys, values, call.scaling, mask, call.softcap, self.reading.kernels, before)
 
     @abstractmethod
-    def load(self, keys: Tensor, values: Tensor, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
+    def load(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        query: Tensor,
+        scaling: float,
+        rotator: Rotator | None,
+        applied: AppliedRotation | None = None,
+    ) -> None:
         """Take in an unpadded prompt computed elsewhere, as if this layer had just attended it.
 
         ``keys`` and ``query`` are after RoPE, the latter (batch, heads, any tokens, head_dim).
         """
 
-    def attend(self, call: AttentionCall, rotator: Rotator | None) -> Tensor:
+    def attend(self, call: AttentionCall, rotator: Rotator | None, applied: AppliedRotation | None = None) -> Tensor:
         """Store the new tokens and attend: (batch, heads, new tokens, value_dim); may compress afterwards.
 
         Where later layers read these tokens too, once the last one has.
         """
-        self.take(call, rotator)
+        self.take(call, rotator, applied)
         self._unread = 1 + self.readers
         return self.read(call)
 
@@ -147,8 +156,8 @@ class KVLayer(CacheLayerMixin):
         return output
 
     @abstractmethod
-    def take(self, call: AttentionCall, rotator: Rotator | None) -> None:
-        """Store the new tokens."""
+    def take(self, call: AttentionCall, rotator: Rotator | None, applied: AppliedRotation | None) -> None:
+        """Store the new tokens; ``applied`` is what queries and keys were rotated by, where a selector needs it."""
 
     @abstractmethod
     def look(self, call: AttentionCall) -> Tensor:
@@ -244,7 +253,7 @@ class ExactLayer(KVLayer):
         self.is_sliding = sliding_window is not None
         self.record_past = False
 
-    def take(self, call: AttentionCall, rotator: Rotator | None) -> None:
+    def take(self, call: AttentionCall, rotator: Rotator | None, applied: AppliedRotation | None) -> None:
         """Append them to the tail."""
         self.append(call.keys, call.values)
 
@@ -270,7 +279,15 @@ class ExactLayer(KVLayer):
             self._trim()
         self.round_prompt()
 
-    def load(self, keys: Tensor, values: Tensor, query: Tensor, scaling: float, rotator: Rotator | None) -> None:
+    def load(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        query: Tensor,
+        scaling: float,
+        rotator: Rotator | None,
+        applied: AppliedRotation | None = None,
+    ) -> None:
         """Take in a prompt."""
         self.append(keys, values)
         self._trim()

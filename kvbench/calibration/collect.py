@@ -52,7 +52,8 @@ class _LayerCollector:
             self._add("key_value_second", second_moment(*(token_rows(side, self.sinks) for side in (keys, values))))
             self._add("query_second", self._query_second(query))
             self._add("rotated_query_second", self._query_second(rotated_query))
-            self._add("rotated_query_sum", self._beside_keys(rotated_query).double().sum((0, 2)))
+            self._add("query_sum", self._beside_keys(query).double().sum((0, 2)))
+            self._add("head_query_second", self._head_query_second(query))
             self._add("count", torch.tensor(float(keys.shape[0] * (keys.shape[2] - self.sinks)), dtype=torch.float64))
         met = call.met(rotated, values)
         return exact_attention(rotated_query, *met, call.scaling, call.mask, call.softcap, call.sinks)
@@ -87,6 +88,11 @@ class _LayerCollector:
             self._beside_keys(query).unflatten(1, (self.geometry.kv_heads, -1)).transpose(0, 1).flatten(1, 3).float()
         )
         return (grouped.transpose(1, 2) @ grouped).double()
+
+    def _head_query_second(self, query: Tensor) -> Tensor:
+        """Of every query head by itself, (heads, head_dim, head_dim)."""
+        heads = self._beside_keys(query).split(1, 1)
+        return torch.stack([second_moment(rows, rows) for rows in (token_rows(head, 0) for head in heads)])
 
     def _beside_keys(self, query: Tensor) -> Tensor:
         """Those channels of the queries behind the sinks that meet stored keys; the others meet latents."""

@@ -26,9 +26,10 @@ class LayerStatistics:
     """Raw sums over ``count`` tokens; K = kv_heads · head_dim, V = kv_heads · value_dim, all fp64 but the weights.
 
     ``key_*`` are before RoPE, ``rotated_key_*`` after; ``query_second`` and ``rotated_query_second`` are
-    (kv_heads, head_dim, head_dim), summed over the query heads of a group; ``rotated_query_sum`` is (heads,
-    head_dim). ``fisher_*`` are Σ g gᵀ of the gradient of −log p(y), y sampled from the model, with respect to keys
-    before RoPE, keys after RoPE and values: zero-sized when no backward pass was made.
+    (kv_heads, head_dim, head_dim), summed over the query heads of a group; ``query_sum`` (heads, head_dim) and
+    ``head_query_second`` (heads, head_dim, head_dim) are of every query head before RoPE. ``fisher_*`` are Σ g gᵀ of
+    the gradient of −log p(y), y sampled from the model, with respect to keys before RoPE, keys after RoPE and values:
+    zero-sized when no backward pass was made.
 
     ``key_value_second`` (K, V) is Σ k vᵀ of keys before RoPE; ``input_abs_sum`` (hidden,) is Σ |x| of the layer's
     input. The rest knows the projections: ``key_weight`` (K, hidden), ``key_bias`` (K,) and the same of values are in
@@ -58,7 +59,8 @@ class LayerStatistics:
     value_weight: Tensor = field(default_factory=_absent)
     value_bias: Tensor = field(default_factory=_absent)
     output_gram: Tensor = field(default_factory=_absent)
-    rotated_query_sum: Tensor = field(default_factory=_absent)
+    query_sum: Tensor = field(default_factory=_absent)
+    head_query_second: Tensor = field(default_factory=_absent)
 
     @property
     def has_fisher(self) -> bool:

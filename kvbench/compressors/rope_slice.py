@@ -98,7 +98,7 @@ class _Components:
 
 def _turned(layer: LayerDraft, pairs: Tensor) -> Tensor:
     """1 − mean cos θΔ of every frequency (frequencies,); 1 where the model's rotation is of no usual form."""
-    if not layer.geometry.angles:
+    if layer.geometry.turn is None or not layer.geometry.angles:
         return torch.ones(len(pairs), dtype=torch.float64)
     angles = torch.tensor(layer.geometry.angles, dtype=torch.float64)[pairs[:, 0]]
     return 1 - torch.sinc(angles * DISTANCE / math.pi)

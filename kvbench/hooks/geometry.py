@@ -27,8 +27,9 @@ class LayerGeometry:
 
     ``rope_group`` numbers the distinct rotation tables of the model; ``sliding_window`` is in tokens, None = full.
     ``turn`` says how RoPE rotates, for kernels that do it by themselves; None where that is not of the usual form.
-    ``angles`` (rotary_dims,) are in radians a position; empty without a turn. ``latent``: keys and values are the RoPE
-    keys and latents of multi-head latent attention, where queries meet keys and values side by side.
+    ``angles`` (rotary_dims,) of the columns of cos and sin are in radians a position; with a turn, those of the key
+    dimensions. ``latent``: keys and values are the RoPE keys and latents of multi-head latent attention, where queries
+    meet keys and values side by side.
     """
 
     layer: int
@@ -202,12 +203,12 @@ def _layer(index: int, call: AttentionCall, group: int, rotation: Rotation | Non
         rope_group=group,
         sliding_window=window,
         turn=turn,
-        angles=() if turn is None or rotation is None else _angles(rotation, rotary_dims),
+        angles=() if rotation is None else _angles(rotation, rotary_dims),
         latent=call.form is not None,
     )
 
 
 def _angles(rotation: Rotation, rotary_dims: int) -> tuple[float, ...]:
-    """How far RoPE turns from one position to the next, by the rotation of position 1."""
+    """How far RoPE turns from one position to the next, by the rotation of position 1; empty if of another width."""
     cos, sin = (part[0, 1].double().cpu() for part in rotation)
     return tuple(torch.atan2(sin, cos).tolist()) if len(cos) == rotary_dims else ()

@@ -77,7 +77,7 @@ class ExactPrompt:
             if rotator is not None and prompt.rotation is not None:
                 compressed.record(index, cache, 0, prompt.rotation, None)
             keys, values, query = (_repeated(rows, copies) for rows in (prompt.keys, prompt.values, prompt.query))
-            layer.load(keys, values, query, prompt.scaling, rotator)
+            layer.load(keys, values, query, prompt.scaling, rotator, compressed.applied(index, prompt.rotation))
         return cache
 
     def fill_stock(self, cache: Cache, copies: int = 1) -> Cache:

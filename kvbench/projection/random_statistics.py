@@ -53,7 +53,8 @@ def _of_layer(layer: LayerGeometry, hidden: int, decay: float) -> LayerStatistic
         value_weight=value_weight,
         value_bias=torch.zeros(value_width, dtype=torch.float64),
         output_gram=_by_head(values, layer.kv_heads),
-        rotated_query_sum=torch.zeros(layer.heads, layer.head_dim, dtype=torch.float64),
+        query_sum=torch.zeros(layer.heads, layer.head_dim, dtype=torch.float64),
+        head_query_second=queries.repeat_interleave(layer.group_size, 0),
     )
 
 

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from kvbench.hooks.applied import AppliedRotation
+
 OBSERVED = 256
 """Most queries, from the newest back, that a selector may look at: what is kept of a prompt that is loaded later."""
 
@@ -27,7 +29,8 @@ class Leaving:
     ``start`` to the newest one; those at ``begin`` … ``end`` − 1 of them leave. ``query`` (batch, heads, new tokens,
     head_dim), after RoPE, are the queries of the pass that made them leave and end with the newest token too.
     ``first`` (batch,) is the slot of each row's first real token, None without padding. Right after a prompt the
-    exact tokens are the whole context; while decoding they are the recent window.
+    exact tokens are the whole context; while decoding they are the recent window. ``applied`` is the RoPE of the
+    pass, whose last token is the newest one; None without RoPE.
     """
 
     keys: Tensor
@@ -38,6 +41,7 @@ class Leaving:
     begin: int
     end: int
     first: Tensor | None = None
+    applied: AppliedRotation | None = None
 
     @property
     def candidates(self) -> tuple[Tensor, Tensor]:

@@ -144,9 +144,9 @@ def test_queries_and_keys_arrive_rotated(name: str, monkeypatch: pytest.MonkeyPa
     arrived: dict[CompressedLayer, list[AttentionCall]] = {}
     attend = CompressedLayer.attend
 
-    def watched(layer: CompressedLayer, call: AttentionCall, rotator: Any) -> Tensor:
+    def watched(layer: CompressedLayer, call: AttentionCall, *rotations: Any) -> Tensor:
         arrived.setdefault(layer, []).append(call)
-        return attend(layer, call, rotator)
+        return attend(layer, call, *rotations)
 
     monkeypatch.setattr(CompressedLayer, "attend", watched)
     before, exact = observed(one, ids), rotated_keys(one, ids)

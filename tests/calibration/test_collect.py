@@ -61,7 +61,7 @@ def test_keys_before_rope_have_the_same_energy(family: str) -> None:
         assert torch.equal(layer.key_second, layer.rotated_key_second) == (family == "gpt2")
 
 
-def test_queries_are_summed_over_the_heads_of_a_group() -> None:
+def test_queries_are_summed_over_the_heads_of_a_group_and_for_every_head() -> None:
     one, windows = subject("llama"), token_ids(2, 20)
     statistics, seen = collect(one.model, one.geometry, windows), []
     handle = one.model.model.layers[1].self_attn.q_proj.register_forward_hook(lambda m, i, out: seen.append(out[0]))
@@ -73,6 +73,9 @@ def test_queries_are_summed_over_the_heads_of_a_group() -> None:
     query = torch.cat([part[SINKS:] for part in seen]).unflatten(1, (2, 2, 16))  # (tokens, kv heads, group, d)
     expected = torch.einsum("tngd,tnge->nde", query, query)
     assert torch.allclose(statistics.layers[1].query_second, expected, rtol=1e-9, atol=1e-12)
+    heads, layer = query.flatten(1, 2), statistics.layers[1]
+    assert torch.allclose(layer.query_sum, heads.sum(0), rtol=1e-9, atol=1e-12)
+    assert torch.allclose(layer.head_query_second, torch.einsum("thd,the->hde", heads, heads), rtol=1e-9, atol=1e-12)
 
 
 def test_collecting_leaves_the_model_alone() -> None:
@@ -138,15 +141,21 @@ def test_fisher_predicts_the_kl_of_a_small_error() -> None:
 
 
 def test_large_means_do_not_drown_the_covariance_in_rounding() -> None:
-    """Qwen2's key biases are hundreds of times the spread of its keys; models run in fp32."""
+    """Qwen2's biases of keys and queries are hundreds of times their spread; models run in fp32."""
     precise, rough = (copy.deepcopy(subject("qwen2", dtype).model) for dtype in (torch.float64, torch.float32))
     for model in (precise, rough):
         for layer in model.model.layers:
             layer.self_attn.k_proj.bias.copy_(torch.linspace(-400, 400, 32))
+            layer.self_attn.q_proj.bias.copy_(torch.linspace(-400, 400, 64))
     windows, geometry = token_ids(2, 60), subject("qwen2").geometry
     expected, measured = (collect(model, geometry, windows, fisher=False).layers[0] for model in (precise, rough))
-    error = (measured.covariance("key") - expected.covariance("key")).norm() / expected.covariance("key").norm()
-    assert error < 1e-3
+    for moment in (lambda layer: layer.covariance("key"), query_covariance):
+        assert (moment(measured) - moment(expected)).norm() < 1e-3 * moment(expected).norm()
+
+
+def query_covariance(layer: LayerStatistics) -> Tensor:
+    mean = layer.query_sum / layer.count
+    return layer.head_query_second / layer.count - torch.einsum("hd,he->hde", mean, mean)
 
 
 def test_tensors_round_trip() -> None:

@@ -71,7 +71,8 @@ def test_moments_of_latents_are_those_of_what_is_cached():
     torch.testing.assert_close(layer.value_second, latents.T @ latents, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(layer.rotated_key_second, rope_keys.T @ rope_keys, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(layer.key_second.trace(), layer.rotated_key_second.trace() / _stretched(model) ** 2)
-    assert layer.query_second.shape == (1, 8, 8) and layer.rotated_query_sum.shape == (4, 8)
+    assert layer.query_second.shape == (1, 8, 8) and layer.query_sum.shape == (4, 8)
+    assert layer.head_query_second.shape == (4, 8, 8)
     assert layer.fisher_value.shape == (24, 24) and layer.fisher_rotated_key.diagonal().min() > 0
 
 

@@ -106,5 +106,5 @@ def test_a_rotation_is_kept_once_for_all_heads_and_layers() -> None:
 def test_moments_of_queries_count_at_model_level() -> None:
     one = subject("llama", torch.float32)
     layer = one.geometry.layers[0]
-    per_layer = layer.heads * layer.head_dim + layer.kv_heads * layer.head_dim**2
+    per_layer = layer.heads * (layer.head_dim + layer.head_dim**2)
     assert fitted(one, "expected-attention:budget=0.5").model_level_bytes() == len(one.geometry.layers) * per_layer * 4

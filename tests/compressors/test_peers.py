@@ -360,6 +360,6 @@ def test_expected_attention_needs_statistics_that_know_queries() -> None:
         parse("expected-attention:budget=0.5").fit(one.geometry)
     old = deepcopy(calibrated(one))
     for layer in old.layers.values():
-        layer.rotated_query_sum = torch.zeros(0)
+        layer.query_sum = torch.zeros(0)
     with pytest.raises(KvbenchError, match="calibrate again"):
         parse("expected-attention:budget=0.5").fit(one.geometry, old)
