@@ -93,10 +93,11 @@ def heal(
 
 
 def healing_view(healed: Healing, folder: Path) -> RenderableType:
-    """The divergence before and after, rank by rank of the plans in ``folder``, and what it took."""
+    """The divergence before, at the start and after, share by share of the ranks, and what it took."""
     request, training = healed.request, healed.request.training
-    table = Table("compressor", box=None, pad_edge=False, header_style="bold")
-    for name in ("share of ranks", "KL fitted", "at the start", "healed", "times less", "bases MB"):
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("compressor", no_wrap=True, overflow="fold")
+    for name in ("ranks", "KL fitted", "start", "healed", "times less", "bases MB"):
         table.add_column(name, justify="right")
     for rank in healed.ranks:
         factor = rank.kld_before / rank.kld if rank.kld > 0 else float("inf")
