@@ -136,13 +136,11 @@ class Healer:
             self._require_same(begun[0].request, "an interrupted healing")
         windows, held_out = self._windows()
         plan = self._fitted()
+        standing = self._fresh(plan, held_out) if begun is None else begun[0]
+        self._require_plan(standing, plan_digest(plan))
         distillation = self._distillation(plan, windows, held_out)
-        if begun is None:
-            standing = self._fresh(plan, distillation)
-        else:
-            standing, tensors = begun
-            self._require_plan(standing, plan_digest(plan))
-            distillation.resume(standing.step, standing.evaluations, tensors)
+        if begun is not None:
+            distillation.resume(standing.step, standing.evaluations, begun[1])
         return self._save(distillation, self._train(distillation, standing), plan.model_level_bytes())
 
     # ---- what is needed --------------------------------------------------------------------------------------------
@@ -210,10 +208,10 @@ class Healer:
             )
         return Reading(self.bench.loaded.model, self.bench.geometry, prompt, tokens - max(prompt, first))
 
-    def _fresh(self, plan: Plan, distillation: Distillation) -> Standing:
+    def _fresh(self, plan: Plan, held_out: Windows) -> Standing:
         """Before the first step: what ``plan`` loses, which must be something."""
-        training = self.request.training
-        klds = distillation.reading.divergences(Bases(plan), distillation.held_out, training.ranks)
+        ids, ranks = held_out.ids.to(self.bench.loaded.model.device), self.request.training.ranks
+        klds = self._reading(plan).divergences(Bases(plan), ids, ranks)
         if (loss := max(klds)) < NOTHING:
             raise KvbenchError(f"{self.compressor} loses nothing that could be healed: its KL is {loss:.1e} nats")
         return Standing(

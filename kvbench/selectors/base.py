@@ -106,8 +106,11 @@ def pick(selector: Selector, leaving: Leaving, count: int, sinks: int, together:
     """Which ``count`` candidates stay: indices (batch, kv heads, count), ascending.
 
     Padding and the rows' own ``sinks`` come last. ``together`` makes all heads of a row keep the same tokens, by their
-    mean score: a basis over several heads must see one token in all of them.
+    mean score: a basis over several heads must see one token in all of them. Where all stay, none is scored.
     """
+    batch, kv_heads = leaving.keys.shape[:2]
+    if count == leaving.end - leaving.begin:
+        return torch.arange(count, device=leaving.keys.device).expand(batch, kv_heads, -1)
     scores = selector.scores(leaving)
     if together:
         scores = scores.mean(1, keepdim=True).expand_as(scores)

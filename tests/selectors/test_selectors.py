@@ -186,3 +186,13 @@ def test_while_decoding_the_one_query_counts() -> None:
     case = leaving(queries=1)
     assert case.leaving_queries == 1
     torch.testing.assert_close(observed_attention(case, 64, False), observed_attention(case, 64, True))
+
+
+def test_where_all_stay_none_is_scored() -> None:
+    class Unasked(KeyNormSelector):
+        def scores(self, leaving: Leaving) -> Tensor:
+            raise AssertionError("there was nothing to choose")
+
+    case = leaving()
+    kept = pick(Unasked(HALF), case, case.end - case.begin, sinks=0, together=False)
+    assert torch.equal(kept, torch.arange(26).expand(2, KV_HEADS, -1))
