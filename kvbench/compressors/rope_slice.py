@@ -19,14 +19,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from kvbench.codecs.transforms.fitting import Basis
 from kvbench.codecs.transforms.rope import commuting_basis, frequencies_of, frequency_pairs, shared_counts
 from kvbench.compressors.draft import LayerDraft
 from kvbench.errors import KvbenchError
 
-Choice = Literal["energy", "contribution", "shared"]
+Choice = Literal["contribution", "shared", "even", "energy"]
 DISTANCE = 512
 """Tokens: most of attention looks less far back, whatever the context."""
 
@@ -34,8 +33,9 @@ DISTANCE = 512
 def rope_bases(layers: list[LayerDraft], choice: Choice, rope_dims: int) -> list[Basis]:
     """A commuting basis (1, K, K) of the keys of each layer, whose first ``rope_dims`` components keep their RoPE.
 
-    By ``energy`` of the keys, by ``contribution`` to scores, or ``shared``: the contributions summed over layers say
-    how many components of each frequency all layers keep.
+    By ``contribution`` to scores; ``shared``: the contributions summed over layers say how many components of each
+    frequency all layers keep; ``even``: the component of most energy of every frequency, then the second of every one,
+    and so on, as TransMLA has it; or by ``energy`` of the keys alone.
 
     Raises:
         KvbenchError: layers of several shapes share no frequencies.
@@ -45,6 +45,8 @@ def rope_bases(layers: list[LayerDraft], choice: Choice, rope_dims: int) -> list
     if choice == "energy":
         return [basis for basis, _ in bases]
     components = [_Components.of(layer, *basis) for layer, basis in zip(layers, bases, strict=True)]
+    if choice == "even":
+        return [basis.reordered(each.in_turns) for (basis, _), each in zip(bases, components, strict=True)]
     counts = None
     if choice == "shared":
         if len({each.by_frequency.shape for each in components}) > 1:
@@ -89,11 +91,25 @@ class _Components:
         """Columns of the basis by falling contribution; with ``counts`` (frequencies,), so many of each come first."""
         order = self.contribution.where(self.frequency >= 0, -1).argsort(descending=True, stable=True)
         if counts is not None:
-            frequency = self.frequency[order].clamp_min(0)
-            place = functional.one_hot(frequency, len(counts)).cumsum(0).gather(1, frequency[:, None])[:, 0]
-            chosen = (place <= counts[frequency]) & (self.frequency[order] >= 0)
+            frequency = self.frequency[order]
+            chosen = (_places(frequency) < counts[frequency.clamp_min(0)]) & (frequency >= 0)
             order = order[(~chosen).int().argsort(stable=True)]
-        return torch.stack([2 * order, 2 * order + 1], 1).flatten()
+        return _columns(order)
+
+    @property
+    def in_turns(self) -> Tensor:
+        """Columns of the basis: the first component of every frequency, then the second of every one, and so on."""
+        return _columns(_places(self.frequency).where(self.frequency >= 0, len(self.frequency)).argsort(stable=True))
+
+
+def _places(frequency: Tensor) -> Tensor:
+    """How many components before each have its frequency (n,)."""
+    return (frequency[:, None] == frequency).tril(-1).sum(1)
+
+
+def _columns(components: Tensor) -> Tensor:
+    """Real and imaginary parts of ``components``, one after the other."""
+    return torch.stack([2 * components, 2 * components + 1], 1).flatten()
 
 
 def _turned(layer: LayerDraft, pairs: Tensor) -> Tensor:

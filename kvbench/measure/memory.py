@@ -89,11 +89,24 @@ def _peak_of_prefill(arm: Arm, ids: Tensor, chunk: int | None) -> _Prefilled:
 def measure_filled(arm: Arm, prompt: ExactPrompt, steps: int) -> MemoryResult:
     """Walk the bytes of a cache that has taken ``prompt`` in, and of ``steps`` decoded tokens; no peaks."""
     with arm.entered():
-        cache = arm.fill(prompt)
-        allocated, where = walk(cache), _where(arm, cache)
-        largest, _ = _decode(arm, cache, prompt.logits, steps)
+        return _walked(arm, arm.fill(prompt), prompt.logits, prompt.length, steps)
+
+
+def measure_prefilled(arm: Arm, ids: Tensor, steps: int, chunk: int) -> MemoryResult:
+    """The same of ``ids`` (batch, tokens), prefilled ``chunk`` tokens at a time through ``arm``.
+
+    Beside the weights only its cache is in memory, and the model's work on a chunk.
+    """
+    with arm.entered():
+        cache = arm.new_cache()
+        return _walked(arm, cache, _prefill(arm, cache, ids, chunk), ids.shape[1], steps)
+
+
+def _walked(arm: Arm, cache: Cache, logits: Tensor, tokens: int, steps: int) -> MemoryResult:
+    allocated, where = walk(cache), _where(arm, cache)
+    largest, _ = _decode(arm, cache, logits, steps)
     largest_bytes = largest if steps else None
-    return _summary(arm, allocated, prompt.logits.shape[0], prompt.length, largest_bytes=largest_bytes, **where)
+    return _summary(arm, allocated, logits.shape[0], tokens, largest_bytes=largest_bytes, **where)
 
 
 def _prefill(arm: Arm, cache: Cache, ids: Tensor, chunk: int | None) -> Tensor:

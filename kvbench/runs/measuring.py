@@ -83,7 +83,7 @@ class Measurer:
 
     def _measure(self, trial: Trial) -> dict[str, Frozen]:
         bench = self.bench_for(trial.model, trial.dtype)
-        inputs = inputs_of(trial.workload, trial.seed, self.probe_timeout_s)
+        inputs = inputs_of(trial.workload, trial.seed, self.probe_timeout_s, trial.memory_limit is not None)
         self.stage("fitting", 0, 1)
         arm = bench.arm(parse(trial.compressor), inputs.calibration, Reading.parse(trial.attention))
         results = {}

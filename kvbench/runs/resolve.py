@@ -12,11 +12,11 @@ from kvbench.runs.code_identity import code_sha256, packages
 from kvbench.runs.trials import Trial, Workload
 
 
-def inputs_of(workload: Workload, seed: int = 0, timeout_s: float = TIMEOUT_S) -> Inputs:
+def inputs_of(workload: Workload, seed: int = 0, timeout_s: float = TIMEOUT_S, memory_limited: bool = False) -> Inputs:
     """What the parts of ``workload`` are measured on: the text and calibration of quality, or its defaults without."""
     quality = workload.quality or QualityWorkload()
     source = CalibrationSource(quality.calibration_text, quality.calibration_windows, quality.calibration_length)
-    return Inputs(quality.text, quality.split, source, seed, timeout_s)
+    return Inputs(quality.text, quality.split, source, seed, timeout_s, memory_limited)
 
 
 def resolve(

@@ -135,7 +135,7 @@ def test_mla_needs_rope():
         Calibrated("gpt2", layers=1).fit("mla:rope_dims=8,latent=8")
 
 
-@pytest.mark.parametrize("choice", ["contribution", "shared"])
+@pytest.mark.parametrize("choice", ["shared", "even", "energy"])
 def test_other_choices_of_the_slice_are_whole_too(llama, choice):
     assert llama.error(f"{WHOLE},choice={choice}") < 1e-10
 
@@ -152,6 +152,13 @@ def test_a_shared_slice_keeps_the_same_frequencies_in_all_layers():
     deep = Calibrated(layers=4, hidden=96, heads=4, kv_heads=2, head_dim=16)
     shared, own = (deep.fit(f"mla:rope_dims=12,latent=24,choice={choice}") for choice in ("shared", "contribution"))
     assert len({*kept_frequencies(shared)}) == 1 < len({*kept_frequencies(own)})
+
+
+def test_an_even_slice_keeps_as_much_of_every_frequency():
+    deep = Calibrated(layers=2, hidden=96, heads=4, kv_heads=2, head_dim=16)
+    for rope_dims, kept in ((16, [*range(8)]), (32, [*range(8), *range(8)])):
+        plan = deep.fit(f"mla:rope_dims={rope_dims},latent=24,choice=even")
+        assert kept_frequencies(plan) == [tuple(sorted(kept))] * 2
 
 
 def test_strong_keys_that_hardly_turn_need_no_rope():

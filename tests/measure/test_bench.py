@@ -1,6 +1,7 @@
 """A model on the bench: shared work is done once, and what cannot be measured is refused before it is tried."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -140,3 +141,12 @@ def test_dtypes_have_short_names(name: str, dtype: torch.dtype):
 def test_other_dtypes_are_refused(name: str):
     with pytest.raises(KvbenchError, match=f"unknown dtype {name!r}; known: float32"):
         dtype_named(name)
+
+
+def test_where_memory_is_limited_no_prompt_is_kept_for_other_arms(bench: ModelBench, monkeypatch: pytest.MonkeyPatch):
+    arm, part = bench.arm(parse("int:bits=4"), SOURCE), MemoryWorkload(batch=2, prompt=96, steps=1, peaks=False)
+    shared = part.measure(bench, arm, INPUTS)
+    monkeypatch.setattr("kvbench.measure.prompt.exact_prompt", lambda *_, **__: pytest.fail("kept a prompt"))
+    limited = ModelBench("random:llama")
+    alone = part.measure(limited, limited.arm(parse("int:bits=4"), SOURCE), replace(INPUTS, memory_limited=True))
+    assert alone == shared

@@ -13,7 +13,7 @@ from kvbench.errors import KvbenchError
 from kvbench.hardware.process_memory import Peak
 from kvbench.measure import memory as memory_module
 from kvbench.measure.arms import Arm
-from kvbench.measure.memory import measure_filled, measure_memory
+from kvbench.measure.memory import measure_filled, measure_memory, measure_prefilled
 from kvbench.measure.parts.memory import MemoryResult
 from kvbench.measure.prompt import exact_prompt
 
@@ -119,6 +119,7 @@ def test_a_filled_cache_has_the_same_bytes_as_a_prefilled_one(spec: str):
     assert memory.peak_prefill_bytes is None
     prefilled = measure_memory(arm, ids, steps=40)
     assert (memory.allocated, memory.largest_bytes) == (prefilled.allocated, prefilled.largest_bytes)
+    assert measure_prefilled(arm, ids, steps=40, chunk=TOKENS) == memory
 
 
 def test_the_largest_bytes_are_those_of_the_fullest_moment_of_a_cycle():

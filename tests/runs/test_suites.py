@@ -77,6 +77,7 @@ def test_names_are_the_built_in_files():
         "full",
         "healing",
         "latents",
+        "memory-frontier",
         "mla",
         "native-mla",
         "needles",

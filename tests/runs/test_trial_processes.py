@@ -25,7 +25,7 @@ from kvbench.runs.suites import parse_suite
 from kvbench.runs.trial_child import RECORD, REQUEST, STAGES, TrialRequest, measure
 from kvbench.runs.trial_processes import Limits, TrialProcesses
 
-HUGE, LIMIT = 1 << 20, 4 << 30
+HUGE, LIMIT = 1 << 20, 1 << 30
 """Rows whose keys of one layer take 8 GiB, and bytes that are enough for what is imported and two rows."""
 
 

@@ -28,10 +28,10 @@ class Mla(Part):
     the keys, keys scaled to the values' norm first. **What is left of the keys loses its RoPE, in the query too: the
     compressed tokens are attended by another function than the model was trained with.** TransMLA itself reports
     perplexity 9.75 → 16.14 on Llama-3.2-1B at 56 % of the cache before tuning. Differences: sinks and the recent window
-    keep exact keys with RoPE, adjacent frequencies are not folded, and the slice takes what ``choice`` weighs most
-    instead of one pair per frequency (:mod:`kvbench.compressors.rope_slice`): ``energy`` of the keys, or their
-    ``contribution`` to scores, counting how far RoPE turns them; ``shared``: by contribution, the same frequencies in
-    all layers, so that one table of RoPE serves the model, as `kvbench convert` needs it.
+    keep exact keys with RoPE, adjacent frequencies are not folded, and the slice takes what contributes most to scores,
+    counting how far RoPE turns it, which loses the least (:mod:`kvbench.compressors.rope_slice`). Other choices:
+    ``shared``: the same frequencies in all layers, so that one table of RoPE serves the model, as `kvbench convert`
+    needs it; ``even``: every frequency alike, as TransMLA has it; ``energy``: what is largest.
     """
 
     name = "mla"
@@ -44,7 +44,7 @@ class Mla(Part):
 
     latent: float
     rope_dims: int
-    choice: Choice = "energy"
+    choice: Choice = "contribution"
 
     def apply(self, draft: Draft) -> None:
         """The RoPE part first, then the joint latent of the rest."""

@@ -23,8 +23,9 @@ class MemoryWorkload(PartSettings):
     """The cache's bytes after ``prompt`` prefilled tokens, their maximum over ``steps`` decoded ones, and peak memory.
 
     Peaks need a process of their own, where the prompt is prefilled ``chunk`` tokens at a time, compressed in between,
-    and at once. Without ``peaks`` the bytes are walked in the runner's process. Blocks of tokens leave the
-    recent window together, so ``steps`` should be no less than a block (32 tokens unless a spec says otherwise).
+    and at once. Without ``peaks`` the bytes are walked in the runner's process; where memory is limited, of a prompt
+    that is prefilled in such chunks, and else of one that all compressors share. Blocks of tokens leave the recent
+    window together, so ``steps`` should be no less than a block (32 tokens unless a spec says otherwise).
     """
 
     batch: PositiveInt = 1
@@ -47,13 +48,15 @@ class MemoryWorkload(PartSettings):
 
     def measure(self, bench: ModelBench, arm: Arm, inputs: Inputs) -> MemoryResult:
         """Walk the bytes of ``arm``'s cache; with peaks in a process of its own, which may take a limited time."""
-        from kvbench.measure.memory import measure_filled
+        from kvbench.measure.memory import measure_filled, measure_prefilled
         from kvbench.measure.memory_probe import probe
 
-        if not self.peaks:
+        if not self.peaks and not inputs.memory_limited:
             prompt = bench.shared(_prompt, inputs.text, self.prompt, inputs.split).repeat(self.batch)
             return measure_filled(arm, prompt, self.steps)
         ids = bench.evaluation_windows(inputs.text, self.prompt, self.batch, inputs.split).ids
+        if not self.peaks:
+            return measure_prefilled(arm, ids.to(bench.loaded.model.device), self.steps, self.chunk)
         return probe(arm, bench.name, ids, self.steps, self.chunk, inputs.timeout_s)
 
 

@@ -35,6 +35,8 @@ class Inputs:
     calibration: CalibrationSource
     seed: int = 0
     timeout_s: float = TIMEOUT_S
+    memory_limited: bool = False
+    """Whether only what a user of the compressor needs may take memory: no prompt that waits for other arms."""
 
 
 class PartSettings(Frozen):
