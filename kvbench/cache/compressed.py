@@ -29,7 +29,7 @@ from kvbench.hooks.interception import AttentionCall
 from kvbench.hooks.rotary import EntryRotation, Rotator
 from kvbench.kernels.decode import merged
 from kvbench.kernels.reference import Part, beside_sinks, causal_mask, exact_attention
-from kvbench.selectors.base import OBSERVED, Leaving, Selector, pick
+from kvbench.selectors.base import Leaving, Observed, Selector, pick
 
 
 @dataclass
@@ -37,13 +37,10 @@ class _Step:
     """A forward pass: what its queries see of the exact tokens, and what encodes by it.
 
     ``tail`` starts at slot ``tail_start`` and is all there is where it is ``alone``. ``limits`` (queries,): where the
-    body ended for each query, as decoded; None where all see all of it. ``applied`` is the queries' rotation, for a
-    selector.
+    body ended for each query, as decoded; None where all see all of it.
     """
 
-    query: Tensor
-    scaling: float
-    applied: AppliedRotation | None
+    observed: Observed
     tail: tuple[Tensor, Tensor]
     tail_start: int
     alone: bool
@@ -99,11 +96,11 @@ class CompressedLayer(KVLayer):
         if self.tail_start == 0:
             self._find_first(call.mask)
         alone = self.tail_start == 0 and not (self.as_decoded and past)
-        step = _Step(query, call.scaling, applied, self._tail(), self.tail_start, alone)
+        step = _Step(Observed(query, call.scaling, applied), self._tail(), self.tail_start, alone)
         if not alone and self.as_decoded and query.shape[AXIS] > 1:
             step.limits = self._limits(past, query)
             step.tail = step.tail[0].clone(), step.tail[1].clone()  # settling moves the tail's memory
-            self._settle_as_decoded(query, call.scaling, applied)
+            self._settle_as_decoded(step.observed)
         self._step = step
 
     def look(self, call: AttentionCall) -> Tensor:
@@ -120,7 +117,7 @@ class CompressedLayer(KVLayer):
         step, self._step = self._step, None
         assert step is not None
         if step.limits is None:
-            self._settle(step.query, step.scaling, step.applied)
+            self._settle(step.observed)
         if step.alone:
             self.round_prompt()
 
@@ -239,19 +236,11 @@ class CompressedLayer(KVLayer):
 
     # ---- compression -----------------------------------------------------------------------------------------------
 
-    def load(
-        self,
-        keys: Tensor,
-        values: Tensor,
-        query: Tensor,
-        scaling: float,
-        rotator: Rotator | None,
-        applied: AppliedRotation | None = None,
-    ) -> None:
+    def load(self, keys: Tensor, values: Tensor, observed: Observed, rotator: Rotator | None) -> None:
         """Take in a prompt."""
         self._set_frame(rotator)
         self.append(keys, values)
-        self._settle(query, scaling, applied)
+        self._settle(observed)
         self.round_prompt()
 
     def _find_first(self, mask: Tensor | None) -> None:
@@ -263,20 +252,19 @@ class CompressedLayer(KVLayer):
         if bool((padded > 0).any()):
             self.first, self.first_max = padded, int(padded.max())
 
-    def _settle_as_decoded(self, query: Tensor, scaling: float, applied: AppliedRotation | None) -> None:
+    def _settle_as_decoded(self, observed: Observed) -> None:
         """Encode as decoding would have.
 
         A selector sees each block alone, with the query that made it leave; an online basis is fitted to the first one.
         """
         if self.selector is None and (self.body.entries or not self.codec.row_bits):
-            self._settle(query, scaling, applied)
+            self._settle(observed)
             return
-        past = self.seen - query.shape[AXIS]
-        for index in range(query.shape[AXIS]):
-            rotation = None if applied is None else applied.at(index)
-            self._settle(query[:, :, index : index + 1], scaling, rotation, past + index + 1)
+        new = observed.query.shape[AXIS]
+        for index in range(new):
+            self._settle(observed.at(index), self.seen - new + index + 1)
 
-    def _settle(self, query: Tensor, scaling: float, applied: AppliedRotation | None, seen: int | None = None) -> None:
+    def _settle(self, observed: Observed, seen: int | None = None) -> None:
         """Encode the blocks that have left the recent window once ``seen`` tokens are cached (default: all of them).
 
         Their exact copies are dropped.
@@ -292,8 +280,7 @@ class CompressedLayer(KVLayer):
             self._append(keys[:, :, begin:leaving], values[:, :, begin:leaving])
         elif begin < leaving:
             first = self.first if self.tail_start == 0 else None  # padding leaves with the first block
-            observed = query[:, :, -OBSERVED:]
-            candidates = Leaving(keys, values, observed, scaling, self.tail_start, begin, leaving, first, applied)
+            candidates = Leaving(keys, values, observed.newest(), self.tail_start, begin, leaving, first)
             self._keep(candidates, keys[:, :, begin:leaving], values[:, :, begin:leaving])
         self._leave(boundary)
 

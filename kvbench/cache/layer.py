@@ -23,6 +23,7 @@ from kvbench.hooks.rotary import Rotator
 from kvbench.kernels.decode import attend_exact, fitting_kernels
 from kvbench.kernels.reading import DEFAULT, Reading
 from kvbench.kernels.reference import Part, beside_sinks, exact_attention
+from kvbench.selectors.base import Observed
 
 TensorsByKind = Iterator[tuple[str, GrowingTensor | Tensor]]
 """Kinds of bytes (payload, scales, exact, positions), each with a tensor of that kind."""
@@ -124,18 +125,10 @@ class KVLayer(CacheLayerMixin):
         return attend_exact(query, keys, values, call.scaling, mask, call.softcap, self.reading.kernels, before)
 
     @abstractmethod
-    def load(
-        self,
-        keys: Tensor,
-        values: Tensor,
-        query: Tensor,
-        scaling: float,
-        rotator: Rotator | None,
-        applied: AppliedRotation | None = None,
-    ) -> None:
+    def load(self, keys: Tensor, values: Tensor, observed: Observed, rotator: Rotator | None) -> None:
         """Take in an unpadded prompt computed elsewhere, as if this layer had just attended it.
 
-        ``keys`` and ``query`` are after RoPE, the latter (batch, heads, any tokens, head_dim).
+        ``keys`` are after RoPE; ``observed`` are the prompt's last queries, as many as there are.
         """
 
     def attend(self, call: AttentionCall, rotator: Rotator | None, applied: AppliedRotation | None = None) -> Tensor:
@@ -279,15 +272,7 @@ class ExactLayer(KVLayer):
             self._trim()
         self.round_prompt()
 
-    def load(
-        self,
-        keys: Tensor,
-        values: Tensor,
-        query: Tensor,
-        scaling: float,
-        rotator: Rotator | None,
-        applied: AppliedRotation | None = None,
-    ) -> None:
+    def load(self, keys: Tensor, values: Tensor, observed: Observed, rotator: Rotator | None) -> None:
         """Take in a prompt."""
         self.append(keys, values)
         self._trim()

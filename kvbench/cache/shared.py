@@ -19,7 +19,7 @@ from kvbench.cache.spans import Spans
 from kvbench.codecs.codec import Codec, SideCodec
 from kvbench.codecs.quantizers.base import Cost, Stored
 from kvbench.errors import KvbenchError
-from kvbench.hooks.applied import AppliedRotation
+from kvbench.selectors.base import Observed
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ class SharedLayer(CompressedLayer):
             self.body, group[-1].owns_body = group[-1].body, False
         group.append(self)
 
-    def _settle(self, query: Tensor, scaling: float, applied: AppliedRotation | None, seen: int | None = None) -> None:
+    def _settle(self, observed: Observed, seen: int | None = None) -> None:
         """The last member encodes for all, and all drop their exact copies."""
         if self.owns_body:
             boundary = self.spans.boundary(self.seen, self.first_max)
@@ -108,13 +108,13 @@ class SharedLayer(CompressedLayer):
             for member in self.group:
                 CompressedLayer.round_prompt(member)
 
-    def _settle_as_decoded(self, query: Tensor, scaling: float, applied: AppliedRotation | None) -> None:
+    def _settle_as_decoded(self, observed: Observed) -> None:
         """The first member encodes for all what has left the window by the end of the block, step by step.
 
         Raises:
             KvbenchError: some of it is new to the members to come.
         """
-        first, new = self.group[0], query.shape[AXIS]
+        first, new = self.group[0], observed.query.shape[AXIS]
         past = self.seen - new
         if self is first:
             if self.spans.boundary(self.seen, self.first_max) > past:

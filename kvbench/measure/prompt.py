@@ -22,7 +22,7 @@ from kvbench.hooks.geometry import ModelGeometry
 from kvbench.hooks.interception import AttentionCall, Interception, Takeover
 from kvbench.hooks.rotations import Rotation
 from kvbench.kernels.reference import exact_attention
-from kvbench.selectors.base import OBSERVED
+from kvbench.selectors.base import OBSERVED, Observed
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class ExactPrompt:
             if rotator is not None and prompt.rotation is not None:
                 compressed.record(index, cache, 0, prompt.rotation, None)
             keys, values, query = (_repeated(rows, copies) for rows in (prompt.keys, prompt.values, prompt.query))
-            layer.load(keys, values, query, prompt.scaling, rotator, compressed.applied(index, prompt.rotation))
+            observed = Observed(query, prompt.scaling, compressed.applied(index, prompt.rotation))
+            layer.load(keys, values, observed, rotator)
         return cache
 
     def fill_stock(self, cache: Cache, copies: int = 1) -> Cache:

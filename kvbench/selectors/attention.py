@@ -53,12 +53,13 @@ def observed_attention(leaving: Leaving, window: int, aware: bool) -> Tensor:
 
     A query sees what came before it and no padding; queries that are padding themselves count nothing.
     """
-    stop = leaving.query.shape[2] if aware else leaving.leaving_queries
-    query = leaving.query[:, :, max(0, stop - window) : stop]
+    observed = leaving.observed
+    stop = observed.query.shape[2] if aware else leaving.leaving_queries
+    query = observed.query[:, :, max(0, stop - window) : stop]
     batch, heads, queries, dim = query.shape
     kv_heads, tokens = leaving.keys.shape[1:3]
     newest = leaving.start + tokens
-    oldest = newest - leaving.query.shape[2] + max(0, stop - window)  # the slot of the first of these queries
+    oldest = newest - observed.query.shape[2] + max(0, stop - window)  # the slot of the first of these queries
     key_slots = torch.arange(leaving.start, newest, device=query.device)
     total = query.new_zeros(batch, kv_heads, heads // kv_heads, leaving.end - leaving.begin, dtype=torch.float32)
     step = max(1, MAX_SCORES // (batch * heads * tokens))
@@ -66,7 +67,7 @@ def observed_attention(leaving: Leaving, window: int, aware: bool) -> Tensor:
         part = query[:, :, begin : begin + step]
         slots = torch.arange(part.shape[2], device=query.device) + oldest + begin
         folded = part.reshape(batch, kv_heads, -1, dim)  # (B, n_kv, g·Tq, d)
-        logits = torch.matmul(folded, leaving.keys.transpose(-1, -2)).float() * leaving.scaling
+        logits = torch.matmul(folded, leaving.keys.transpose(-1, -2)).float() * observed.scaling
         logits = logits.view(batch, kv_heads, heads // kv_heads, -1, tokens)
         seen = key_slots <= slots[:, None]
         if leaving.first is not None:

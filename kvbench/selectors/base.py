@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -22,26 +22,45 @@ _LEAST = 1 / 64
 
 
 @dataclass(frozen=True)
+class Observed:
+    """Queries of a forward pass, by which a selector may score tokens.
+
+    ``query`` (batch, heads, new tokens, head_dim) after RoPE, which ``applied`` is, None without RoPE; ``scaling`` of
+    their scores.
+    """
+
+    query: Tensor
+    scaling: float
+    applied: AppliedRotation | None = None
+
+    def at(self, token: int) -> Observed:
+        """That of one of the pass's tokens alone."""
+        applied = None if self.applied is None else self.applied.at(token)
+        return replace(self, query=self.query[:, :, token : token + 1], applied=applied)
+
+    def newest(self) -> Observed:
+        """No more of them than a selector may look at; the rotation is still that of the whole pass."""
+        return replace(self, query=self.query[:, :, -OBSERVED:])
+
+
+@dataclass(frozen=True)
 class Leaving:
     """The tokens that leave the exact window, and the exact tokens around them.
 
     ``keys`` (batch, kv heads, tokens, head_dim) after RoPE and ``values`` alike are the exact tokens from slot
-    ``start`` to the newest one; those at ``begin`` … ``end`` − 1 of them leave. ``query`` (batch, heads, new tokens,
-    head_dim), after RoPE, are the queries of the pass that made them leave and end with the newest token too.
-    ``first`` (batch,) is the slot of each row's first real token, None without padding. Right after a prompt the
-    exact tokens are the whole context; while decoding they are the recent window. ``applied`` is the RoPE of the
-    pass, whose last token is the newest one; None without RoPE.
+    ``start`` to the newest one; those at ``begin`` … ``end`` − 1 of them leave. ``observed`` are the queries of the
+    pass that made them leave and end with the newest token too. ``first`` (batch,) is the slot of each row's first
+    real token, None without padding. Right after a prompt the exact tokens are the whole context; while decoding they
+    are the recent window.
     """
 
     keys: Tensor
     values: Tensor
-    query: Tensor
-    scaling: float
+    observed: Observed
     start: int
     begin: int
     end: int
     first: Tensor | None = None
-    applied: AppliedRotation | None = None
 
     @property
     def candidates(self) -> tuple[Tensor, Tensor]:
@@ -51,7 +70,7 @@ class Leaving:
     @property
     def leaving_queries(self) -> int:
         """How many of the queries are as old as the tokens that leave; the oldest one counts whatever its age."""
-        return max(1, self.query.shape[2] - (self.keys.shape[2] - self.end))
+        return max(1, self.observed.query.shape[2] - (self.keys.shape[2] - self.end))
 
     def slots(self) -> Tensor:
         """(candidates,): the slots of the tokens that leave."""

@@ -31,9 +31,9 @@ class ExpectedAttentionSelector(Selector):
 
         The softmax runs over them and the exact tokens after them.
         """
-        keys = leaving.keys[:, :, leaving.begin :].to(self.mean.dtype) * leaving.scaling
-        if leaving.applied is not None:
-            keys = leaving.applied.transposed_mean(keys, FUTURE)
+        keys = leaving.keys[:, :, leaving.begin :].to(self.mean.dtype) * leaving.observed.scaling
+        if leaving.observed.applied is not None:
+            keys = leaving.observed.applied.transposed_mean(keys, FUTURE)
         means, covariances = (moment.unflatten(0, (keys.shape[1], -1)) for moment in (self.mean, self.covariance))
         heads = zip(means.unbind(1), covariances.unbind(1), strict=True)  # of each group the first, the second, …
         logits = torch.stack([_expected(keys, mean, covariance) for mean, covariance in heads], 2)  # (B, n_kv, g, T)

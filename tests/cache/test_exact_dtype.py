@@ -23,6 +23,7 @@ from kvbench.compressors.compressor import parse
 from kvbench.compressors.plan_file import dump_plan, open_plan
 from kvbench.errors import KvbenchError
 from kvbench.measure.prompt import exact_prompt
+from kvbench.selectors.base import Observed
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 WIDE = {"layers": 2, "hidden": 96, "heads": 6, "kv_heads": 3, "head_dim": 32}
@@ -175,12 +176,12 @@ def test_values_beyond_float16_are_refused_with_the_way_out() -> None:
         large = keys * 1e5
         query = keys[:, :1]
         if spans.exact == "bfloat16":
-            layer.load(large, keys, query, 1.0, None)
+            layer.load(large, keys, Observed(query, 1.0), None)
             continue
         with pytest.raises(KvbenchError, match="beyond 65504, where float16 ends; store them in bfloat16"):
-            layer.load(large, keys, query, 1.0, None)
+            layer.load(large, keys, Observed(query, 1.0), None)
         layer.reset()
-        layer.load(keys, keys, query, 1.0, None)
+        layer.load(keys, keys, Observed(query, 1.0), None)
         with pytest.raises(KvbenchError, match="exact=bfloat16"):
             layer.append(keys, large)
 

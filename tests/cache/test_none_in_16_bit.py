@@ -21,6 +21,7 @@ from kvbench.kernels.reading import Reading
 from kvbench.kernels.reference import partial_attention
 from kvbench.measure.divergence import divergence
 from kvbench.measure.prompt import exact_prompt
+from kvbench.selectors.base import Observed
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 dtypes = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -171,14 +172,14 @@ def test_values_beyond_float16_are_refused_in_one_line() -> None:
         layer = ExactLayer(exact=exact)
         if large:
             with pytest.raises(KvbenchError, match="lie beyond 65504, where float16 ends; store them in bfloat16"):
-                layer.load(1e5 * keys, keys, keys[:, :1], 1.0, None)
+                layer.load(1e5 * keys, keys, Observed(keys[:, :1], 1.0), None)
             layer.reset()
-            layer.load(keys, keys, keys[:, :1], 1.0, None)
+            layer.load(keys, keys, Observed(keys[:, :1], 1.0), None)
             with pytest.raises(KvbenchError, match="bfloat16"):
                 layer.append(keys, 1e5 * keys)
             assert layer.seen == 5
         else:
-            layer.load(1e5 * keys, keys, keys[:, :1], 1.0, None)
+            layer.load(1e5 * keys, keys, Observed(keys[:, :1], 1.0), None)
 
 
 @pytest.mark.parametrize("spec", ["int:bits=4,recent=9", "pca:rank=0.5,recent=9", "snapkv:budget=0.5,recent=9"])

@@ -170,7 +170,7 @@ def test_scores_of_a_model_without_rope(scored: Scored) -> None:
     moments = heads.mean(1), torch.stack([head.T.cov(correction=0) for head in heads])
     with attached(one) as compressed:
         feed(one.model, compressed.new_cache(), ids, [100])
-    assert scored.leaving[1].applied is None
+    assert scored.leaving[1].observed.applied is None
     keys, values = (states[0, :, SPANS.sinks :] for states in stock_states(one, ids, 1))
     expected = written_out(keys, values, moments, torch.eye(16, dtype=torch.float64))
     torch.testing.assert_close(scored.scores[1][0], expected[:, : scored.scores[1].shape[-1]])
@@ -181,9 +181,9 @@ def test_scores_of_a_model_without_rope(scored: Scored) -> None:
 
 def chosen_rotation(leaving: Leaving) -> Tensor:
     """R̄ (d, d) of the first row, as the selector applies it: its transpose, to unit vectors."""
-    assert leaving.applied is not None
+    assert leaving.observed.applied is not None
     units = torch.eye(leaving.keys.shape[-1], dtype=torch.float64)[None, None]
-    return leaving.applied.transposed_mean(units, 512)[0, 0]
+    return leaving.observed.applied.transposed_mean(units, 512)[0, 0]
 
 
 @pytest.mark.parametrize("as_decoded", [False, True])
@@ -211,7 +211,7 @@ def test_a_later_newest_token_changes_the_scores_unless_keys_move_along(scored: 
             one.model(ids, past_key_values=compressed.new_cache(), position_ids=positions, use_cache=True)
     leaving, moved = scored.leaving[0], scored.leaving[2]
     torch.testing.assert_close(scored.scores[0], scored.scores[2], **FP32)
-    mixed = replace(leaving, applied=moved.applied)
+    mixed = replace(leaving, observed=replace(leaving.observed, applied=moved.observed.applied))
     selector = compressed.plan.layers[0].selector
     assert selector is not None
     assert ((selector.scores(mixed) / scored.scores[0]).log().abs() > 20 * FP32["rtol"]).any()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kvbench.selectors import attention
 from kvbench.selectors.attention import SnapKvSelector, TovaSelector, observed_attention
-from kvbench.selectors.base import Budget, Leaving, Selector, pick
+from kvbench.selectors.base import Budget, Leaving, Observed, Selector, pick
 from kvbench.selectors.expected import ExpectedAttentionSelector
 from kvbench.selectors.plain import DropAll, KeyNormSelector, RandomSelector
 
@@ -28,8 +28,7 @@ def leaving(tokens: int = 40, queries: int = 12, begin: int = 4, end: int = 30, 
     fields = {
         "keys": keys,
         "values": values,
-        "query": normal(2, HEADS, queries, DIM),
-        "scaling": DIM**-0.5,
+        "observed": Observed(normal(2, HEADS, queries, DIM), DIM**-0.5),
         "start": 0,
         "begin": begin,
         "end": end,
@@ -39,7 +38,7 @@ def leaving(tokens: int = 40, queries: int = 12, begin: int = 4, end: int = 30, 
 
 def written_out(case: Leaving, window: int) -> Tensor:
     """Attention summed over the window, query by query and head by head, (batch, heads, candidates)."""
-    batch, heads, queries, _ = case.query.shape
+    batch, heads, queries, _ = case.observed.query.shape
     tokens = case.keys.shape[2]
     total = torch.zeros(batch, heads, case.end - case.begin, dtype=torch.float64)
     for row in range(batch):
@@ -50,7 +49,7 @@ def written_out(case: Leaving, window: int) -> Tensor:
                 seen = tokens - back
                 if seen <= padding:
                     continue
-                scores = keys[padding:seen] @ case.query[row, head, queries - 1 - back] * case.scaling
+                scores = keys[padding:seen] @ case.observed.query[row, head, queries - 1 - back] * case.observed.scaling
                 weights = torch.zeros(tokens, dtype=torch.float64)
                 weights[padding:seen] = scores.softmax(0)
                 total[row, head] += weights[case.begin : case.end]
@@ -75,7 +74,8 @@ def test_slices_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_snapkv_keeps_what_the_end_of_the_prompt_attends_to_and_its_neighbours() -> None:
     case = leaving()
-    case.keys[:, :, 17] = 50 * case.query[:, ::2, -1] / case.query[:, ::2, -1].norm(dim=-1, keepdim=True)
+    query = case.observed.query[:, ::2, -1]
+    case.keys[:, :, 17] = 50 * query / query.norm(dim=-1, keepdim=True)
     scores = SnapKvSelector(HALF, 1, 5, aware=True).scores(case)[:, :, :]
     top = scores.topk(5, -1).indices.sort(-1).values + case.begin
     assert (top == torch.arange(15, 20)).all()
@@ -109,13 +109,13 @@ def test_chance_agrees_between_rows_and_runs_but_not_between_heads_layers_and_se
 def test_expected_attention_is_the_mean_over_gaussian_queries() -> None:
     """One query head per KV head: sampled queries must give the same weights as the closed form."""
     generator = torch.Generator().manual_seed(0)
-    case = leaving(query=torch.zeros(2, KV_HEADS, 1, DIM, dtype=torch.float64))
+    case = leaving(observed=Observed(torch.zeros(2, KV_HEADS, 1, DIM, dtype=torch.float64), DIM**-0.5))
     mean = torch.randn(KV_HEADS, DIM, generator=generator, dtype=torch.float64)
     root = torch.randn(KV_HEADS, DIM, DIM, generator=generator, dtype=torch.float64) * 0.4
     selector = ExpectedAttentionSelector(HALF, mean, root @ root.transpose(1, 2))
     queries = mean[:, None] + torch.randn(KV_HEADS, 400_000, DIM, generator=generator, dtype=torch.float64) @ root.mT
     keys, values = case.keys[:, :, 4:], case.candidates[1]  # the exact window takes part in the softmax
-    sampled = torch.stack([(queries @ row.mT * case.scaling).exp().mean(1) for row in keys])  # (B, n_kv, T)
+    sampled = torch.stack([(queries @ row.mT * case.observed.scaling).exp().mean(1) for row in keys])  # (B, n_kv, T)
     expected = (sampled / sampled.sum(-1, keepdim=True))[:, :, :26] * values.norm(dim=-1)
     torch.testing.assert_close(selector.scores(case), expected, rtol=0.05, atol=1e-4)
     assert len(selector.tensors()) == 2
@@ -170,7 +170,7 @@ def test_a_budget_of_nothing_or_of_a_count_needs_no_larger_blocks() -> None:
 def test_only_an_aware_selector_looks_at_the_window(make) -> None:
     """Of 40 tokens those at 4 … 29 leave, so the last ten queries belong to the exact window."""
     case, other = leaving(queries=20), leaving(queries=20)
-    other.query[:, :, 10:] += 3
+    other.observed.query[:, :, 10:] += 3
     assert torch.equal(make(False).scores(case), make(False).scores(other))
     assert not torch.equal(make(True).scores(case), make(True).scores(other))
 
@@ -178,7 +178,8 @@ def test_only_an_aware_selector_looks_at_the_window(make) -> None:
 def test_agnostic_attention_is_that_of_the_newest_tokens_that_leave() -> None:
     """As if the exact window were still to come."""
     case = leaving(queries=20)
-    before = Leaving(case.keys[:, :, :30], case.values[:, :, :30], case.query[:, :, :10], case.scaling, 0, 4, 30)
+    early = Observed(case.observed.query[:, :, :10], case.observed.scaling)
+    before = Leaving(case.keys[:, :, :30], case.values[:, :, :30], early, 0, 4, 30)
     torch.testing.assert_close(observed_attention(case, 5, False), observed_attention(before, 5, True))
 
 
