@@ -71,7 +71,7 @@ def committed_figures(folder: str) -> set[float]:
     """All numbers in the tables of a results folder."""
     tables = [*(RESULTS / folder).rglob("table.md"), *(RESULTS / folder).glob("README.md")]
     assert tables, f"results/{folder} is quoted, and there is no table in it"
-    return {float(number) for path in tables for number in re.findall(r"\d*\.?\d+", path.read_text("utf-8"))}
+    return {float(number) for path in tables for number in re.findall(r"\d*\.?\d+(?:e-\d+)?", path.read_text("utf-8"))}
 
 
 QUOTING = [(place, text) for place, text in paragraphs() if FOLDER.search(text) and quoted_figures(text)]
