@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,15 +95,25 @@ def latest(records: list[Record]) -> list[Record]:
     return list({record.id: record for record in records}.values())
 
 
+def of_newest_code(records: list[Record]) -> list[Record]:
+    """One record per trial whatever the code: of one that was measured anew the last one counts, as in a manifest."""
+    often = {key for key, count in Counter(record.trial.key for record in records).items() if count > 1}
+    return list(
+        {
+            record.trial.without_code().id if record.trial.key in often else record.id: record for record in records
+        }.values()
+    )
+
+
 def read_records(path: Path | str) -> list[Record]:
-    """The latest record of every trial in a run folder or a ``.jsonl`` file.
+    """The latest record of every trial in a run folder or a ``.jsonl`` file, whatever code and packages ran it.
 
     Raises UndecidedError if there is no such file or a line other than a torn last one is corrupt.
     """
     file = Path(path)
     file = file / RECORDS if file.is_dir() else file
     try:
-        return latest(decode_lines(file.read_bytes(), str(file)).records)
+        return of_newest_code(latest(decode_lines(file.read_bytes(), str(file)).records))
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UndecidedError(f"no records at {file} ({reason}); `kvbench run --out FOLDER` makes some") from error

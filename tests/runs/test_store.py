@@ -35,6 +35,15 @@ def test_a_run_from_plan_to_done(store, make_trial, make_record):
     assert read_records(store.folder) == read_records(store.folder / "records.jsonl") == again.records()
 
 
+def test_what_was_measured_anew_by_other_code_is_read_once(store, make_trial, make_record):
+    """The manifest lets the older one go; a table with both would name two rows alike."""
+    store.plan([make_trial(), make_trial(seed=1)], "quick")
+    old, other, new = make_record(), make_record(seed=1), make_record(code="0" * 64)
+    store.append_all([old, other, new])
+    assert read_records(store.folder) == [new, other]
+    assert store.finished_ids() == {old.id, other.id, new.id}, "who goes back to the old code measures nothing again"
+
+
 def test_a_retry_replaces_the_failure(store, make_record):
     store.folder.mkdir()
     for status in ("failed", "ok"):
