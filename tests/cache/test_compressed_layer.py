@@ -16,7 +16,7 @@ from kvbench.codecs.quantizers.base import Passthrough, Stored
 from kvbench.codecs.quantizers.integer import IntegerQuantizer
 from kvbench.hooks.interception import AttentionCall
 from kvbench.kernels.reference import exact_attention
-from kvbench.selectors.base import Selector
+from kvbench.selectors.base import Observed, Selector
 
 HEADS, KV_HEADS, HEAD_DIM, VALUE_DIM = 6, 3, 8, 5
 SCALING = 0.4
@@ -119,7 +119,7 @@ def test_a_loaded_prompt_equals_an_attended_one() -> None:
     attended, loaded = (CompressedLayer(codec(8), Spans(2, 16, 8)) for _ in range(2))
     lent = keys[:, :, :75].clone(), values[:, :, :75].clone()
     attend(attended, query[:, :, :75], *lent)
-    loaded.load(*lent, query[:, :, :75], SCALING, None)
+    loaded.load(*lent, Observed(query[:, :, :75], SCALING), None)
     for start in range(75, 80):
         new = [part[:, :, start : start + 1] for part in (query, keys, values)]
         assert torch.equal(attend(attended, *new), attend(loaded, *new))
