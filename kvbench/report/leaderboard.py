@@ -15,7 +15,7 @@ from kvbench.report.columns import DETAILS
 from kvbench.report.html import REPORT, templates, write_report
 from kvbench.report.page import Section, page
 from kvbench.runs.records import Record
-from kvbench.runs.store import RunStore
+from kvbench.runs.store import RunStore, read_records
 from kvbench.storage.files import replace_file
 
 INDEX = "index.html"
@@ -53,7 +53,7 @@ def write_leaderboard(results: Path, site: Path) -> list[Path]:
         store = RunStore(folder)
         if missing := store.status().missing:
             raise KvbenchError(f"{folder} is unfinished: {missing} trials have no record; run its suite to the end")
-        records = store.records()
+        records = read_records(folder)
         boards.append(_board(folder.name, records))
         written += write_report(records, site / folder.name, store.status())
     boards.sort(key=lambda board: -board.trials)

@@ -60,6 +60,17 @@ def test_mixed_and_uncommitted_revisions_are_refused(tmp_path):
         write_leaderboard(tmp_path / "dirty", tmp_path / "site")
 
 
+def test_a_folder_measured_anew_is_of_the_newer_revision(tmp_path):
+    put(tmp_path / "results" / "one", "none")
+    newer = TRIAL.model_copy(update={"compressor": "none", "code": "0" * 64})
+    store = RunStore(tmp_path / "results" / "one")
+    store.plan([newer], "s")
+    origin = PROVENANCE.model_copy(update=CLEAN | {"git_sha": "b" * 40})
+    store.append(Record.of(newer, "ok", origin, memory=MEMORY, speed=SPEED, quality=QUALITY))
+    (index, *_) = write_leaderboard(tmp_path / "results", tmp_path / "site")
+    assert "b" * 10 in index.read_text() and "a" * 10 not in index.read_text()
+
+
 def test_unfinished_runs_and_empty_folders_are_refused(tmp_path):
     put(tmp_path / "half" / "one", "none", missing=2)
     with pytest.raises(KvbenchError, match="one is unfinished: 2 trials have no record"):

@@ -51,13 +51,13 @@ class MemoryWorkload(PartSettings):
         from kvbench.measure.memory import measure_filled, measure_prefilled
         from kvbench.measure.memory_probe import probe
 
-        if not self.peaks and not inputs.memory_limited:
+        if not (self.peaks or inputs.memory_limited):
             prompt = bench.shared(_prompt, inputs.text, self.prompt, inputs.split).repeat(self.batch)
             return measure_filled(arm, prompt, self.steps)
         ids = bench.evaluation_windows(inputs.text, self.prompt, self.batch, inputs.split).ids
-        if not self.peaks:
-            return measure_prefilled(arm, ids.to(bench.loaded.model.device), self.steps, self.chunk)
-        return probe(arm, bench.name, ids, self.steps, self.chunk, inputs.timeout_s)
+        if self.peaks:
+            return probe(arm, bench.name, ids, self.steps, self.chunk, inputs.timeout_s)
+        return measure_prefilled(arm, ids.to(bench.loaded.model.device), self.steps, self.chunk)
 
 
 class MemoryResult(Frozen):
