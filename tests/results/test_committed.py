@@ -44,6 +44,12 @@ def test_records_were_measured_on_a_clean_tree(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
+def test_one_revision_measured_a_folder(folder: Path) -> None:
+    """`kvbench leaderboard results` takes no other."""
+    assert len({record.provenance.git_sha for record in read_records(folder)}) == 1
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
 def test_the_table_is_what_the_records_say(folder: Path) -> None:
     assert (folder / "table.md").read_text("utf-8") == markdown(read_records(folder))
 
