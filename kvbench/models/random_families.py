@@ -79,6 +79,7 @@ _DEEPSEEK = {
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
     "moe_intermediate_size": 48,
+    "max_position_embeddings": 16384,
 }
 FAMILIES = {
     "llama": Family("LlamaConfig", lacks=_NO_WINDOW),

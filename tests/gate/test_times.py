@@ -146,7 +146,7 @@ def test_what_is_no_version_is_refused(tmp_path, capsys):
     broken = version(tmp_path / "broken", 1.0)
     (broken / "kvbench" / "__init__.py").write_text("import nothing_of_that_name")
     assert "No module named 'nothing_of_that_name'" in gate_times(capsys, "--base", broken)[2]
-    assert "no speed part to time" in gate_times(capsys, "--base", broken, "--suite", "mla")[2]
+    assert "no speed part to time" in gate_times(capsys, "--base", broken, "--suite", "mla-conversion")[2]
     assert gate_times(capsys, "--base", broken, "--rounds", 5)[0] == 2
 
 

@@ -79,7 +79,7 @@ def test_names_are_the_built_in_files():
         "latents",
         "memory-frontier",
         "mla",
-        "native-mla",
+        "mla-conversion",
         "needles",
         "pytest",
         "quick",
