@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 
 from cyclopts import App, CycloptsError, Parameter
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs a verb, turns user errors into one line on stderr and the exit code that belongs to them."""
     given = sys.argv[1:] if arguments is None else arguments
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice is for people who write model code
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that processes and folders do not stay
     sys.exit(_exit_code(given))
 
 
