@@ -173,11 +173,6 @@ def test_dry_run_tells_done_from_to_do(kvbench: Cli, suite: Path, ran: Path):
     assert len(read_records(ran)) == 2
 
 
-def test_latent_suite_takes_a_tiny_model(kvbench: Cli):
-    outcome = kvbench("run", "--suite", "mla", "--model", "random:deepseek-v3", "--dry-run")
-    assert outcome.code == 0 and len(outcome.out.splitlines()) == 18 and "18 of 18 trials to do" in outcome.err
-
-
 def test_options_replace_the_suites_own(kvbench: Cli, suite: Path, tmp_path: Path):
     options = ("--model", "random:gpt2", "--compressor", "hf", "--dtype", "bf16", "--threads", 1, "--json")
     (line,) = kvbench("run", "--suite", suite, "--out", tmp_path / "r", *options).out.splitlines()

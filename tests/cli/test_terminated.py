@@ -10,20 +10,17 @@ from pathlib import Path
 
 import psutil
 from kept_kernels import cache_with_kernels
+from tiny_suite import SUITE
 
 from kvbench.runs.store import read_records
 
-MINUTES = """
-name = "minutes"
-models = ["random:llama?context=8192"]
-compressors = ["none"]
-[[workload]]
-name = "w"
+SPEED = """
 [workload.speed]
 prompt = 64
 steps = 32
 rounds = 200
 """
+MINUTES = SUITE.replace("random:llama", "random:llama?context=8192") + SPEED
 
 
 def test_what_a_sweep_has_started_ends_with_it(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from kvbench.measure.parts import Inputs
 from kvbench.measure.parts.memory import MemoryWorkload
 from kvbench.measure.parts.quality import QualityWorkload
 from kvbench.measure.parts.speed import SpeedWorkload
+from kvbench.runs.suites import expand, load_suite
 
 __all__ = ["one_thread"]
 
@@ -150,3 +151,11 @@ def test_where_memory_is_limited_no_prompt_is_kept_for_other_arms(bench: ModelBe
     limited = ModelBench("random:llama")
     alone = part.measure(limited, limited.arm(parse("int:bits=4"), SOURCE), replace(INPUTS, memory_limited=True))
     assert alone == shared
+
+
+def test_suite_mla_takes_a_tiny_model():
+    bench = ModelBench("random:deepseek-v3")
+    for _, spec, workload in expand(load_suite("mla")):
+        bench.arm(parse(spec), SOURCE)
+        for part in workload.parts.values():
+            part.windows(bench, parse(spec), INPUTS)
