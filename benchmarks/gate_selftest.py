@@ -3,7 +3,8 @@
     python benchmarks/gate_selftest.py values --runs 20                      # an hour
     python benchmarks/gate_selftest.py times --runs 20 --slowed-runs 5       # an hour or two; nothing else may run
 
-``values`` measures the suite ``ci`` of this checkout anew in every run and gates it by the committed baseline.
+``values`` measures the suite ``ci`` of this checkout anew in every run and gates it by the committed baseline. Run by
+run the libraries below round as they would on another processor, and everything is fitted anew.
 ``times`` times this checkout against itself, and against a copy of it whose own decode steps take longer while stock
 transformers', the control, stay as they are. Exit code 1 if a gate was loud on nothing or quiet on the slowdown.
 """
@@ -17,13 +18,31 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
+
+from kvbench.storage.folders import cache_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITE = Path(__file__).with_suffix(".toml")
 BASELINE = ROOT / "results" / "baselines" / "ci.json"
+
+OLDER = {"ONEDNN_MAX_CPU_ISA": "AVX2", "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
+ARITHMETIC: dict[str, dict[str, str]] = {
+    "of this processor": {},
+    "of torch without AVX-512": {"ATEN_CPU_CAPABILITY": "avx2"},
+    "of torch without vectors": {"ATEN_CPU_CAPABILITY": "default"},
+    "of MKL for any processor": {"MKL_CBWR": "COMPATIBLE"},
+    "of kernels without AVX-512": OLDER,
+    "of all these": OLDER | {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE"},
+}
+"""Environments in which one processor computes as others do."""
+
+OF_A_PROCESSOR = ("baselines", "calibration")
+"""Folders of the cache that hold what was computed, not fetched."""
 
 SLOWER = """
 
@@ -60,9 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with TemporaryDirectory(prefix="kvbench-selftest-") as scratch:
         if options.gate == "values":
-            codes = [
-                _told(f"same code, run {run + 1}", *values(Path(scratch) / str(run))) for run in range(options.runs)
-            ]
+            in_turns = list(islice(cycle(ARITHMETIC), options.runs))
+            codes = [_told(f"arithmetic {name}", *values(Path(scratch), ARITHMETIC[name])) for name in in_turns]
+            print(f"alarms on nothing: {sum(map(bool, codes))} of {len(codes)}")
             return int(any(codes))
         slow = slowed(Path(scratch) / "slow", options.slowdown)
         timing = options.suite, options.rounds
@@ -73,11 +92,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(same.count(1) > 0 or found.count(1) < len(found))
 
 
-def values(folder: Path) -> tuple[int, list[str]]:
-    """The exit code of ``kvbench gate`` on a run into ``folder``, and the verdicts."""
-    _kvbench("run", "--suite", "ci", "--out", folder, "--quiet")
-    code, printed = _kvbench("gate", folder, "--baseline", BASELINE, "--json")
-    return code, [row["verdict"] for row in json.loads(printed)["rows"]] if printed else []
+def values(scratch: Path, arithmetic: dict[str, str]) -> tuple[int, list[str]]:
+    """The exit code of ``kvbench gate`` on a run with this ``arithmetic``, and the verdicts."""
+    with TemporaryDirectory(dir=scratch) as folder:
+        cache, results = Path(folder) / "cache", Path(folder) / "results"
+        cache.mkdir()
+        for each in cache_dir().glob("*"):
+            if each.name not in OF_A_PROCESSOR:
+                (cache / each.name).symlink_to(each, target_is_directory=each.is_dir())
+        environment = arithmetic | {"KVBENCH_CACHE": str(cache)}
+        _kvbench("run", "--suite", "ci", "--out", results, "--quiet", environment=environment)
+        code, printed = _kvbench("gate", results, "--baseline", BASELINE, "--json")
+        return code, [row["verdict"] for row in json.loads(printed)["rows"]] if printed else []
 
 
 def times(head: Path, suite: str, rounds: int) -> tuple[int, list[str]]:
@@ -95,11 +121,16 @@ def slowed(folder: Path, share: float) -> Path:
     return folder
 
 
-def _kvbench(*arguments: object) -> tuple[int, str]:
+def _kvbench(*arguments: object, environment: Mapping[str, str] = MappingProxyType({})) -> tuple[int, str]:
     """Exit code and output of a command of this checkout; what it says of itself goes to the terminal."""
     command = [sys.executable, "-m", "kvbench", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     return done.returncode, done.stdout
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import AwareDatetime, Field, FiniteFloat, ValidationError, create_model
 
 from kvbench.errors import UndecidedError
-from kvbench.gate.metrics import TOLERANCES, MetricName, Tolerance
+from kvbench.gate.metrics import TOLERANCES, TOLERANCES_OF_FITTED, MetricName, Tolerance
 from kvbench.gate.verdicts import Side, by_key
 from kvbench.runs.canonical import digest
 from kvbench.runs.records import Record
@@ -34,7 +34,7 @@ _Numbers: Any = create_model("_Numbers", __base__=Frozen, **dict.fromkeys(TOLERA
 class Entry(_Numbers, Frozen):
     """One trial key's numbers, a field for each of :data:`kvbench.gate.metrics.METRICS`.
 
-    ``tolerances`` overrides the baseline's for this entry.
+    ``tolerances`` overrides the baseline's for this entry: what was calibrated starts with wider ones.
     """
 
     conditions: dict[str, str]
@@ -124,10 +124,16 @@ def _entry(record: Record, old: Entry | None) -> Entry:
     if side.failure:
         raise UndecidedError(f"{key!r} failed ({side.failure}); a baseline needs results that are all ok")
     try:
-        tolerances = old.tolerances if old else {}
+        tolerances = old.tolerances if old else _first_tolerances(side)
         return Entry(conditions=side.conditions, attention=side.attention, tolerances=tolerances, **side.values)
     except ValidationError as error:
         raise UndecidedError(f"{key!r}: {error.errors()[0]['loc'][0]} is not a finite number") from error
+
+
+def _first_tolerances(side: Side) -> dict[str, Tolerance]:
+    """What an entry starts with. Raised or lowered by hand, it stays."""
+    fitted = any(name.startswith("text calibration ") for name in side.conditions)
+    return {name: each for name, each in TOLERANCES_OF_FITTED.items() if fitted and name in side.values}
 
 
 def _checksum(entries: Mapping[str, Entry]) -> str:

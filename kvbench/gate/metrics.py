@@ -38,6 +38,13 @@ EXACT = Tolerance(relative=0.0, absolute=0.0)
 ROUNDED = Tolerance(relative=0.02, absolute=0.0)
 """Another processor rounds differently and tips a few quantized values."""
 
+FITTED = Tolerance(relative=0.15, absolute=0.0)
+"""A fit turns rounding into other axes and other widths, and all codes are drawn anew. Of the suite ``ci`` under six
+kinds of arithmetic (``benchmarks/gate_selftest.py values``) the mean over all scored tokens moved by up to 7 %."""
+
+FITTED_FEW_TOKENS = Tolerance(relative=0.25, absolute=0.0)
+"""The same of the few tokens that are decoded one by one: up to 10 %."""
+
 Number = Callable[[Record], float | None]
 
 
@@ -52,6 +59,8 @@ class Metric:
     number: Number
     tolerance: Tolerance = EXACT
     is_divergence: bool = False
+    fitted: Tolerance | None = None
+    """That of compressors that were fitted to a text, where it is another."""
 
 
 def _memory(read: Callable[[MemoryResult], float | None]) -> Number:
@@ -72,8 +81,14 @@ METRICS = (
     Metric("largest_bytes", _memory(lambda memory: memory.largest_bytes)),
     Metric("predicted_bytes", _memory(lambda memory: memory.predicted_bytes)),
     Metric("model_level_bytes", _memory(lambda memory: memory.model_level_bytes)),
-    Metric("kld_mean", _quality(lambda quality: quality.kld_mean), ROUNDED, is_divergence=True),
-    Metric("decode_kld_mean", _decoded(lambda decoded: decoded.kld_mean), ROUNDED, is_divergence=True),
+    Metric("kld_mean", _quality(lambda quality: quality.kld_mean), ROUNDED, is_divergence=True, fitted=FITTED),
+    Metric(
+        "decode_kld_mean",
+        _decoded(lambda decoded: decoded.kld_mean),
+        ROUNDED,
+        is_divergence=True,
+        fitted=FITTED_FEW_TOKENS,
+    ),
     # Rounding itself: its size matters, not its digits.
     Metric(
         "noise_floor_kld",
@@ -85,6 +100,9 @@ METRICS = (
 """In the order of tables and files."""
 
 TOLERANCES = {metric.name: metric.tolerance for metric in METRICS}
+
+TOLERANCES_OF_FITTED = {metric.name: metric.fitted for metric in METRICS if metric.fitted}
+"""Those that differ where a compressor was calibrated."""
 
 
 def _known(name: str) -> str:

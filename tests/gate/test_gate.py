@@ -14,6 +14,7 @@ from kvbench.errors import UndecidedError
 from kvbench.gate.baseline import read_baseline, write_baseline
 from kvbench.gate.gate import gate
 from kvbench.gate.verdicts import Verdict
+from kvbench.runs.records import Record
 from kvbench.runs.store import RunStore
 
 
@@ -282,6 +283,29 @@ def test_tolerances_are_edited_by_hand_and_survive_an_update(path, record, resul
     assert gate(shaken, read_baseline(path)).exit_code == 0
     other = [*shaken[:2], record("pca:rank=0.5", kld=0.4, perplexity=40.0)]
     assert gate(other, read_baseline(path)).exit_code == 1
+
+
+def test_what_was_fitted_starts_with_wider_tolerances_that_a_person_may_narrow(tmp_path, record):
+    """Committed on one processor, ``ftc`` failed on another: rounding had given two components other widths."""
+    path = tmp_path / "baseline.json"
+    read = {"text_sha256": {"test pydoc": "a", "calibration pydoc": "b"}}
+
+    def fitted(kld: float, decoded: float) -> Record:
+        return record("ftc:bits=3", trial=read, kld=kld, decoded=decoded, block=decoded)
+
+    write_baseline([record("int:bits=4", kld=0.01), fitted(0.01, 0.01)], path)
+
+    def verdicts(*now: Record) -> list[str]:
+        return [str(row.verdict) for row in gate(now, read_baseline(path)).rows]
+
+    assert verdicts(record("int:bits=4", kld=0.0101), fitted(0.0107, 0.011)) == ["SAME", "SAME"]
+    assert verdicts(record("int:bits=4", kld=0.0107), fitted(0.0120, 0.011)) == ["WORSE", "WORSE"]
+    assert verdicts(record("int:bits=4", kld=0.0100), fitted(0.0100, 0.013)) == ["SAME", "WORSE"]
+    fields = json.loads(path.read_text())
+    del fields["entries"]["random:llama | ftc:bits=3 | w"]["tolerances"]
+    path.write_text(json.dumps(fields))
+    write_baseline([record("int:bits=4", kld=0.01), fitted(0.01, 0.01)], path)
+    assert verdicts(record("int:bits=4", kld=0.01), fitted(0.0107, 0.01)) == ["SAME", "WORSE"]
 
 
 def test_a_baseline_is_only_made_of_whole_results(tmp_path, record, failed):

@@ -60,8 +60,25 @@ def test_alarms_on_nothing_and_silence_on_a_slowdown_fail(
     assert selftest.main(["times", "--runs", "2"]) == ended
 
 
-def test_values_are_gated_by_the_committed_baseline(selftest: ModuleType, monkeypatch: pytest.MonkeyPatch):
-    called = []
-    monkeypatch.setattr(selftest, "_kvbench", lambda *arguments: called.append(arguments[0]) or (0, ""))
-    assert selftest.main(["values", "--runs", "2"]) == 0 and called == ["run", "gate"] * 2
+def test_values_are_gated_by_the_committed_baseline_and_fitted_anew_with_every_arithmetic(
+    selftest: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    for name in ("wheels", "calibration", "baselines"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
+    called, computed = [], []
+
+    def kvbench(*arguments: object, environment: dict[str, str] | None = None) -> tuple[int, str]:
+        called.append(arguments[0])
+        if environment:
+            folder = Path(environment.pop("KVBENCH_CACHE"))
+            assert [each.name for each in folder.iterdir()] == ["wheels"]
+            computed.append(environment)
+        return 0, ""
+
+    monkeypatch.setattr(selftest, "_kvbench", kvbench)
+    runs = len(selftest.ARITHMETIC) + 1
+    assert selftest.main(["values", "--runs", str(runs)]) == 0
+    assert called == ["run", "gate"] * runs
+    assert computed == [*selftest.ARITHMETIC.values(), {}], "all, and from the beginning"
     assert selftest.BASELINE.exists()
