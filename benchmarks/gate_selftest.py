@@ -18,11 +18,10 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
 
 from kvbench.storage.folders import cache_dir
 
@@ -100,8 +99,7 @@ def values(scratch: Path, arithmetic: dict[str, str]) -> tuple[int, list[str]]:
         for each in cache_dir().glob("*"):
             if each.name not in OF_A_PROCESSOR:
                 (cache / each.name).symlink_to(each, target_is_directory=each.is_dir())
-        environment = arithmetic | {"KVBENCH_CACHE": str(cache)}
-        _kvbench("run", "--suite", "ci", "--out", results, "--quiet", environment=environment)
+        _kvbench("run", "--suite", "ci", "--out", results, "--quiet", **arithmetic, KVBENCH_CACHE=str(cache))
         code, printed = _kvbench("gate", results, "--baseline", BASELINE, "--json")
         return code, [row["verdict"] for row in json.loads(printed)["rows"]] if printed else []
 
@@ -121,7 +119,7 @@ def slowed(folder: Path, share: float) -> Path:
     return folder
 
 
-def _kvbench(*arguments: object, environment: Mapping[str, str] = MappingProxyType({})) -> tuple[int, str]:
+def _kvbench(*arguments: object, **environment: str) -> tuple[int, str]:
     """Exit code and output of a command of this checkout; what it says of itself goes to the terminal."""
     command = [sys.executable, "-m", "kvbench", *map(str, arguments)]
     done = subprocess.run(

@@ -286,7 +286,7 @@ def test_tolerances_are_edited_by_hand_and_survive_an_update(path, record, resul
 
 
 def test_what_was_fitted_starts_with_wider_tolerances_that_a_person_may_narrow(tmp_path, record):
-    """Committed on one processor, ``ftc`` failed on another: rounding had given two components other widths."""
+    """Committed on one processor, ``ftc`` failed on another: rounding had given it other axes and widths."""
     path = tmp_path / "baseline.json"
     read = {"text_sha256": {"test pydoc": "a", "calibration pydoc": "b"}}
 

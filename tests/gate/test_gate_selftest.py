@@ -68,7 +68,7 @@ def test_values_are_gated_by_the_committed_baseline_and_fitted_anew_with_every_a
     monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
     called, computed = [], []
 
-    def kvbench(*arguments: object, environment: dict[str, str] | None = None) -> tuple[int, str]:
+    def kvbench(*arguments: object, **environment: str) -> tuple[int, str]:
         called.append(arguments[0])
         if environment:
             folder = Path(environment.pop("KVBENCH_CACHE"))

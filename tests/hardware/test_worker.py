@@ -15,7 +15,7 @@ import pytest
 from kvbench.hardware.worker import FORKS, Worker
 
 WORK = """
-import os, sys, time
+import os, time
 from kvbench.hardware.worker import serve
 def work(folder):
     (folder / "pid").write_text(str(os.getpid()))

@@ -154,8 +154,10 @@ def test_where_memory_is_limited_no_prompt_is_kept_for_other_arms(bench: ModelBe
 
 
 def test_suite_mla_takes_a_tiny_model():
-    bench = ModelBench("random:deepseek-v3")
+    bench, planned = ModelBench("random:deepseek-v3"), []
     for _, spec, workload in expand(load_suite("mla")):
         bench.arm(parse(spec), SOURCE)
         for part in workload.parts.values():
-            part.windows(bench, parse(spec), INPUTS)
+            planned += part.windows(bench, parse(spec), INPUTS).values()
+    assert len(expand(load_suite("mla"))) == 18 and planned
+    assert all(each.ids.shape[1] <= 16384 and each.ids.max() < bench.loaded.model.config.vocab_size for each in planned)
