@@ -11,7 +11,8 @@ from kvbench.compressors.compressor import parse
 from kvbench.errors import KvbenchError
 from kvbench.hardware.environment import provenance
 from kvbench.kernels.reading import DEFAULT, Reading
-from kvbench.measure.bench import ModelBench, Report, dtype_named
+from kvbench.measure.arms import Arm
+from kvbench.measure.bench import CalibrationSource, ModelBench, Report, dtype_named
 from kvbench.measure.parts.part import TIMEOUT_S
 from kvbench.models.registry import find as find_model
 from kvbench.runs.canonical import digest
@@ -85,12 +86,16 @@ class Measurer:
         bench = self.bench_for(trial.model, trial.dtype)
         inputs = inputs_of(trial.workload, trial.seed, self.probe_timeout_s, trial.memory_limit is not None)
         self.stage("fitting", 0, 1)
-        arm = bench.arm(parse(trial.compressor), inputs.calibration, Reading.parse(trial.attention))
+        arm = self._arm(bench, trial, inputs.calibration)
         results = {}
         for name, settings in trial.workload.parts.items():
             self.stage(name, 0, 1)
             results[name] = settings.measure(bench, arm, inputs)
         return results
+
+    def _arm(self, bench: ModelBench, trial: Trial, source: CalibrationSource) -> Arm:
+        """The trial's compressor, fitted and attached."""
+        return bench.arm(parse(trial.compressor), source, Reading.parse(trial.attention))
 
     def bench_for(self, model: str, dtype: str) -> ModelBench:
         """The loaded model; the one before it is released."""

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from kvbench.compressors.compressor import Compressor
 from kvbench.errors import KvbenchError
 from kvbench.hardware.environment import look_up_once
 from kvbench.hardware.memory_limit import limited_memory
 from kvbench.hardware.worker import serve
 from kvbench.kernels.reading import Reading
-from kvbench.measure.bench import Report
+from kvbench.measure.arms import Arm
+from kvbench.measure.bench import CalibrationSource, ModelBench, Report
 from kvbench.measure.parts.part import TIMEOUT_S
+from kvbench.runs.fitted_apart import fitted_apart
 from kvbench.runs.measuring import Measurer
 from kvbench.runs.records import Record
+from kvbench.runs.stages import written_stages
 from kvbench.runs.trials import Trial
 from kvbench.storage.files import replace_file
 from kvbench.storage.frozen import Frozen
 
-REQUEST, STAGES, RECORD = "request.json", "stages.jsonl", "record.json"
-"""In a folder of one trial: what to measure, what goes on (three values of a stage a line), what came out."""
+REQUEST, RECORD = "request.json", "record.json"
+"""In a folder of one trial: what to measure, and what came out."""
 
 
 class TrialRequest(Frozen):
@@ -41,11 +43,22 @@ def measure(request: TrialRequest, stage: Report) -> Record:
 
 
 class PlannedElsewhere(Measurer):
-    """Measures trials of a plan that another process made, if this one would plan the same, within their memory."""
+    """Measures one trial of a plan that another process made, if this one would plan the same, within its memory."""
+
+    _fitted: Compressor | None = None
+    """What is attached in the place of the trial's compressor."""
 
     def _measure(self, trial: Trial) -> dict[str, Frozen]:
-        with nullcontext() if trial.memory_limit is None else limited_memory(trial.device, trial.memory_limit):
+        if trial.memory_limit is None:
             return self._measure_planned(trial)
+        with fitted_apart(trial, self.stage) as self._fitted, limited_memory(trial.device, trial.memory_limit):
+            return self._measure_planned(trial)
+
+    def _arm(self, bench: ModelBench, trial: Trial, source: CalibrationSource) -> Arm:
+        if self._fitted is None:
+            return super()._arm(bench, trial, source)
+        arm = bench.arm(self._fitted, source, Reading.parse(trial.attention))
+        return replace(arm, name=trial.compressor)
 
     def _measure_planned(self, trial: Trial) -> dict[str, Frozen]:
         here = self.planned_again(trial).model_copy(update={"memory_limit": trial.memory_limit})
@@ -59,11 +72,7 @@ class PlannedElsewhere(Measurer):
 
 
 def _work(folder: Path) -> int:
-    with (folder / STAGES).open("a", encoding="utf-8", buffering=1) as stages:
-
-        def stage(*values: Any) -> None:
-            stages.write(json.dumps(values) + "\n")
-
+    with written_stages(folder) as stage:
         stage("starting", 0, 1)
         record = measure(TrialRequest.model_validate_json((folder / REQUEST).read_bytes()), stage)
     replace_file(folder / RECORD, record.to_json().encode())

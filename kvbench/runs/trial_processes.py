@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +15,8 @@ from kvbench.measure.parts.part import TIMEOUT_S
 from kvbench.runs.endings import tells_of_memory
 from kvbench.runs.execution import Listener, PlannedTrial
 from kvbench.runs.records import Failure, Provenance, Record, Status
-from kvbench.runs.trial_child import RECORD, REQUEST, STAGES, TrialRequest
+from kvbench.runs.stages import Stages
+from kvbench.runs.trial_child import RECORD, REQUEST, TrialRequest
 from kvbench.storage.files import replace_file
 
 CHILD = Worker("kvbench.runs.trial_child", {})
@@ -48,7 +47,7 @@ class TrialProcesses:
     def _measured(self, planned: PlannedTrial, folder: Path, listener: Listener) -> Record:
         request = TrialRequest(trial=planned.trial, solved_for=planned.solved_for, probe_timeout_s=self.probe_timeout_s)
         replace_file(folder / REQUEST, request.model_dump_json().encode())
-        started, stages = datetime.now(UTC), Stages(folder / STAGES, listener, self.limits.stall_s)
+        started, stages = datetime.now(UTC), Stages(folder, listener.stage, self.limits.stall_s)
         try:
             status = CHILD.run(folder, self.limits.trial_s, stages.read)
         except KeyboardInterrupt:
@@ -59,30 +58,6 @@ class TrialProcesses:
         if (folder / RECORD).exists():
             return Record.model_validate_json((folder / RECORD).read_bytes())
         return _died(planned, status, started)
-
-
-class Stages:
-    """What a trial's process says of itself: passed on, and noticed when it stops."""
-
-    def __init__(self, path: Path, listener: Listener, stall_s: float) -> None:
-        self._path, self._listener, self._stall_s = path, listener, stall_s
-        self._read, self._last = 0, time.monotonic()
-
-    def read(self) -> None:
-        """Pass on what is new.
-
-        Raises:
-            TimeoutError: nothing has been for too long.
-        """
-        said = self._path.read_bytes()[self._read :] if self._path.exists() else b""
-        whole = said[: said.rfind(b"\n") + 1]
-        for line in whole.splitlines():
-            self._listener.stage(*json.loads(line))
-        now = time.monotonic()
-        if whole:
-            self._read, self._last = self._read + len(whole), now
-        elif now - self._last > self._stall_s:
-            raise TimeoutError(f"said nothing for {self._stall_s:g} s")
 
 
 def unmeasured(planned: PlannedTrial, status: Status, kind: str, message: str, started: datetime) -> Record:

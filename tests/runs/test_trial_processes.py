@@ -20,9 +20,10 @@ from kvbench.runs import trial_processes as module
 from kvbench.runs.dominated import NOT_TRIED
 from kvbench.runs.execution import PlannedTrial
 from kvbench.runs.runner import Runner
+from kvbench.runs.stages import STAGES
 from kvbench.runs.store import RunStore, read_records
 from kvbench.runs.suites import parse_suite
-from kvbench.runs.trial_child import RECORD, REQUEST, STAGES, TrialRequest, measure
+from kvbench.runs.trial_child import RECORD, REQUEST, TrialRequest, measure
 from kvbench.runs.trial_processes import Limits, TrialProcesses
 
 HUGE, LIMIT = 1 << 20, 1 << 30
@@ -203,3 +204,16 @@ def test_a_sweep_that_is_killed_twice_ends_complete(tmp_path):
     assert sorted(record.trial.compressor for record in records) == ["int:bits=2", "int:bits=4", "int:bits=8"]
     assert all(record.status == "ok" for record in records)
     assert len((folder / "records.jsonl").read_text().splitlines()) == 3, "nothing was measured twice"
+
+
+def test_what_a_compressor_is_fitted_in_does_not_count_for_its_trial(tmp_path):
+    """Whether it ran was decided by which statistics happened to be in the cache folder."""
+    wide = SUITE.replace("random:llama", "random:llama?vocab=100000,context=2048").replace("windows = 2", "windows = 1")
+    wide = (
+        wide.replace("length = 64", "length = 2048").replace('"none"', '"pca:rank=0.5+int:bits=4"')
+        + "[workload.memory]\nprompt = 64\npeaks = false\n"
+    )
+    runner = Runner(RunStore(tmp_path / "r"), Silent(), threads=1, executor=TrialProcesses(), memory_limit=LIMIT)
+    (record,) = runner.run(parse_suite(wide, "s"))
+    assert record.status == "ok", record.failure
+    assert record.trial.compressor.startswith("pca:") and record.memory.allocated.total == record.memory.predicted_bytes
