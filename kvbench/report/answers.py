@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,7 +18,7 @@ BEFORE_DIFFERENCE = 100
 """Characters shown of two texts before they differ."""
 
 MOST_ROWS = 20_000
-"""Of a section, beyond which those that did not change are left out."""
+"""Of a page, beyond which those that did not change are left out."""
 
 CHANGES = ("worse", "better", "different", "same")
 
@@ -65,22 +65,40 @@ class AnswerTable:
         return {change: sum(row.change == change for row in self.rows) for change in CHANGES}
 
 
-def answer_table(group: Group) -> AnswerTable | None:
-    """The answers of all compressors of ``group``; None where nothing was asked of them."""
+def answer_tables(groups: Sequence[Group]) -> list[AnswerTable | None]:
+    """The answers of all compressors of each of a page's groups; None where nothing was asked of them."""
+    counts = [_count(group) for group in groups]
+    whole = sum(counts) <= MOST_ROWS
+    return [_answer_table(group, count, whole) if count else None for group, count in zip(groups, counts, strict=True)]
+
+
+def _count(group: Group) -> int:
+    """Answers and texts of all compressors."""
+    answers = sum(len(task.answers) for record in group.compressors for task in _tasks(record))
+    return answers + sum(len(_texts(record)) for record in group.compressors)
+
+
+def _answer_table(group: Group, count: int, whole: bool) -> AnswerTable:
+    """All ``count`` of them if ``whole``, else those that changed."""
     rows = [
         _row(record.trial.compressor, task.task, answer)
         for record in group.compressors
         for task in _tasks(record)
         for answer in task.answers
+        if whole or answer.score != answer.baseline_score
     ]
-    for record in group.compressors:
-        texts = record.generation.texts if record.generation else ()
-        rows.extend(_text_row(record.trial.compressor, place, text) for place, text in enumerate(texts, 1))
-    if not rows:
-        return None
+    rows.extend(
+        _text_row(record.trial.compressor, place, text)
+        for record in group.compressors
+        for place, text in enumerate(_texts(record), 1)
+        if whole or text.diverges_at is not None
+    )
     rows.sort(key=lambda row: CHANGES.index(row.change))
-    shown = rows if len(rows) <= MOST_ROWS else [row for row in rows if row.change != "same"]
-    return AnswerTable(tuple(shown), len(rows) - len(shown))
+    return AnswerTable(tuple(rows), count - len(rows))
+
+
+def _texts(record: Record) -> Sequence[Generated]:
+    return record.generation.texts if record.generation else ()
 
 
 def _tasks(record: Record) -> Iterator[TaskScore]:

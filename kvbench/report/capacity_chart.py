@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 
 from kvbench.report.crossover import TONES
-from kvbench.report.drawing import WIDTH, colour, dressed, rows_of
+from kvbench.report.drawing import WIDTH, colour, dressed, rows_of, tooltips
 from kvbench.report.figure import Figure, file_name
 from kvbench.report.groups import Group
 from kvbench.report.numbers import short
@@ -115,9 +115,9 @@ def _chart(
     )
     drawn = base.mark_bar().encode(
         color=alt.Color("length:N", legend=legend, scale=tones),
-        tooltip=["name:N", "length:N", "batch:Q", alt.Tooltip("tokens_per_s:Q", format=".3~r")],
+        tooltip=[*tooltips("name:N", "length:N", "batch:Q"), alt.Tooltip("tokens_per_s:Q", format=".3~r")],
     )
-    labels = base.mark_text(align="left", dx=4, color=colour("muted")).encode(text="label:N")
+    labels = base.mark_text(align="left", dx=4, color=colour("muted")).encode(text=alt.Text("label:N"))
     chart = alt.layer(drawn, labels)
     height = len(names) * (BAR * len(lengths) + GAP)
     heading = f"Tokens a second within {budget} of cache"

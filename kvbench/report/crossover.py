@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 
 from kvbench.report.axes import Axis
-from kvbench.report.drawing import HEIGHT, WIDTH, axis_of, colour, dressed, rows_of, scale_of
+from kvbench.report.drawing import HEIGHT, WIDTH, axis_of, colour, dressed, rows_of, scale_of, tooltips
 from kvbench.report.figure import Figure, file_name
 from kvbench.report.groups import Group
 
@@ -107,9 +107,9 @@ def _chart(title: str, names: Sequence[str], stops: Sequence[Stop]) -> alt.Layer
 
     one = alt.Chart(rows_of([{"ratio": 1.0}])).mark_rule(color=colour("muted"), strokeDash=[4, 4]).encode(y=up("ratio"))
     lines = base.mark_line(strokeWidth=1.5, opacity=0.8).encode(y=up("ratio"))
-    bars = base.mark_rule(strokeWidth=1.25).encode(y=up("low"), y2="high:Q")
+    bars = base.mark_rule(strokeWidth=1.25).encode(y=up("low"), y2=alt.Y2("high:Q"))
     points = base.mark_point(size=56, filled=True, opacity=1).encode(
-        y=up("ratio"), shape=shape, tooltip=["name:N", "tokens:Q", alt.Tooltip("ratio:Q", format=".3~r")]
+        y=up("ratio"), shape=shape, tooltip=[*tooltips("name:N", "tokens:Q"), alt.Tooltip("ratio:Q", format=".3~r")]
     )
     chart = alt.layer(one, lines, bars, points)
     heading = "Decoding speed against length"

@@ -8,7 +8,7 @@ from typing import Any
 
 import altair as alt
 
-from kvbench.report.drawing import colour, dressed, rows_of
+from kvbench.report.drawing import colour, dressed, rows_of, tooltips
 from kvbench.report.figure import Figure, file_name
 from kvbench.report.groups import Group, is_baseline
 from kvbench.report.numbers import short
@@ -91,9 +91,13 @@ def _chart(title: str, rows: list[dict[str, Any]], order: Sequence[str]) -> Any:
     scale = alt.Scale(type="log", domain=[1, 8], range=["#2f7f5f", "#e8d27a", "#b3402f"], clamp=True)
     squares = base.mark_rect(stroke=colour("paper")).encode(
         color=alt.Color("ratio:Q", scale=scale, legend=None),
-        tooltip=["compressor:N", "texts:N", alt.Tooltip("kld:Q", format=".3~r"), alt.Tooltip("ratio:Q", format=".2f")],
+        tooltip=[
+            *tooltips("compressor:N", "texts:N"),
+            alt.Tooltip("kld:Q", format=".3~r"),
+            alt.Tooltip("ratio:Q", format=".2f"),
+        ],
     )
-    chart = alt.layer(squares, base.mark_text(color="#111111").encode(text="label:N"))
+    chart = alt.layer(squares, base.mark_text(color="#111111").encode(text=alt.Text("label:N")))
     under = f"{title} · colour: times the KLD when calibrated on what is scored"
     heading = "KLD on another text than calibrated on"
     size = {"width": CELL_WIDTH * len(columns), "height": CELL_HEIGHT * len(order)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,9 @@ from itertools import count
 from typing import Any
 
 import altair as alt
-import vl_convert
 
 from kvbench.report.drawing import LIGHT
+from kvbench.report.pictures import png, svg
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,22 @@ class Figure:
         plain["params"] = [{"name": name, "value": value} for name, value in LIGHT.items()]
         return plain
 
+    @cached_property
+    def chart_json(self) -> str:
+        """The specification as text."""
+        return json.dumps(self._plain)
+
     def png(self) -> bytes:
         """The picture, two pixels a point."""
-        return vl_convert.svg_to_png(self.svg(), scale=2)
+        return png(self._vectors)
 
-    def svg(self) -> str:
+    def svg(self) -> bytes:
         """The picture as vectors."""
-        return self._drawn
+        return self._vectors.encode()
 
     @cached_property
-    def _drawn(self) -> str:
-        return vl_convert.vegalite_to_svg(self.specification())
+    def _vectors(self) -> str:
+        return svg(self.chart_json)
 
 
 LONGEST_NAME = 100

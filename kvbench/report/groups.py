@@ -36,6 +36,8 @@ class Group:
 
     records: tuple[Record, ...]
     shifts: Mapping[str, Shift] = field(default_factory=dict)
+    _known: dict[Column, list[Cell | None]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Columns at hand: whether one is shown is decided by its cells."""
 
     @property
     def title(self) -> str:
@@ -103,7 +105,9 @@ class Group:
 
     def cells(self, column: Column) -> list[Cell | None]:
         """The column, a cell per record."""
-        return [column.cell(record) for record in self.records]
+        if column not in self._known:
+            self._known[column] = [column.cell(record) for record in self.records]
+        return self._known[column]
 
     def _used(self, columns: Sequence[Column]) -> tuple[Column, ...]:
         return tuple(column for column in columns if any(self.cells(column)))

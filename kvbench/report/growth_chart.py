@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import altair as alt
 
 from kvbench.report.crossover import TONES, cycled
-from kvbench.report.drawing import HEIGHT, WIDTH, colour, dressed, rows_of
+from kvbench.report.drawing import HEIGHT, WIDTH, colour, dressed, rows_of, tooltips
 from kvbench.report.figure import Figure
 from kvbench.report.groups import Group
 from kvbench.report.numbers import MIB, mebibytes
@@ -46,7 +46,7 @@ def _chart(title: str, names: Sequence[str], sizes: Sequence[CacheSize]) -> alt.
         x=alt.X("tokens:Q", title="tokens held, prompt and text"),
         y=alt.Y("mebibytes:Q", title="MiB allocated"),
         color=alt.Color("name:N", legend=legend, scale=alt.Scale(domain=list(names), range=cycled(TONES, names))),
-        tooltip=["name:N", "tokens:Q", alt.Tooltip("mebibytes:Q", format=".3~r")],
+        tooltip=[*tooltips("name:N", "tokens:Q"), alt.Tooltip("mebibytes:Q", format=".3~r")],
     )
     chart = alt.layer(base.mark_line(strokeWidth=1.5), base.mark_point(size=16, filled=True))
     heading = "Memory while a text is written"

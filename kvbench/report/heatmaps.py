@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 
 from kvbench.measure.paired_scores import UNDECIDABLE
-from kvbench.report.drawing import colour, dressed, rows_of
+from kvbench.report.drawing import colour, dressed, rows_of, tooltips
 from kvbench.report.figure import Figure
 from kvbench.report.groups import Group
 from kvbench.report.verdicts import judged
@@ -90,9 +90,10 @@ def _field(rows: Sequence[dict[str, Any]], x: alt.X, y: alt.Y, told: Sequence[st
     """Squares of ``score`` with their ``label``."""
     scale = alt.Scale(domain=[0, 100], range=["#b3402f", "#e8d27a", "#2f7f5f"])
     base = alt.Chart(rows_of([*rows])).encode(x=x, y=y)
-    tooltip = [*told, alt.Tooltip("score:Q", format=".1f"), alt.Tooltip("uncompressed:Q", format=".1f")]
+    coloured = {"test": "datum.decides", "field": "score", "type": "quantitative", "scale": scale, "legend": None}
+    tooltip = [*tooltips(*told), alt.Tooltip("score:Q", format=".1f"), alt.Tooltip("uncompressed:Q", format=".1f")]
     squares = base.mark_rect(stroke=colour("paper")).encode(
-        color=alt.condition("datum.decides", alt.Color("score:Q", scale=scale, legend=None), alt.value("#8a929b")),
+        color=alt.ColorValue("#8a929b", condition=coloured),
         tooltip=tooltip,
     )
-    return alt.layer(squares, base.mark_text(color="#111111").encode(text="label:N"))
+    return alt.layer(squares, base.mark_text(color="#111111").encode(text=alt.Text("label:N")))

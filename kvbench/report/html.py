@@ -20,6 +20,7 @@ from kvbench.report.drawing import DARK
 from kvbench.report.figure import Figure
 from kvbench.report.packing import data_script, folded, short_part
 from kvbench.report.page import Page, page
+from kvbench.report.pictures import pictures
 from kvbench.report.tables import markdown
 from kvbench.runs.records import Record
 from kvbench.runs.store import StoreStatus
@@ -42,10 +43,8 @@ def write_report(records: Sequence[Record], folder: Path | str, status: StoreSta
     missing. Files are replaced whole. Raises KvbenchError if the folder cannot be written.
     """
     content = page(records, status)
-    files = {REPORT: _render(content).encode(), TABLE: markdown(records).encode()}
-    for figure in content.figures:
-        files[f"{figure.name}.png"] = figure.png()
-        files[f"{figure.name}.svg"] = figure.svg().encode()
+    with pictures(content.figures) as drawn:
+        files = {REPORT: _render(content).encode(), TABLE: markdown(records).encode(), **drawn()}
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)

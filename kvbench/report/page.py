@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from altair.utils.schemapi import debug_mode
 
-from kvbench.report.answers import AnswerTable, answer_table
+from kvbench.report.answers import AnswerTable, answer_tables
 from kvbench.report.capacity_chart import capacities
 from kvbench.report.charts import figures
 from kvbench.report.columns import DETAILS, Cell, Column
@@ -145,7 +145,7 @@ def page(records: Sequence[Record], status: StoreStatus | None = None) -> Page:
 
 def _page(records: Sequence[Record], status: StoreStatus | None) -> Page:
     groups = grouped(records)
-    drawn = figures(groups)
+    drawn, answers = figures(groups), answer_tables(groups)
     counts: Counter[str] = Counter(record.status for record in records)
     return Page(
         measured=_days(records),
@@ -155,7 +155,7 @@ def _page(records: Sequence[Record], status: StoreStatus | None) -> Page:
         capacities=capacities(groups),
         domains=domain_maps(groups),
         memory=[_memory(frontier) for frontier in memory_frontiers(records)],
-        sections=[_section(index, group, drawn[index]) for index, group in enumerate(groups)],
+        sections=[_section(number, *each) for number, each in enumerate(zip(groups, drawn, answers, strict=True), 1)],
         failures=[_failed(record) for group in groups for record in group.failed],
         environments=environments(records),
         recipes=recipes(records),
@@ -176,9 +176,9 @@ def _progress(status: StoreStatus | None) -> str:
     return f"The run is not finished: {status.missing} of {status.expected} expected trials have no record yet."
 
 
-def _section(index: int, group: Group, drawn: list[Figure]) -> Section:
+def _section(number: int, group: Group, drawn: list[Figure], answers: AnswerTable | None) -> Section:
     return Section(
-        anchor=f"group-{index + 1}",
+        anchor=f"group-{number}",
         title=group.title,
         setting=group.setting,
         workload=group.workload,
@@ -186,7 +186,7 @@ def _section(index: int, group: Group, drawn: list[Figure]) -> Section:
         summary=_table(f"Results, {group.title}", group, group.summary),
         remarks=group.remarks,
         figures=drawn,
-        answers=answer_table(group),
+        answers=answers,
         details=[_table(part.capitalize(), group, columns) for part, columns in group.details.items()],
     )
 

@@ -12,7 +12,7 @@ from kvbench.projection.project import Projection
 from kvbench.projection.step_time import Setting
 from kvbench.report.axes import Axis
 from kvbench.report.crossover import LENGTHS, SHAPES, TONES, cycled
-from kvbench.report.drawing import HEIGHT, WIDTH, axis_of, colour, dressed, rows_of, scale_of
+from kvbench.report.drawing import HEIGHT, WIDTH, axis_of, colour, dressed, rows_of, scale_of, tooltips
 from kvbench.report.figure import Figure, file_name
 from kvbench.report.projection import cells, markdown
 
@@ -24,7 +24,7 @@ def write_projection(rows: Sequence[Projection], usable: float, folder: Path) ->
     written[0].write_text(markdown(rows, usable), "utf-8")
     for figure in figures(rows):
         written.append(folder / f"{figure.name}.svg")
-        written[-1].write_text(figure.svg(), "utf-8")
+        written[-1].write_bytes(figure.svg())
     return written
 
 
@@ -86,7 +86,11 @@ def _chart(title: str, stops: Sequence[Stop]) -> alt.LayerChart:
     )
     points = base.mark_point(size=56, filled=True, opacity=1).encode(
         shape=alt.Shape("name:N", legend=legend, scale=alt.Scale(domain=names, range=cycled(SHAPES, names))),
-        tooltip=["name:N", "tokens:Q", "rows:Q", alt.Tooltip("tokens_per_s:Q", format=".3~r"), "bound:N"],
+        tooltip=[
+            *tooltips("name:N", "tokens:Q", "rows:Q"),
+            alt.Tooltip("tokens_per_s:Q", format=".3~r"),
+            alt.Tooltip("bound:N"),
+        ],
     )
     chart = alt.layer(base.mark_line(strokeWidth=1.5, opacity=0.8), points)
     heading = "Projection: what the hardware allows"

@@ -66,7 +66,7 @@ class _Drawing:
         names = base.mark_text(
             align="right", baseline="bottom", dx=-3, dy=-3, color=colour("muted"), fontStyle="italic"
         )
-        return [rules, names.encode(x=alt.value(WIDTH), text="name:N")]
+        return [rules, names.encode(x=alt.XValue(WIDTH), text=alt.Text("name:N"))]
 
     def frontier(self) -> list[alt.Chart]:
         """A staircase: between two points only the poorer of them is known to be possible."""
@@ -75,11 +75,15 @@ class _Drawing:
         line = alt.Chart(data).mark_line(
             interpolate="step-after", color=colour("accent"), opacity=0.45, strokeWidth=1.5
         )
-        return [line.encode(x=self._x(), y=self._y(), order="x:Q")] if len(best) > 1 else []
+        return [line.encode(x=self._x(), y=self._y(), order=alt.Order("x:Q"))] if len(best) > 1 else []
 
     def bars(self) -> alt.Chart:
         """Error bars."""
-        return self._over_points().mark_rule(strokeWidth=1.25, color=self._tone()).encode(y=self._y("low"), y2="high:Q")
+        return (
+            self._over_points()
+            .mark_rule(strokeWidth=1.25, color=self._tone())
+            .encode(y=self._y("low"), y2=alt.Y2("high:Q"))
+        )
 
     def marks(self) -> alt.Chart:
         """Filled where best, else hollow; both opaque, so that lines end at them."""
@@ -103,7 +107,7 @@ class _Drawing:
                 color=alt.expr("datum.best ? ink : muted"),
             )
         )
-        return names.encode(y=self._y(), text="label:N")
+        return names.encode(y=self._y(), text=alt.Text("label:N"))
 
     def rows(self) -> list[dict[str, Any]]:
         """What all layers read that bring no data of their own."""

@@ -94,7 +94,7 @@ def test_names_are_distinct_and_safe():
 def test_one_chart_becomes_png_and_svg_and_names_no_address():
     figure = drawn([fake.ok(outcome) for outcome in fake.OUTCOMES])["kld"]
     assert figure.png().startswith(b"\x89PNG")
-    assert "kvtc:bits=3" in figure.svg()
+    assert b"kvtc:bits=3" in figure.svg()
     assert "http" not in str(figure.specification())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from fake_records import MACHINE, trial
 
 from kvbench.measure.parts.generation import Generated, GenerationResult, GenerationWorkload, MemoryAt
-from kvbench.report.answers import answer_table
+from kvbench.report.answers import answer_tables
 from kvbench.report.groups import grouped
 from kvbench.report.growth_chart import growth
 from kvbench.report.html import write_report
@@ -62,7 +62,7 @@ def test_what_is_told_of_texts() -> None:
 
 
 def test_texts_stand_side_by_side_from_where_they_differ() -> None:
-    table = answer_table(grouped(RECORDS)[0])
+    table = answer_tables(grouped(RECORDS))[0]
     assert table is not None and table.counts == {"worse": 0, "better": 0, "different": 1, "same": 1}
     row = table.rows[0]
     assert row.references == "differs from token 240 on" and row.scores == "300 → 400 tokens"

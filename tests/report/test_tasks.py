@@ -8,7 +8,8 @@ from fake_records import MACHINE, trial
 
 from kvbench.measure.parts.needles import NeedleCell, NeedlesResult, NeedlesWorkload
 from kvbench.measure.parts.tasks import Answer, TaskScore, TasksResult, TasksWorkload
-from kvbench.report.answers import answer_table
+from kvbench.report import answers as module
+from kvbench.report.answers import answer_tables
 from kvbench.report.groups import grouped
 from kvbench.report.heatmaps import needle_map, task_map
 from kvbench.report.html import write_report
@@ -86,16 +87,28 @@ def test_the_table_says_verdict_and_interval() -> None:
 
 
 def test_what_got_worse_comes_first() -> None:
-    group, _ = grouped(RECORDS)
-    table = answer_table(group)
+    table = answer_tables(grouped(RECORDS))[0]
     assert table is not None
     assert table.counts == {"worse": 1 + 11, "better": 1, "different": 0, "same": 72 - 13}
     assert [row.change for row in table.rows[:13]] == ["worse"] * 12 + ["better"]
     assert table.compressors and "none" not in table.compressors
 
 
+def test_a_page_of_very_many_answers_leaves_out_what_is_the_same(monkeypatch) -> None:
+    whole = answer_tables(grouped(RECORDS))
+    answers = sum(len(table.rows) for table in whole if table)
+    monkeypatch.setattr(module, "MOST_ROWS", answers - 1)
+    for before, table in zip(whole, answer_tables(grouped(RECORDS)), strict=True):
+        assert (before is None) == (table is None)
+        if before and table:
+            assert list(table.rows) == [row for row in before.rows if row.change != "same"]
+            assert (
+                before.left_out == 0 and table.left_out == len(before.rows) - len(table.rows) == before.counts["same"]
+            )
+
+
 def test_answers_travel_with_every_text_once() -> None:
-    table = answer_table(grouped(RECORDS)[0])
+    table = answer_tables(grouped(RECORDS))[0]
     assert table is not None
     told = table.packable
     assert len(set(told["texts"])) == len(told["texts"]) and len(told["texts"]) < len(table.rows)
@@ -109,7 +122,7 @@ def test_pictures_have_every_cell() -> None:
     assert drawn is not None and places is not None and task_map(by_place, "c") is None
     assert "Harmed: kivi:bits=2 in vt" in drawn.description and "kivi:bits=2 0 %" in places.description
     for figure in (drawn, places):
-        assert figure.png().startswith(b"\x89PNG") and "<svg" in figure.svg()
+        assert figure.png().startswith(b"\x89PNG") and b"<svg" in figure.svg()
 
 
 def test_the_page_shows_them_and_nothing_of_an_answer_is_markup(tmp_path) -> None:

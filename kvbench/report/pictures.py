@@ -1,0 +1,89 @@
+"""Charts as PNG and SVG files: of many, drawn by processes beside this one, as nothing in a report takes longer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import vl_convert
+
+from kvbench.hardware.environment import usable_cores
+from kvbench.hardware.worker import Worker, serve
+
+if TYPE_CHECKING:
+    from kvbench.report.figure import Figure
+
+MANY = 16
+"""Charts from which on starting processes takes less time than it saves."""
+
+MOST_PROCESSES = 8
+
+SCALE = 2
+"""Pixels of a PNG a point."""
+
+
+def svg(chart: str) -> str:
+    """A chart, Vega-Lite as JSON, as vectors."""
+    return vl_convert.vegalite_to_svg(chart)
+
+
+def png(vectors: str) -> bytes:
+    """The picture of an SVG."""
+    return vl_convert.svg_to_png(vectors, scale=SCALE)
+
+
+@contextmanager
+def pictures(figures: Sequence[Figure]) -> Iterator[Callable[[], dict[str, bytes]]]:
+    """A function that waits for the pictures of ``figures`` and returns them by file name; they are drawn meanwhile.
+
+    What a process did not draw is drawn by the function, which fails if it cannot be drawn.
+    """
+    processes = min(usable_cores(), MOST_PROCESSES)
+    if len(figures) < MANY or processes == 1:
+        yield lambda: _files(figures, {})
+        return
+    largest_first = sorted(figures, key=lambda figure: -len(figure.chart_json))
+    with TemporaryDirectory(prefix="kvbench-charts-") as name, ThreadPoolExecutor(processes) as pool:
+        folders = [Path(name) / str(index) for index in range(processes)]
+        for index, folder in enumerate(folders):
+            folder.mkdir()
+            for figure in largest_first[index::processes]:
+                (folder / f"{figure.name}.json").write_text(figure.chart_json, "utf-8")
+        drawing = list(map(pool.submit, [_drawn_apart] * processes, folders))
+        yield lambda: _files(figures, {path.name: path.read_bytes() for each in drawing for path in each.result()})
+
+
+def _drawn_apart(folder: Path) -> list[Path]:
+    """The files that a process made of the charts in ``folder``; none if it failed, as a part of one may be there."""
+    worker = Worker("kvbench.report.pictures", {})
+    try:
+        failed = worker.run(folder, math.inf)
+    finally:
+        worker.stop()
+    return [] if failed else [*folder.iterdir()]
+
+
+def _files(figures: Sequence[Figure], drawn: Mapping[str, bytes]) -> dict[str, bytes]:
+    files = {}
+    for figure in figures:
+        for name, draw in ((f"{figure.name}.png", figure.png), (f"{figure.name}.svg", figure.svg)):
+            files[name] = drawn[name] if name in drawn else draw()
+    return files
+
+
+def _draw(folder: Path) -> int:
+    for path in sorted(folder.glob("*.json")):
+        vectors = svg(path.read_text("utf-8"))
+        path.with_suffix(".png").write_bytes(png(vectors))
+        path.with_suffix(".svg").write_text(vectors, "utf-8")
+    return 0
+
+
+def main() -> None:
+    """Draw the charts of every folder that is named on standard input."""
+    serve(_draw)
