@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from kvbench.cache.buffers import HEADROOM
 from kvbench.compressors.methods.none import IN_16_BIT
 from kvbench.measure.parts import WITH_INTERVALS
+from kvbench.measure.parts.memory import MemoryResult
 from kvbench.report.columns import DETAILS, SUMMARY, Cell, Column
 from kvbench.report.columns.memory import BODY_BITS, body_bits
 from kvbench.report.numbers import fixed, short
@@ -205,11 +207,17 @@ def _leaks(records: Sequence[Record]) -> list[str]:
 
 def _flags(records: Sequence[Record]) -> list[str]:
     return [
-        f"! {record.trial.compressor}: {abs(record.memory.prediction_error):.1%} "
-        f"{'more' if record.memory.prediction_error > 0 else 'fewer'} bytes allocated than predicted"
+        f"! {record.trial.compressor}: {_missed_by(record.memory, record.trial.memory_limit is not None)}"
         for record in records
         if record.memory and record.memory.flagged
     ]
+
+
+def _missed_by(memory: MemoryResult, in_chunks: bool) -> str:
+    """How far bytes are from their prediction, which is that of a prompt that comes at once."""
+    error, most = memory.prediction_error, memory.predicted_bytes * (1 + 1 / HEADROOM)
+    room = ", room that buffers keep as they grow by chunks" if in_chunks and memory.allocated.total <= most else ""
+    return f"{abs(error):.1%} {'more' if error > 0 else 'fewer'} bytes allocated than predicted{room}"
 
 
 def _missed(records: Sequence[Record]) -> list[str]:

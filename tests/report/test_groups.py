@@ -144,6 +144,16 @@ def test_remarks_name_flagged_bytes_several_machines_and_other_texts():
     assert "text essays was not the same" in remarks
 
 
+def test_bytes_beyond_the_prediction_may_be_room_that_growing_buffers_keep():
+    whole = fake.ok(fake.OUTCOMES[8])
+    in_chunks = changed(whole, memory_limit=1 << 30)
+    over = "! palu:rank=0.5: 3.8% more bytes allocated than predicted"
+    assert over in grouped([whole])[0].remarks
+    assert f"{over}, room that buffers keep as they grow by chunks" in grouped([in_chunks])[0].remarks
+    memory = whole.memory.model_copy(update={"predicted_bytes": whole.memory.allocated.total * 9 // 10})
+    assert over in grouped([in_chunks.model_copy(update={"memory": memory})])[0].remarks, "more than growth leaves"
+
+
 def test_a_reason_is_one_line_of_bounded_length():
     assert why(fake.broken("x", message="first\n\n  second")) == "RuntimeError: first second"
     assert why(fake.broken("x", message="")) == "RuntimeError"
