@@ -178,9 +178,14 @@ STATUS_WORDS = {
 }
 
 
+def baselines_first(record: Record) -> tuple[int, float]:
+    """Sorts the baselines to the front, in their usual order."""
+    return (0, BASELINES.index(record.trial.compressor)) if is_baseline(record) else (1, 0.0)
+
+
 def _reading_order(record: Record) -> tuple[int, float]:
     if is_baseline(record):
-        return 0, BASELINES.index(record.trial.compressor)
+        return baselines_first(record)
     if record.status != "ok":
         return 2, 0.0
     size = bits(record)

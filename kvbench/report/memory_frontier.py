@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from kvbench.report.columns import Cell
-from kvbench.report.groups import Group, is_baseline
+from kvbench.report.groups import Group, baselines_first, is_baseline
 from kvbench.report.numbers import short
 from kvbench.runs.canonical import canonical_json, content
 from kvbench.runs.dominated import NOT_TRIED, OUT_OF_ROOM, SIZES, leaves
@@ -87,7 +87,7 @@ def _frontier(group: Sequence[tuple[Record, Sized]]) -> MemoryFrontier:
     first = group[0][0]
     limit = _limit(first)
     by_compressor: dict[str, list[Sized]] = {}
-    for record, sized in group:
+    for record, sized in sorted(group, key=lambda each: baselines_first(each[0])):
         by_compressor.setdefault(record.trial.compressor, []).append(sized)
     baselines = {record.trial.compressor for record, _ in group if is_baseline(record)}
     columns = _columns([sized for _, sized in group], limit)
@@ -135,10 +135,10 @@ def _columns(trials: Sequence[Sized], limit: int) -> tuple[MemoryColumn, ...]:
     columns: list[MemoryColumn] = []
     if len(prompts) > 1:
         columns += [_longest_prompt(batch) for batch in batches]
-        columns.append(_per_gib("longest prompt", lambda each: each.prompt, limit))
+        columns.append(_per_gib("longest prompt", lambda each: each.prompt, prompts[-1], limit))
     if len(batches) > 1:
         columns += [_largest_batch(prompt) for prompt in prompts]
-        columns.append(_per_gib("largest batch", lambda each: each.batch, limit))
+        columns.append(_per_gib("largest batch", lambda each: each.batch, batches[-1], limit))
     return tuple(columns)
 
 
@@ -158,10 +158,12 @@ def _largest_batch(prompt: int) -> MemoryColumn:
     )
 
 
-def _per_gib(what: str, size: Callable[[Sized], int], limit: int) -> MemoryColumn:
+def _per_gib(what: str, size: Callable[[Sized], int], largest: int, limit: int) -> MemoryColumn:
     def cell(trials: Sequence[Sized]) -> Cell | None:
         most = max((size(each) for each in trials if each.ran), default=None)
-        return None if most is None else Cell(short(most * GIB / limit), most * GIB / limit)
+        if most is None:
+            return None
+        return Cell(f"{'≥ ' if most == largest else ''}{short(most * GIB / limit)}", most * GIB / limit)
 
     return MemoryColumn(f"{what}\nper GiB", f"The {what} of all that ran, over the GiB that there were.", cell)
 

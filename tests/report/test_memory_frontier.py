@@ -49,14 +49,19 @@ def test_the_longest_prompt_at_each_batch_and_the_largest_batch_at_each_prompt()
             *("longest prompt, batch 1", "longest prompt, batch 8", "longest prompt, per GiB"),
             *("largest batch, 1,024 tokens", "largest batch, 2,048 tokens", "largest batch, per GiB"),
         ],
-        "none": ["1,024 (2,048 ✗)", "1,024 (2,048 –)", "512", "≥ 8", "none (1 ✗)", "4.00"],
-        "int:bits=4": ["≥ 2,048", "1,024 (2,048 ✗)", "1024", "≥ 8", "1 (8 ✗)", "4.00"],
+        "none": ["1,024 (2,048 ✗)", "1,024 (2,048 –)", "512", "≥ 8", "none (1 ✗)", "≥ 4.00"],
+        "int:bits=4": ["≥ 2,048", "1,024 (2,048 ✗)", "≥ 1024", "≥ 8", "1 (8 ✗)", "≥ 4.00"],
     }
 
 
 def test_sizes_that_were_not_measured_or_failed_for_another_reason_are_left_open():
     broken = record(INT, 2048, 8, RAN_OUT).model_copy(update={"status": "failed"})
-    assert cells([*grid()[:7], broken])["int:bits=4"] == ["≥ 2,048", "≥ 1,024", "1024", "≥ 8", "≥ 1", "4.00"]
+    assert cells([*grid()[:7], broken])["int:bits=4"] == ["≥ 2,048", "≥ 1,024", "≥ 1024", "≥ 8", "≥ 1", "≥ 4.00"]
+
+
+def test_baselines_come_first_whatever_came_first():
+    (frontier,) = memory_frontiers(grid()[::-1])
+    assert [(row.compressor, row.baseline) for row in frontier.rows] == [("none", True), ("int:bits=4", False)]
 
 
 def test_only_sizes_that_vary_have_columns():
@@ -67,7 +72,7 @@ def test_only_sizes_that_vary_have_columns():
 def test_without_a_limit_the_machines_memory_counts():
     (frontier,) = memory_frontiers(grid(limit=None))
     assert frontier.setting == "float32 on cpu, 2 threads, seed 0, 8 GiB in all"
-    assert frontier.rows[1].cells[2].text == "256"
+    assert frontier.rows[1].cells[2].text == "≥ 256"
 
 
 def test_where_memory_was_large_enough_there_is_no_frontier():
@@ -89,7 +94,7 @@ def test_other_limits_are_other_tables():
 def test_it_stands_in_every_form_of_a_report(tmp_path):
     text = markdown(grid())
     assert "### smollm2-135m-instruct-q4\\_1 · how far the memory reaches" in text and IN_WORDS in text
-    assert "| int:bits=4 | ≥ 2,048 | 1,024 (2,048 ✗) | 1024 | ≥ 8 | 1 (8 ✗) | 4.00 |" in text
+    assert "| int:bits=4 | ≥ 2,048 | 1,024 (2,048 ✗) | ≥ 1024 | ≥ 8 | 1 (8 ✗) | ≥ 4.00 |" in text
     assert "1,024 (2,048 –)" in printed(grid(), width=160)
     page = write_report(grid(), tmp_path)[0].read_text("utf-8")
     assert "How far the memory reaches" in page and '<td data-sort="1024">1,024 (2,048 ✗)</td>' in page
