@@ -17,6 +17,9 @@ CELL_WIDTH, CELL_HEIGHT = 46, 26
 """Pixels."""
 
 LONGEST_NAME = 260
+MANY = 4
+"""Tasks that the words for a picture count and do not name."""
+
 SIGNS = {"unharmed": "", "harmed": " !", "undecided": " ?", "undecidable": ""}
 """Behind a score; a task that decides nothing is grey."""
 
@@ -80,10 +83,18 @@ def task_map(group: Group, name: str) -> Figure | None:
     x = alt.X("task:N", title=None, sort=tasks, axis=alt.Axis(labelAngle=-40))
     chart = _field(rows, x, y, ["task:N", "compressor:N", "verdict:N"])
     chart = chart.properties(width=CELL_WIDTH * len(tasks), height=CELL_HEIGHT * len(measured))
-    harmed = [f"{row['compressor']} in {row['task']}" for row in rows if row["verdict"] == "harmed"]
-    description = f"Heatmap: score by task, {group.title}. Harmed: {', '.join(harmed) or 'none'}."
+    description = f"Heatmap: score by task, {group.title}. Harmed: {_harmed(rows) or 'none'}."
     under = f"{group.title} · ! harmed, ? undecided, grey: below {UNDECIDABLE:.0%} without compression"
     return Figure(name, dressed(chart, "Score by task, %", under), description)
+
+
+def _harmed(rows: Sequence[dict[str, Any]]) -> str:
+    """Compressors with the tasks that they harm, in words."""
+    tasks: dict[str, list[str]] = {}
+    for row in rows:
+        if row["verdict"] == "harmed":
+            tasks.setdefault(row["compressor"], []).append(row["task"])
+    return "; ".join(f"{name} in {', '.join(t) if len(t) < MANY else f'{len(t)} tasks'}" for name, t in tasks.items())
 
 
 def _field(rows: Sequence[dict[str, Any]], x: alt.X, y: alt.Y, told: Sequence[str]) -> Any:

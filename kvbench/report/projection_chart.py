@@ -14,6 +14,7 @@ from kvbench.report.axes import Axis
 from kvbench.report.crossover import LENGTHS, SHAPES, TONES, cycled
 from kvbench.report.drawing import HEIGHT, WIDTH, axis_of, colour, dressed, rows_of, scale_of, tooltips
 from kvbench.report.figure import Figure, file_name
+from kvbench.report.pictures import pictures
 from kvbench.report.projection import cells, markdown
 
 
@@ -22,9 +23,11 @@ def write_projection(rows: Sequence[Projection], usable: float, folder: Path) ->
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "table.md"]
     written[0].write_text(markdown(rows, usable), "utf-8")
-    for figure in figures(rows):
-        written.append(folder / f"{figure.name}.svg")
-        written[-1].write_bytes(figure.svg())
+    with pictures(figures(rows)) as drawn:
+        for name, picture in drawn().items():
+            if name.endswith(".svg"):
+                written.append(folder / name)
+                written[-1].write_bytes(picture)
     return written
 
 
