@@ -50,11 +50,12 @@ class Entry(_Numbers, Frozen):
 
 
 class Baseline(Frozen):
-    """The content of a baseline file."""
+    """The content of a baseline file; ``processors`` are those that measured it, none in files of older versions."""
 
     schema_version: int
     kvbench: str
     created: AwareDatetime
+    processors: tuple[str, ...] = ()
     count: int
     checksum: str
     tolerances: dict[MetricName, Tolerance]
@@ -63,6 +64,12 @@ class Baseline(Frozen):
     def tolerances_of(self, entry: Entry) -> dict[MetricName, Tolerance]:
         """The entry's margins: its own, else the baseline's, else the default."""
         return {**TOLERANCES, **self.tolerances, **entry.tolerances}
+
+
+def processors_of(records: Iterable[Record]) -> tuple[str, ...]:
+    """The processors and accelerators that measured ``records``, each once."""
+    names = {name for each in records for name in (each.provenance.cpu, each.provenance.device_name)}
+    return tuple(sorted(names - {"cpu"}))
 
 
 def write_baseline(records: Iterable[Record], path: Path | str) -> Baseline:
@@ -83,6 +90,7 @@ def write_baseline(records: Iterable[Record], path: Path | str) -> Baseline:
         schema_version=BASELINE_SCHEMA,
         kvbench=provenance.kvbench,
         created=provenance.finished,
+        processors=processors_of(results.values()),
         count=len(entries),
         checksum=_checksum(entries),
         tolerances={**TOLERANCES, **(old.tolerances if old else {})},

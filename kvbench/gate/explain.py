@@ -33,7 +33,8 @@ _OF_RESULTS = {
 def explain(report: GateReport, baseline: Baseline) -> str:
     """A paragraph for every result that is not the same, and what to do."""
     lines = [line for row in report.rows if row.verdict is not Verdict.SAME for line in _of_row(row, baseline)]
-    return "\n".join([*lines, _advice(report)]) + "\n"
+    elsewhere = [f"All was {report.elsewhere}."] if report.elsewhere else []
+    return "\n".join([*lines, *elsewhere, _advice(report)]) + "\n"
 
 
 def markdown(report: GateReport) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kvbench.errors import EXIT_OK, EXIT_REGRESSION, EXIT_UNDECIDED
-from kvbench.gate.baseline import REFRESH, Baseline
+from kvbench.gate.baseline import REFRESH, Baseline, processors_of
 from kvbench.gate.metrics import TOLERANCES
 from kvbench.gate.table import plain, verdict_table
 from kvbench.gate.verdicts import Row, Side, Verdict, by_key, judge_result
@@ -32,6 +32,8 @@ class GateReport:
     rows: list[Row]
     exit_code: int
     reason: str
+    elsewhere: str = ""
+    """Where something changed: that other processors measured the baseline, if so."""
 
     def to_json(self) -> str:
         """One JSON document: exit code, reason, and every row with its verdict."""
@@ -49,24 +51,31 @@ def gate(records: Iterable[Record], baseline: Baseline) -> GateReport:
 
     Raises UndecidedError if the results have two records under one key that were measured under different conditions.
     """
-    results = {key: Side.of(record) for key, record in by_key(records).items()}
+    measured = by_key(records)
+    results = {key: Side.of(record) for key, record in measured.items()}
     rows = [
         judge_result(key, entry.side, results.get(key), baseline.tolerances_of(entry))
         for key, entry in baseline.entries.items()
     ]
     new = [key for key in results if key not in baseline.entries]
     rows += [judge_result(key, None, results[key], TOLERANCES) for key in new]
-    return _report(rows, in_common=len(results) - len(new))
+    return _report(rows, len(results) - len(new), _elsewhere(processors_of(measured.values()), baseline.processors))
 
 
-def _report(rows: list[Row], in_common: int) -> GateReport:
+def _elsewhere(here: tuple[str, ...], there: tuple[str, ...]) -> str:
+    if not there or not here or here == there:
+        return ""
+    return f"measured on {' and '.join(here)}, the baseline on {' and '.join(there)}, which may round otherwise"
+
+
+def _report(rows: list[Row], in_common: int, elsewhere: str) -> GateReport:
     counts = Counter(row.verdict for row in rows)
     summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
     if not in_common and not counts[Verdict.FAILED]:
         return GateReport(rows, EXIT_UNDECIDED, "undecided: no result has an entry in the baseline")
     if any(counts[verdict] for verdict in _REGRESSION):
-        hint = f"; if that is meant, {REFRESH}" if not counts[Verdict.FAILED] else ""
-        return GateReport(rows, EXIT_REGRESSION, f"changed: {summary}{hint}")
+        told = [f"changed: {summary}", elsewhere, "" if counts[Verdict.FAILED] else f"if that is meant, {REFRESH}"]
+        return GateReport(rows, EXIT_REGRESSION, "; ".join(filter(None, told)), elsewhere)
     if counts[Verdict.INCOMPARABLE]:
         return GateReport(rows, EXIT_UNDECIDED, f"undecided: {summary}; {REFRESH}")
     return GateReport(rows, EXIT_OK, f"passed: {summary}")

@@ -42,11 +42,10 @@ def write_report(records: Sequence[Record], folder: Path | str, status: StoreSta
     The page holds its charts, so the pictures are for papers and slides. ``status`` lets the page say that trials are
     missing. Files are replaced whole. Raises KvbenchError if the folder cannot be written.
     """
-    content = page(records, status)
-    with pictures(content.figures) as drawn:
-        files = {REPORT: _render(content).encode(), TABLE: markdown(records).encode(), **drawn()}
-    target = Path(folder)
+    content, target = page(records, status), Path(folder)
     try:
+        with pictures(content.figures) as drawn:
+            files = {REPORT: _render(content).encode(), TABLE: markdown(records).encode(), **drawn()}
         target.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             replace_file(target / name, data)

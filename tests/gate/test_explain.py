@@ -29,6 +29,17 @@ def test_what_changed_by_how_much_and_what_may(path, record):
     assert "random:llama | none" not in told and "a new one with `kvbench gate RESULTS" in told
 
 
+def test_another_processor_is_told_of_where_something_changed(path, record):
+    baseline, here = read_baseline(path), "Another CPU"
+    changed = gate([record("none", kld=0.0, cpu=here), record(kld=0.018, cpu=here)], baseline)
+    assert "Another CPU" in changed.reason and "the baseline on" in changed.reason and here in markdown(changed)
+    assert "All was measured on Another CPU" in explain(changed, baseline)
+    same = gate([record("none", kld=0.0, cpu=here), record(cpu=here)], baseline)
+    assert same.exit_code == 0 and here not in same.reason + explain(same, baseline)
+    old = baseline.model_copy(update={"processors": ()})
+    assert here not in gate([record("none", kld=0.0, cpu=here), record(kld=0.018, cpu=here)], old).reason
+
+
 def test_gone_failed_and_unchanged(path, record):
     baseline = read_baseline(path)
     told = explain(gate([record(between=1e-3)], baseline), baseline)
