@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-HEADROOM = 16
-"""A full buffer grows by 1/HEADROOM: a token is copied HEADROOM times in its life, and at most 6 % lie idle."""
+from kvbench.cache.growth import with_headroom
 
 AXIS = 2
 
@@ -54,7 +53,7 @@ class GrowingTensor:
         """Add entries at the end; reallocates with headroom when full."""
         needed = self.length + tensor.shape[AXIS]
         if needed > self.data.shape[AXIS] or not self.owned:
-            grown = _empty(self.data, needed + needed // HEADROOM)
+            grown = _empty(self.data, with_headroom(needed))
             grown.narrow(AXIS, 0, self.length).copy_(self.view)
             self.data, self.owned = grown, True
         self.data.narrow(AXIS, self.length, tensor.shape[AXIS]).copy_(tensor)

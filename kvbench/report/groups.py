@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from kvbench.cache.buffers import HEADROOM
+from kvbench.cache.growth import with_headroom
 from kvbench.compressors.methods.none import IN_16_BIT
 from kvbench.measure.parts import WITH_INTERVALS
 from kvbench.measure.parts.memory import MemoryResult
@@ -220,7 +220,7 @@ def _flags(records: Sequence[Record]) -> list[str]:
 
 def _missed_by(memory: MemoryResult, in_chunks: bool) -> str:
     """How far bytes are from their prediction, which is that of a prompt that comes at once."""
-    error, most = memory.prediction_error, memory.predicted_bytes * (1 + 1 / HEADROOM)
+    error, most = memory.prediction_error, with_headroom(memory.predicted_bytes)
     room = ", room that buffers keep as they grow by chunks" if in_chunks and memory.allocated.total <= most else ""
     return f"{abs(error):.1%} {'more' if error > 0 else 'fewer'} bytes allocated than predicted{room}"
 

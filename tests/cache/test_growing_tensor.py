@@ -7,7 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kvbench.cache.buffers import HEADROOM, GrowingTensor
+from kvbench.cache.buffers import GrowingTensor
+from kvbench.cache.growth import HEADROOM
 
 LAYOUTS = ("plain", "transposed", "slice")
 
