@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +74,8 @@ class PlannedElsewhere(Measurer):
 
 
 def _work(folder: Path) -> int:
+    # What this process and those that it starts leave behind goes with the folder, however they end.
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
     with written_stages(folder) as stage:
         stage("starting", 0, 1)
         record = measure(TrialRequest.model_validate_json((folder / REQUEST).read_bytes()), stage)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tiny_suite import HEAD, SUITE
 
 from kvbench.cli import main as cli
 from kvbench.report.memory_frontier import memory_frontiers
+from kvbench.runs import fitted_apart, trial_child
 from kvbench.runs import trial_processes as module
 from kvbench.runs.dominated import NOT_TRIED
 from kvbench.runs.execution import PlannedTrial
@@ -204,6 +206,28 @@ def test_a_sweep_that_is_killed_twice_ends_complete(tmp_path):
     assert sorted(record.trial.compressor for record in records) == ["int:bits=2", "int:bits=4", "int:bits=8"]
     assert all(record.status == "ok" for record in records)
     assert len((folder / "records.jsonl").read_text().splitlines()) == 3, "nothing was measured twice"
+
+
+def test_a_trial_that_is_ended_while_it_is_fitted_leaves_nothing(tmp_path, monkeypatch):
+    """Its process is killed, and cannot clear up; the folder of the fit stayed behind."""
+    limited = SUITE.replace('"none"', '"pca:rank=0.5+int:bits=4"')
+    trial = Runner(RunStore(tmp_path / "r"), Silent(), threads=1, memory_limit=1 << 40).plan(parse_suite(limited, "s"))[
+        -1
+    ]
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    folder, fitted_in = tmp_path / "trial", []
+    folder.mkdir()
+    (folder / REQUEST).write_text(TrialRequest(trial=trial).model_dump_json())
+
+    def is_ended(fit: Path, timeout_s: float, watch) -> int:
+        fitted_in.append(fit)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitted_apart, "FITTER", Child(is_ended))
+    trial_child._work(folder)
+    assert [fit.parent for fit in fitted_in] == [folder]
+    assert json.loads((folder / RECORD).read_text())["status"] == "interrupted"
 
 
 def test_what_a_compressor_is_fitted_in_does_not_count_for_its_trial(tmp_path):
