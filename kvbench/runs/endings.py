@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import sysconfig
 import traceback
+from pathlib import Path
 
+import kvbench
 from kvbench.errors import KvbenchError, PluginError
 from kvbench.runs.records import Failure, Status
 
@@ -28,8 +33,22 @@ def status_of(error: Exception) -> Status:
 def failure_of(error: Exception) -> Failure:
     """What is written down of ``error``; with a traceback where it was not expected."""
     known = isinstance(error, KvbenchError | MemoryError | TimeoutError) and not isinstance(error, PluginError)
-    trace = None if known else "".join(traceback.format_exception(error))
+    trace = None if known else _traceback(error)
     return Failure(type=type(error).__name__, message=str(error) or type(error).__name__, traceback=trace)
+
+
+def _traceback(error: Exception) -> str:
+    """With files named from where Python finds them on: where that is on this machine concerns no reader of results."""
+    text = "".join(traceback.format_exception(error))
+    roots = {
+        *sys.path,
+        *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")),
+        str(Path(kvbench.__file__).parents[1]),
+    }
+    for root in sorted(roots, key=len, reverse=True):
+        if root.strip(os.sep):
+            text = text.replace(f'File "{root.rstrip(os.sep)}{os.sep}', 'File "')
+    return text
 
 
 def tells_of_memory(text: str) -> bool:
