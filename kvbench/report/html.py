@@ -43,9 +43,9 @@ def write_report(records: Sequence[Record], folder: Path | str, status: StoreSta
     missing. Files are replaced whole. Raises KvbenchError if the folder cannot be written.
     """
     content, target = page(records, status), Path(folder)
+    with pictures(content.figures) as drawn:
+        files = {REPORT: _render(content).encode(), TABLE: markdown(records).encode(), **drawn()}
     try:
-        with pictures(content.figures) as drawn:
-            files = {REPORT: _render(content).encode(), TABLE: markdown(records).encode(), **drawn()}
         target.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             replace_file(target / name, data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -47,35 +47,28 @@ def pictures(figures: Sequence[Figure]) -> Iterator[Callable[[], dict[str, bytes
     """
     processes = min(usable_cores(), MOST_PROCESSES, len(figures))
     largest_first = sorted(figures, key=lambda figure: -len(figure.chart_json))
-    with TemporaryDirectory(prefix="kvbench-charts-") as name, ThreadPoolExecutor(max(processes, 1)) as pool:
-        without_fonts = _font_configuration(Path(name) / "fonts")
-        drawing = []
-        for index in range(processes):
-            folder = Path(name) / str(index)
-            folder.mkdir()
-            for figure in largest_first[index::processes]:
-                (folder / f"{figure.name}.json").write_text(figure.chart_json, "utf-8")
-            drawing.append(pool.submit(_drawn_apart, folder, without_fonts))
-        yield lambda: _files(figures, {path.name: path.read_bytes() for each in drawing for path in each.result()})
+    with ThreadPoolExecutor(max(processes, 1)) as pool:
+        drawing = [pool.submit(_drawn_apart, largest_first[index::processes]) for index in range(processes)]
+        yield lambda: _files(figures, {name: data for each in drawing for name, data in each.result().items()})
 
 
-def _font_configuration(folder: Path) -> dict[str, str]:
-    """What to set in the environment so that the library, which reads fontconfig's files, has no fonts but its own."""
-    none = folder / "none"
-    none.mkdir(parents=True)
-    file = folder / "fonts.conf"
-    file.write_text(f"<?xml version='1.0'?><fontconfig><dir>{escape(str(none))}</dir></fontconfig>", "utf-8")
-    return {"FONTCONFIG_FILE": str(file)}
-
-
-def _drawn_apart(folder: Path, environment: Mapping[str, str]) -> list[Path]:
-    """The files that a process made of the charts in ``folder``; none if it failed, as a part of one may be there."""
-    worker = Worker("kvbench.report.pictures", environment)
-    try:
-        failed = worker.run(folder, math.inf)
-    finally:
-        worker.stop()
-    return [] if failed else [*folder.iterdir()]
+def _drawn_apart(figures: Sequence[Figure]) -> dict[str, bytes]:
+    """The pictures that a process drew; none if it failed, as a part of one may be there, or has no room for files."""
+    with suppress(OSError), TemporaryDirectory(prefix="kvbench-charts-") as name:
+        folder, no_fonts = Path(name) / "charts", Path(name) / "fonts"
+        folder.mkdir()
+        no_fonts.mkdir()
+        fonts = Path(name) / "fonts.conf"  # the library reads fontconfig's files
+        fonts.write_text(f"<?xml version='1.0'?><fontconfig><dir>{escape(str(no_fonts))}</dir></fontconfig>", "utf-8")
+        for figure in figures:
+            (folder / f"{figure.name}.json").write_text(figure.chart_json, "utf-8")
+        worker = Worker("kvbench.report.pictures", {"FONTCONFIG_FILE": str(fonts)})
+        try:
+            failed = worker.run(folder, math.inf)
+        finally:
+            worker.stop()
+        return {} if failed else {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {}
 
 
 def _files(figures: Sequence[Figure], drawn: Mapping[str, bytes]) -> dict[str, bytes]:

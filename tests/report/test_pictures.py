@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import fake_records as fake
@@ -55,13 +56,19 @@ def test_installed_fonts_are_not_seen(figures: list[Figure], monkeypatch: pytest
     def looks(self, folder: Path, timeout_s: float) -> int:
         configuration = Path(self._added["FONTCONFIG_FILE"])
         text = configuration.read_text("utf-8")
-        told.extend(Path(text.split("<dir>")[1].split("</dir>")[0]).iterdir())
+        told.append([*Path(text.split("<dir>")[1].split("</dir>")[0]).iterdir()])
         return 1
 
     monkeypatch.setattr(module.Worker, "run", looks)
     with pictures(figures[:1]) as files:
         files()
-    assert told == []
+    assert told == [[]], "one process, and no font in its only folder of fonts"
+
+
+def test_without_room_for_temporary_files_pictures_are_drawn_here(figures: list[Figure], monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/null/nowhere")
+    with pictures(figures[:1]) as files:
+        assert files()[f"{figures[0].name}.svg"] == figures[0].svg()
 
 
 def test_a_report_has_a_picture_of_every_chart(figures: list[Figure], tmp_path: Path):

@@ -211,9 +211,8 @@ def test_a_sweep_that_is_killed_twice_ends_complete(tmp_path):
 def test_a_trial_that_is_ended_while_it_is_fitted_leaves_nothing(tmp_path, monkeypatch):
     """Its process is killed, and cannot clear up; the folder of the fit stayed behind."""
     limited = SUITE.replace('"none"', '"pca:rank=0.5+int:bits=4"')
-    trial = Runner(RunStore(tmp_path / "r"), Silent(), threads=1, memory_limit=1 << 40).plan(parse_suite(limited, "s"))[
-        -1
-    ]
+    runner = Runner(RunStore(tmp_path / "r"), Silent(), threads=1, memory_limit=1 << 40)
+    *_, trial = runner.plan(parse_suite(limited, "s"))
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     folder, fitted_in = tmp_path / "trial", []
@@ -233,10 +232,8 @@ def test_a_trial_that_is_ended_while_it_is_fitted_leaves_nothing(tmp_path, monke
 def test_what_a_compressor_is_fitted_in_does_not_count_for_its_trial(tmp_path):
     """Whether it ran was decided by which statistics happened to be in the cache folder."""
     wide = SUITE.replace("random:llama", "random:llama?vocab=100000,context=2048").replace("windows = 2", "windows = 1")
-    wide = (
-        wide.replace("length = 64", "length = 2048").replace('"none"', '"pca:rank=0.5+int:bits=4"')
-        + "[workload.memory]\nprompt = 64\npeaks = false\n"
-    )
+    wide = wide.replace("length = 64", "length = 2048").replace('"none"', '"pca:rank=0.5+int:bits=4"')
+    wide += "[workload.memory]\nprompt = 64\npeaks = false\n"
     runner = Runner(RunStore(tmp_path / "r"), Silent(), threads=1, executor=TrialProcesses(), memory_limit=LIMIT)
     (record,) = runner.run(parse_suite(wide, "s"))
     assert record.status == "ok", record.failure
