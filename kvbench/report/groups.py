@@ -220,9 +220,12 @@ def _flags(records: Sequence[Record]) -> list[str]:
 
 def _missed_by(memory: MemoryResult, in_chunks: bool) -> str:
     """How far bytes are from their prediction, which is that of a prompt that comes at once."""
-    error, most = memory.prediction_error, with_headroom(memory.predicted_bytes)
-    room = ", room that buffers keep as they grow by chunks" if in_chunks and memory.allocated.total <= most else ""
-    return f"{abs(error):.1%} {'more' if error > 0 else 'fewer'} bytes allocated than predicted{room}"
+    error = memory.prediction_error
+    if error < 0:
+        return f"{-error:.1%} fewer bytes allocated than predicted"
+    grown = in_chunks and memory.allocated.total <= with_headroom(memory.predicted_bytes)
+    room = ", room that buffers keep as they grow by chunks" if grown else ""
+    return f"{error:.1%} more bytes allocated than predicted{room}"
 
 
 def _missed(records: Sequence[Record]) -> list[str]:

@@ -152,6 +152,9 @@ def test_bytes_beyond_the_prediction_may_be_room_that_growing_buffers_keep():
     assert f"{over}, room that buffers keep as they grow by chunks" in grouped([in_chunks])[0].remarks
     memory = whole.memory.model_copy(update={"predicted_bytes": whole.memory.allocated.total * 9 // 10})
     assert over in grouped([in_chunks.model_copy(update={"memory": memory})])[0].remarks, "more than growth leaves"
+    fewer = whole.memory.model_copy(update={"prediction_error": -0.05})
+    told = grouped([in_chunks.model_copy(update={"memory": fewer})])[0].remarks
+    assert "! palu:rank=0.5: 5.0% fewer bytes allocated than predicted" in told, "room explains no lack"
 
 
 def test_a_reason_is_one_line_of_bounded_length():
